@@ -1,0 +1,78 @@
+"""The seams: what the controller needs of each part, and what a transport must offer.
+
+The controller knows these Protocols, never the classes behind them; `tests/fakes.py` implements each.
+Every method that waits takes or has a deadline and raises `DeadlineExceeded` past it.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from services.contracts.records import (
+    Failure,
+    LearnerReport,
+    Publication,
+    Reward,
+    RewardSample,
+    RolloutGroup,
+    SampleRequest,
+    ScoredGroup,
+    SyncReceipt,
+    WeightManifest,
+)
+
+
+class RolloutSource(Protocol):
+    """A pool of rollout workers."""
+
+    async def sample(self, request: SampleRequest) -> RolloutGroup:
+        """Sample one group on the least loaded worker. Raises `WorkerLost`, `DeadlineExceeded`."""
+        ...
+
+    async def load_weights(self, publication: Publication) -> Sequence[SyncReceipt]:
+        """Have every worker pull, load and verify a version before it serves again. Raises `WeightSyncError`."""
+        ...
+
+
+class RewardScorer(Protocol):
+    """A reward service, seen from the controller."""
+
+    async def score(self, samples: Sequence[RewardSample]) -> Sequence[Reward | Failure]:
+        """One outcome per sample, in order. Raises `RewardUnavailable`, `RewardContractError`."""
+        ...
+
+
+class Learner(Protocol):
+    """All ranks of the learner, acting as one."""
+
+    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
+        """One update of the policy (and critic) on whole groups. Raises `NonFiniteStep`, `WorkerLost`."""
+        ...
+
+    async def publish(self, version: int) -> Publication:
+        """Pack the current policy as `version`, with checksums and canary."""
+        ...
+
+    async def save(self, folder: Path) -> None:
+        """Write the full learner state of every rank below `folder`."""
+        ...
+
+    async def load(self, folder: Path) -> None:
+        """Restore what `save` wrote. Raises `CheckpointError`."""
+        ...
+
+    async def export(self, folder: Path) -> None:
+        """Write the policy and its tokenizer in Hugging Face format."""
+        ...
+
+
+class WeightTransport(Protocol):
+    """Moves packed weights from the learner to any number of workers, each of which pulls on its own."""
+
+    def publish(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Publication:
+        """Make a version available; the one published before the last may be dropped."""
+        ...
+
+    def fetch(self, publication: Publication, *, timeout_s: float) -> Sequence[memoryview]:
+        """The buckets' bytes, not yet verified, without a copy where possible. Raises `DeadlineExceeded`."""
+        ...
