@@ -1,0 +1,223 @@
+"""From a data file or hub name to tokenised prompts and demonstrations, with every fault named by file, row and column.
+
+It must not know what happens to a prompt afterwards. Invariants: a prompt's id, text and tokens depend on its row and
+epoch alone, and `PromptStream` gives the same order for the same seed and position, so that a resumed run continues
+where it stopped.
+"""
+
+import random
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from rollout_workers.chat_format import apply_chat_template, to_messages
+from rollout_workers.rows import Row, read_rows
+from services.contracts.errors import UserError
+from services.contracts.records import Demonstration, Json, Message, Prompt
+from services.contracts.settings import Section
+
+
+class DataConfig(Section):
+    """Where prompts come from and how a row becomes one."""
+
+    prompts: str
+    """A .jsonl, .json or .parquet file, or a data set's name on the Hugging Face hub."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    split: str = "train"
+    """Split of a hub data set."""
+    prompt_field: str = "prompt"
+    """Column with the prompt: a string, or a list of {role, content} turns."""
+    prompt_format: str | None = None
+    """Text made of the row's columns, such as "Question: {question}\\nAnswer:"; goes before prompt_field."""
+    reference_field: str | None = None
+    """Column that rewards read as reference["answer"]; a column of objects becomes the reference itself."""
+    response_field: str | None = None
+    """Column with the response that supervised training learns."""
+    template: Literal["chat", "plain"] = "chat"
+    """chat: the tokenizer's chat template; plain: the prompt's text as it is."""
+    system: str | None = None
+    """System turn put before every chat prompt."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Longest prompt, in tokens; by default what the model's length leaves beside the completion."""
+    long_prompts: Literal["error", "truncate", "drop"] = "error"
+    """What to do with a longer one: refuse the data, keep its last max_prompt_tokens tokens, or leave it out."""
+    shuffle: bool = True
+    """Draw each epoch in a new order that depends on run.seed."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many rows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptSet:
+    """All prompts of a data set, and how many rows were truncated or dropped for their length."""
+
+    prompts: tuple[Prompt, ...]
+    num_truncated: int = 0
+    num_dropped: int = 0
+
+
+class PromptStream:
+    """Prompts without end, epoch after epoch; `position` is all the state there is.
+
+    Args:
+        prompts: the data set; not empty.
+        seed: orders the epochs.
+        position: prompts already drawn, when a run resumes.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, position: int = 0) -> None:
+        assert prompts
+        self._prompts = prompts
+        self._seed = seed
+        self._shuffle = shuffle
+        self.position = position
+        self._order: tuple[int, list[int]] | None = None
+
+    def draw(self) -> Prompt:
+        epoch, index = divmod(self.position, len(self._prompts))
+        self.position += 1
+        prompt = self._prompts[self._epoch_order(epoch)[index]]
+        return replace(prompt, id=f"{epoch}-{prompt.row}", epoch=epoch)
+
+    def _epoch_order(self, epoch: int) -> list[int]:
+        if self._order is None or self._order[0] != epoch:
+            order = list(range(len(self._prompts)))
+            if self._shuffle:
+                random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            self._order = (epoch, order)
+        return self._order[1]
+
+
+def load_prompts(data: DataConfig, tokenizer: Any, *, max_prompt_tokens: int) -> PromptSet:  # Any: transformers
+    """Read, template and tokenise a data set.
+
+    Args:
+        tokenizer: a transformers tokenizer.
+        max_prompt_tokens: what model and completion length leave; `data.max_prompt_tokens` may be stricter.
+
+    Raises:
+        UserError: naming file, row and column of the first fault, or when nothing is left.
+    """
+    limit = min(max_prompt_tokens, data.max_prompt_tokens or max_prompt_tokens)
+    rows = read_rows(data.prompts, subset=data.subset, split=data.split)[: data.limit]
+    kept: list[Prompt] = []
+    num_long = 0
+    for number, row in enumerate(rows):
+        prompt = _to_prompt(data, tokenizer, row, number)
+        if len(prompt.token_ids) > limit:
+            num_long += 1
+            if data.long_prompts == "error":
+                raise UserError(
+                    f"{data.prompts}, row {number}: the prompt has {len(prompt.token_ids)} tokens and {limit} fit; "
+                    "raise model.max_length, lower rollout.max_completion_tokens, or set data.long_prompts to "
+                    "truncate or drop"
+                )
+            if data.long_prompts == "drop":
+                continue
+            prompt = replace(prompt, token_ids=prompt.token_ids[-limit:])
+        kept.append(prompt)
+    if not kept:
+        raise UserError(
+            f"{data.prompts}: no prompt is left of {len(rows)} rows ({num_long} longer than {limit} tokens)"
+        )
+    dropped = len(rows) - len(kept)
+    return PromptSet(prompts=tuple(kept), num_truncated=num_long - dropped, num_dropped=dropped)
+
+
+def load_demonstrations(
+    data: DataConfig, tokenizer: Any, *, max_length: int
+) -> tuple[Demonstration, ...]:  # Any: ditto
+    """Read prompts with their responses for supervised training; the response ends with the end-of-sequence token.
+
+    Raises:
+        UserError: naming file, row and column of the first fault.
+    """
+    if data.response_field is None:
+        raise UserError("supervised training needs data.response_field: the column with the response to learn")
+    prompts = load_prompts(data, tokenizer, max_prompt_tokens=max_length)
+    if prompts.num_dropped or prompts.num_truncated:
+        raise UserError(f"{data.prompts}: supervised training keeps every row whole; raise model.max_length")
+    rows = read_rows(data.prompts, subset=data.subset, split=data.split)[: data.limit]
+    demonstrations = []
+    for prompt in prompts.prompts:
+        response = _text(data, rows[prompt.row], data.response_field, prompt.row)
+        response_ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
+        token_ids = prompt.token_ids + array("i", response_ids)
+        if len(token_ids) > max_length:
+            raise UserError(
+                f"{data.prompts}, row {prompt.row}: prompt and response have {len(token_ids)} tokens and the limit is "
+                f"{max_length}; raise model.max_length or leave the row out"
+            )
+        loss_mask = array("b", [0] * len(prompt.token_ids) + [1] * len(response_ids))
+        demonstrations.append(Demonstration(token_ids=token_ids, loss_mask=loss_mask))
+    return tuple(demonstrations)
+
+
+def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Prompt:  # Any: transformers
+    where = f"{data.prompts}, row {number}"
+    value = _format(data.prompt_format, row, where) if data.prompt_format else _column(row, data.prompt_field, where)
+    messages: tuple[Message, ...] = ()
+    if data.template == "chat":
+        messages = to_messages(value, system=data.system, where=where)
+        text = apply_chat_template(tokenizer, messages)
+    elif isinstance(value, str):
+        text = value
+    else:
+        raise UserError(f"{where}, column {data.prompt_field!r}: a list of turns needs data.template: chat")
+    _check_encodable(text, where)
+    # A chat template writes its own special tokens.
+    token_ids = tokenizer.encode(text, add_special_tokens=data.template == "plain")
+    if not token_ids:
+        raise UserError(f"{where}: the prompt is empty")
+    return Prompt(
+        id=f"0-{number}",
+        messages=messages,
+        text=text,
+        token_ids=array("i", token_ids),
+        reference=_reference(data, row, where),
+        row=number,
+    )
+
+
+def _reference(data: DataConfig, row: Row, where: str) -> Mapping[str, Json]:
+    if data.reference_field is None:
+        return {}
+    value = _column(row, data.reference_field, where)
+    return value if isinstance(value, dict) else {"answer": value}
+
+
+def _format(template: str, row: Row, where: str) -> str:
+    try:
+        return template.format_map(row)
+    except KeyError as error:
+        raise UserError(
+            f"{where}: data.prompt_format names the column {error}, and the row has {sorted(row)}"
+        ) from error
+
+
+def _text(data: DataConfig, row: Row, field: str, number: int) -> str:
+    where = f"{data.prompts}, row {number}"
+    value = _column(row, field, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where}, column {field!r}: expected a string, found {type(value).__name__}")
+    _check_encodable(value, where)
+    return value
+
+
+def _column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
+    if row.get(field) is None:
+        raise UserError(f"{where}: no column {field!r}; the row has {sorted(row)}")
+    return row[field]
+
+
+def _check_encodable(text: str, where: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: the text has a lone surrogate at character {error.start} and is not Unicode"
+        ) from error

@@ -1,0 +1,136 @@
+"""The root of the configuration: composes the sections, each of which lives beside its owner.
+
+It must not hold a section's own defaults or rules. Invariant: a configuration that was built is valid on its own; what
+only the machine, the model or the data can tell is checked by `preflight`.
+"""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from ppo_learner.config import LearnerConfig
+from reward_server.config import RewardConfig
+from rollout_workers.config import RolloutConfig
+from rollout_workers.prompts import DataConfig
+from services.contracts.settings import ModelConfig, Section
+from services.control.metrics import MetricsConfig
+
+
+class RunSection(Section):
+    """The run itself."""
+
+    name: str = "run"
+    """Title of the run, in the terminal and in the report."""
+    dir: Path = Path("runs/run")
+    """Folder that receives everything the run writes."""
+    seed: int = 0
+    """Seed of data order, sampling and initial weights."""
+
+
+class TrainConfig(Section):
+    """The loop: how long, how much at once, and when to save."""
+
+    num_steps: int = Field(default=100, ge=1)
+    """Learner steps of the whole run; a resumed run goes on to the same number."""
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts (RL) or demonstrations (SFT) that one learner step consumes."""
+    max_staleness: int = Field(default=0, ge=0, le=0)
+    """How many versions a trained token may lag behind the learner; 0 is strictly on-policy, and all there is yet."""
+    max_failed_prompts: int = Field(default=8, ge=0)
+    """Prompts that may fail for good (a sample that the reward service refuses) before the run stops."""
+    checkpoint_every: int = Field(default=50, ge=0)
+    """Steps between checkpoints; 0 saves only at the end and on Ctrl-C."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints to keep."""
+    stop_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for one learner step, save, load or export, in seconds."""
+
+
+class EvaluateConfig(Section):
+    """Held-out accuracy: a completion is correct when its reward (or one component) reaches the threshold."""
+
+    prompts: str | None = None
+    """Data file or hub name with held-out prompts, in the form that `data` describes; None: no evaluation."""
+    split: str = "test"
+    """Split of a hub data set."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use only the first so many rows."""
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations; 0 evaluates before the first and after the last step only."""
+    component: str | None = None
+    """Reward component that counts as correctness; the total where it is not given."""
+    threshold: float = 1.0
+    """A completion is correct when that value is at least this."""
+    num_samples: int = Field(default=0, ge=0)
+    """Completions a prompt, at the rollout temperature, for sampled accuracy and pass@k; 0: greedy accuracy only."""
+    ks: tuple[int, ...] = (1,)
+    """The k of each pass@k to report; none may exceed num_samples."""
+
+    @model_validator(mode="after")
+    def _ks_fit(self) -> Self:
+        if self.num_samples and max(self.ks, default=1) > self.num_samples:
+            raise ValueError(
+                f"pass@{max(self.ks)} needs num_samples of at least {max(self.ks)}, not {self.num_samples}"
+            )
+        return self
+
+
+class ClusterConfig(Section):
+    """Where the processes run."""
+
+    address: str | None = None
+    """Address of an existing Ray cluster, or "auto" for this machine's; None starts Ray here for this run."""
+    start_timeout_s: float = Field(default=180.0, gt=0)
+    """Longest wait for the cluster to grant resources and for each process to be ready, in seconds."""
+    object_store_gib: float = Field(default=1.0, gt=0.1)
+    """Shared memory for weights and rollouts when Ray is started here, in GiB."""
+
+
+class WeightsConfig(Section):
+    """How new weights reach the rollout workers."""
+
+    transport: str = "shared_memory"
+    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes) or disk (a shared folder)."""
+
+
+class _Root(BaseSettings):
+    """What every trainer's configuration shares. Values come from the YAML file and the flags alone."""
+
+    model_config = SettingsConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, nested_model_default_partial_update=True
+    )
+
+    run: RunSection = RunSection()
+    model: ModelConfig
+    data: DataConfig
+    learner: LearnerConfig = LearnerConfig()
+    train: TrainConfig = TrainConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """No environment variable changes a run."""
+        return (init_settings,)
+
+
+class RunConfig(_Root):
+    """Everything `trireme train` and `trireme evaluate` can be told."""
+
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig
+    evaluate: EvaluateConfig = EvaluateConfig()
+    weights: WeightsConfig = WeightsConfig()
+
+
+class SupervisedRunConfig(_Root):
+    """Everything `trireme sft` can be told."""
