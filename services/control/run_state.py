@@ -1,0 +1,139 @@
+"""Checkpoints of the whole run: all of it, or none.
+
+A checkpoint is `checkpoints/step_N/`: the learner's own files, `state.json`, and last of all `COMMIT`, which holds the
+hash of every other file. It is written under another name, flushed to disk, and renamed.
+
+Invariants: a folder named `step_N` with a COMMIT whose hashes agree is whole; older checkpoints go only after the new
+one is committed; nothing is loaded before its hash was checked.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from services.contracts.errors import CheckpointError
+
+COMMIT_FILE = "COMMIT"
+STATE_FILE = "state.json"
+LEARNER_FOLDER = "learner"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunState:
+    """What the controller itself must remember.
+
+    Attributes:
+        step: steps trained; also the policy version.
+        prompt_position: prompts drawn from the stream so far.
+        event_counts: the ledger's totals.
+        accuracy_before: held-out accuracy before the first step, for the final summary.
+        seconds: time spent in the run so far.
+    """
+
+    step: int
+    prompt_position: int
+    event_counts: Mapping[str, int] = field(default_factory=dict)
+    accuracy_before: float | None = None
+    seconds: float = 0.0
+
+
+async def commit(folder: Path, state: RunState, *, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
+    """Write a checkpoint below `folder` and return where it lies.
+
+    Args:
+        save_learner: writes the learner's files into the folder it is given.
+        keep: how many checkpoints stay.
+
+    Raises:
+        CheckpointError: when the disk refuses; the checkpoints before stay as they are.
+    """
+    final = folder / f"step_{state.step}"
+    temporary = folder / f".step_{state.step}.partial"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        await save_learner(temporary / LEARNER_FOLDER)
+        (temporary / STATE_FILE).write_text(json.dumps(asdict(state)))
+        _seal(temporary, state.step)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"the checkpoint of step {state.step} could not be written below {folder}: {error}; "
+            f"{_advice(folder)}; free some space and use --resume"
+        ) from error
+    for old in committed(folder)[keep:]:
+        shutil.rmtree(old)
+    return final
+
+
+def newest(folder: Path) -> tuple[Path, RunState, list[str]]:
+    """The newest whole checkpoint below `folder`, its state, and what was wrong with each newer one.
+
+    Raises:
+        CheckpointError: naming each fault, when none is whole.
+    """
+    faults: list[str] = []
+    for checkpoint in committed(folder):
+        fault = _fault(checkpoint)
+        if fault is None:
+            return checkpoint, RunState(**json.loads((checkpoint / STATE_FILE).read_text())), faults
+        faults.append(f"{checkpoint.name}: {fault}")
+    found = "; ".join(faults) or "there is none"
+    raise CheckpointError(f"no whole checkpoint lies in {folder} ({found}); start again with another run.dir")
+
+
+def committed(folder: Path) -> list[Path]:
+    """Checkpoints below `folder` that have a COMMIT, newest first; their hashes are not checked here."""
+    found = [path.parent for path in folder.glob(f"step_*/{COMMIT_FILE}")]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def _seal(folder: Path, step: int) -> None:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = {}
+    for path in files:
+        _sync(path)
+        hashes[str(path.relative_to(folder))] = _hash(path)
+    commit_file = folder / COMMIT_FILE
+    commit_file.write_text(json.dumps({"step": step, "files": hashes}, indent=1))
+    for path in (commit_file, *(path for path in folder.rglob("*") if path.is_dir()), folder):
+        _sync(path)
+
+
+def _fault(checkpoint: Path) -> str | None:
+    try:
+        hashes = json.loads((checkpoint / COMMIT_FILE).read_text())["files"]
+    except (ValueError, KeyError, TypeError) as error:
+        return f"its {COMMIT_FILE} is damaged ({error})"
+    for name, expected in hashes.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _hash(path) != expected:
+            return f"{name} has changed since it was written"
+    return None
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "blake2b").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _advice(folder: Path) -> str:
+    good = committed(folder)
+    return f"the last good one is {good[0].name}" if good else "there is no earlier one"
