@@ -1,0 +1,164 @@
+"""Weights as bytes: the learner packs them into a few buckets, a transport moves them, each worker verifies and unpacks.
+
+It must not know what a model is, who trains it or who serves it. Invariants: a tensor lies whole in one bucket, aligned
+to 64 bytes; every byte of a bucket is covered by that bucket's checksum; unpacking copies nothing.
+"""
+
+import math
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import xxhash
+
+from services.contracts.errors import ChecksumMismatch, UserError
+from services.contracts.interfaces import WeightTransport
+from services.contracts.records import Canary, TensorEntry, WeightManifest
+
+ALIGNMENT_BYTES = 64
+DEFAULT_BUCKET_BYTES = 256 * 1024**2
+
+_Dtype = Literal["float32", "bfloat16", "float16"]
+_DTYPES: dict[_Dtype, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def pack(
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    *,
+    version: int,
+    dtype: str,
+    canary: Canary,
+    bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+) -> tuple[WeightManifest, list[memoryview]]:
+    """Copy tensors, once, into buckets of at most `bucket_bytes` (a larger tensor has a bucket of its own).
+
+    Args:
+        tensors: name and tensor, on any device; taken one at a time, so a sharded model never is whole in memory twice.
+        version: the policy version that these weights are.
+        dtype: number format to send; tensors of another are cast during the copy.
+        canary: what a worker must reproduce once it has loaded them.
+
+    Raises:
+        UserError: a number format that is not sent.
+    """
+    if dtype not in _DTYPES:
+        raise UserError(f"weights cannot be sent as {dtype!r}; choose one of {', '.join(_DTYPES)}")
+    packer = _Packer(dtype, bucket_bytes)
+    for name, tensor in tensors:
+        packer.add(name, tensor)
+    buckets = packer.finish()
+    manifest = WeightManifest(
+        version=version,
+        tensors=tuple(packer.entries),
+        bucket_bytes=tuple(len(bucket) for bucket in buckets),
+        checksums=tuple(map(checksum, buckets)),
+        canary=canary,
+    )
+    return manifest, buckets
+
+
+def verify_checksums(manifest: WeightManifest, buckets: Sequence[memoryview]) -> None:
+    """Raise `ChecksumMismatch` unless `buckets` are, byte for byte, the ones that `manifest` describes."""
+    if len(buckets) != len(manifest.checksums):
+        raise ChecksumMismatch(
+            f"version {manifest.version}: {len(buckets)} buckets arrived and {len(manifest.checksums)} were published; "
+            "fetch it again"
+        )
+    for index, (bucket, expected) in enumerate(zip(buckets, manifest.checksums, strict=True)):
+        found = checksum(bucket)
+        if found != expected:
+            raise ChecksumMismatch(
+                f"version {manifest.version}: bucket {index} of {len(buckets)} ({len(bucket)} bytes) has checksum "
+                f"{found}, published as {expected}; its bytes changed on the way: fetch it again"
+            )
+
+
+def unpack(manifest: WeightManifest, buckets: Sequence[memoryview]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Name and tensor, in the order they were packed: views of the buckets, to be read and never written."""
+    for entry in manifest.tensors:
+        yield entry.name, _view(buckets[entry.bucket], entry)
+
+
+def checksum(bucket: memoryview) -> str:
+    """XXH3-64 of a bucket, as 16 hexadecimal digits."""
+    return xxhash.xxh3_64_hexdigest(bucket)
+
+
+class _Packer:
+    """Fills one bucket after the other; `entries` says where each tensor went."""
+
+    def __init__(self, dtype: _Dtype, bucket_bytes: int) -> None:
+        self.entries: list[TensorEntry] = []
+        self._dtype = dtype
+        self._bucket_bytes = bucket_bytes
+        self._full: list[memoryview] = []
+        self._open: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._used = 0
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        if not tensor.is_floating_point():
+            raise UserError(f"tensor {name} is {tensor.dtype}; only floating-point weights can be sent")
+        num_bytes = tensor.numel() * _DTYPES[self._dtype].itemsize
+        offset = self._reserve(num_bytes)
+        entry = TensorEntry(
+            name=name, dtype=self._dtype, shape=tuple(tensor.shape), bucket=len(self._full), offset=offset
+        )
+        _view(self._open.data, entry).copy_(tensor.detach())
+        self.entries.append(entry)
+        self._used = offset + num_bytes
+
+    def finish(self) -> list[memoryview]:
+        self._close()
+        return self._full
+
+    def _reserve(self, num_bytes: int) -> int:
+        """The offset of the next tensor, in a new bucket if the open one has no room for it."""
+        offset = math.ceil(self._used / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+        if offset + num_bytes > len(self._open):
+            self._close()
+            # Pages that no tensor reaches are never touched, so a small model costs no whole bucket.
+            self._open = np.empty(max(self._bucket_bytes, num_bytes), np.uint8)
+            return 0
+        self._open[self._used : offset] = 0
+        return offset
+
+    def _close(self) -> None:
+        if self._used:
+            self._full.append(self._open.data[: self._used])
+        self._used = 0
+
+
+def _view(bucket: memoryview, entry: TensorEntry) -> torch.Tensor:
+    count = math.prod(entry.shape)
+    dtype = _DTYPES[entry.dtype]
+    if count == 0:
+        return torch.empty(entry.shape, dtype=dtype)
+    with warnings.catch_warnings():
+        # Torch has no read-only tensors, and warns that a published bucket is one.
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")
+        return torch.frombuffer(bucket, dtype=dtype, count=count, offset=entry.offset).view(entry.shape)
+
+
+def _shared_memory() -> WeightTransport:
+    from services.transport.shared_memory_weights import SharedMemoryWeights  # Ray, which the disk does without
+
+    return SharedMemoryWeights()
+
+
+def _disk() -> WeightTransport:
+    from services.transport.disk_weights import DiskWeights
+
+    return DiskWeights()
+
+
+TRANSPORTS: dict[str, Callable[[], WeightTransport]] = {
+    "shared_memory": _shared_memory,
+    "disk": _disk,
+}
