@@ -1,4 +1,4 @@
-"""Weights as bytes: the learner packs them into a few buckets, a transport moves them, each worker verifies and unpacks.
+"""Weights as bytes: the learner packs them into buckets, a transport moves them, each worker verifies and unpacks.
 
 It must not know what a model is, who trains it or who serves it. Invariants: a tensor lies whole in one bucket, aligned
 to 64 bytes; every byte of a bucket is covered by that bucket's checksum; unpacking copies nothing.
