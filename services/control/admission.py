@@ -1,7 +1,7 @@
 """The staleness rule: how many prompts may be under way.
 
-A prompt is admitted while `accepted + running < (max_staleness + version + 1) · B` (AReaL, arXiv 2505.24298), with B the
-prompts of one learner step. It is pure arithmetic and must not know workers or time.
+A prompt is admitted while `accepted + running < (max_staleness + version + 1) · B` (AReaL, arXiv 2505.24298), with B
+the prompts of one learner step. It is pure arithmetic and must not know workers or time.
 
 Invariant: a group that is admitted is trained at most `max_staleness` versions after its oldest token was sampled, so
 nothing that is finished has to be thrown away for its age.

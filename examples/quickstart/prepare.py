@@ -1,0 +1,83 @@
+"""Write everything the quickstart needs into one folder: a character tokenizer, a tiny untrained model, and a task.
+
+    python examples/quickstart/prepare.py runs/quickstart --seed 0
+
+The task is to add two numbers of up to two digits ("27+58=" → "85"). All 10,000 sums are shuffled and split into
+disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on.
+"""
+
+import argparse
+import json
+import random
+import string
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+NUM_HELD_OUT = 500
+SPECIAL_TOKENS = ("<pad>", "<end>", "<unknown>")
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """One token for each printable ASCII character."""
+    characters = string.digits + string.ascii_letters + string.punctuation + " \n"
+    vocabulary = {token: index for index, token in enumerate((*SPECIAL_TOKENS, *characters))}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<end>", unk_token="<unknown>", model_max_length=64
+    )
+
+
+def tiny_model(vocabulary_size: int, end_token: int, seed: int) -> Qwen2ForCausalLM:
+    """A Qwen2 of one million parameters with random weights."""
+    torch.manual_seed(seed)
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=vocabulary_size,
+            hidden_size=128,
+            intermediate_size=384,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=end_token,
+            pad_token_id=0,
+        )
+    )
+
+
+def sums(seed: int) -> list[dict[str, str]]:
+    """Every sum of two numbers below 100, in random order."""
+    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(100) for b in range(100)]
+    random.Random(seed).shuffle(rows)
+    return rows
+
+
+def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    arguments.folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = character_tokenizer()
+    tokenizer.save_pretrained(arguments.folder / "model")
+    tiny_model(len(tokenizer), tokenizer.eos_token_id, arguments.seed).save_pretrained(arguments.folder / "model")
+    rows = sums(arguments.seed)
+    write_lines(arguments.folder / "held_out.jsonl", rows[:NUM_HELD_OUT])
+    write_lines(arguments.folder / "train.jsonl", rows[NUM_HELD_OUT:])
+    print(f"wrote model, tokenizer, {len(rows) - NUM_HELD_OUT} training sums and {NUM_HELD_OUT} held-out sums")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""The command `trireme`: finds the subcommand, runs it, and turns how it ended into an exit code.
+
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted. It must not know what a command does.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from services.cli.arguments import fail
+from services.contracts.errors import TriremeError, UserError
+
+COMMANDS = {
+    "train": "train a policy by reinforcement learning",
+    "sft": "train a policy on demonstrations",
+    "evaluate": "measure accuracy and pass@k on a data file",
+    "report": "make curves and a one-file HTML report of a run",
+    "reward": "serve a reward, or check a reward service",
+}
+INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        return fail(UserError(f"trireme has no command {name!r}\n\n{usage()}"))
+    try:
+        return int(importlib.import_module(f"services.cli.{name}").main(rest))
+    except TriremeError as error:
+        return fail(error)
+    except ModuleNotFoundError as error:
+        return fail(UserError(f"`trireme {name}` needs {error.name}: pip install 'trireme-rlhf[cpu]' (or [gpu])"))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def usage() -> str:
+    lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    return f"usage: trireme COMMAND [run.yaml] [--section.key value ...]\n\n{lines}\n\n`trireme COMMAND --help` tells more."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Everything that can be found wrong before anything expensive starts: model, tokenizer, data, lengths.
+
+It must not start a process. Invariant: what it returns is ready to be trained on, so a fault in the user's input never
+shows up after the cluster, the engines or the learner were started.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rollout_workers.prompts import DataConfig, PromptSet, load_demonstrations, load_prompts
+from services.contracts.errors import UserError
+from services.contracts.records import Demonstration
+from services.contracts.settings import ModelConfig
+from services.control.config import RunConfig, SupervisedRunConfig, WeightsConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunInputs:
+    """What a run trains and evaluates on, and the longest sequence (tokens) that its model takes."""
+
+    prompts: PromptSet
+    evaluation_prompts: PromptSet | None
+    max_length: int
+
+
+def check_run(config: RunConfig) -> RunInputs:
+    """Load tokenizer and data of an RL run or an evaluation.
+
+    Raises:
+        UserError: naming the value, the rule and the fix.
+    """
+    _check_transport(config.weights)
+    tokenizer, max_length = load_tokenizer(config.model)
+    room = max_length - config.rollout.max_completion_tokens
+    if room < 1:
+        raise UserError(
+            f"rollout.max_completion_tokens is {config.rollout.max_completion_tokens} and {config.model.path} takes "
+            f"sequences of at most {max_length} tokens, which leaves none for the prompt"
+        )
+    held_out = evaluation_data(config)
+    return RunInputs(
+        prompts=load_prompts(config.data, tokenizer, max_prompt_tokens=room),
+        evaluation_prompts=load_prompts(held_out, tokenizer, max_prompt_tokens=room) if held_out else None,
+        max_length=max_length,
+    )
+
+
+def check_supervised(config: SupervisedRunConfig) -> tuple[Demonstration, ...]:
+    """Load tokenizer and demonstrations of a supervised run. Raises `UserError` likewise."""
+    tokenizer, max_length = load_tokenizer(config.model)
+    return load_demonstrations(config.data, tokenizer, max_length=max_length)
+
+
+def evaluation_data(config: RunConfig) -> DataConfig | None:
+    """The held-out data set in the form of the training data, or None when the run has none."""
+    if config.evaluate.prompts is None:
+        return None
+    changes = {"prompts": config.evaluate.prompts, "split": config.evaluate.split, "limit": config.evaluate.limit}
+    return config.data.model_copy(update=changes)
+
+
+def load_tokenizer(model: ModelConfig) -> tuple[Any, int]:  # Any: transformers is untyped
+    """The tokenizer, and the longest sequence that the model takes.
+
+    Raises:
+        UserError: when model or tokenizer cannot be found, or do not fit each other.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    _refuse_missing_folder(model.path)
+    name = model.tokenizer or model.path
+    trust = {"trust_remote_code": model.trust_remote_code}
+    try:
+        config = AutoConfig.from_pretrained(model.path, revision=model.revision, **trust)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=None if model.tokenizer else model.revision, **trust)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model {model.path!r} with tokenizer {name!r} cannot be loaded: {error}") from error
+    if len(tokenizer) > config.vocab_size:
+        raise UserError(
+            f"tokenizer {name!r} has {len(tokenizer)} tokens and model {model.path!r} has room for "
+            f"{config.vocab_size}; set model.tokenizer to the one that the model was trained with"
+        )
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"tokenizer {name!r} has no end-of-sequence token, so no completion could end")
+    longest = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
+    if model.max_length is not None and model.max_length > longest:
+        raise UserError(f"model.max_length is {model.max_length}, and {model.path} takes at most {longest} tokens")
+    return tokenizer, model.max_length or longest
+
+
+def _refuse_missing_folder(path: str) -> None:
+    looks_local = path.startswith(("/", ".", "~")) or path.count("/") != 1
+    if looks_local and not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"model.path {path!r} is no folder with a config.json; give a folder in Hugging Face format, or a hub name"
+        )
+
+
+def _check_transport(weights: WeightsConfig) -> None:
+    from services.transport.weights import TRANSPORTS
+
+    if weights.transport not in TRANSPORTS:
+        raise UserError(f"weights.transport is {weights.transport!r}; there are {', '.join(TRANSPORTS)}")
