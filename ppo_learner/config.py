@@ -1,0 +1,161 @@
+"""Settings of the learner: algorithm, optimisation, KL control, parallelism.
+
+It must not import torch: the command line reads it for help texts. Invariant: a section that was built names an
+algorithm that exists and combines only settings that have an effect together.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from ppo_learner.algorithms import ALGORITHMS, Algorithm
+from services.contracts.settings import Section
+
+
+class OptimizerConfig(Section):
+    """What supervised and reinforcement learning share: processes, AdamW, schedule, micro-batches, memory."""
+
+    num_ranks: int = Field(default=1, ge=1)
+    """Learner processes; the batch and, from ZeRO stage 1 on, optimizer states are split over them."""
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of the policy."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_gradient_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up; linear and cosine end at 0 with the run."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Learner steps over which the learning rate rises linearly to its peak."""
+    max_tokens_per_micro_batch: int = Field(default=4096, ge=1)
+    """Most tokens, padding included, in one forward and backward pass of a rank; lower it when memory runs out."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory for about a third more time."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of the model; flash_attention_2 needs a GPU and its own package."""
+    max_nonfinite_steps: int = Field(default=3, ge=1)
+    """Updates in a row with a NaN or infinite gradient, each skipped, after which the run stops."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait of one rank for the others, in seconds; then the learner fails."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), not {betas}; AdamW's usual pair is (0.9, 0.999)")
+        return betas
+
+
+class LearnerConfig(OptimizerConfig):
+    """How the policy learns from scored rollouts."""
+
+    algorithm: str = "ppo"
+    """Name of the algorithm: ppo (GAE and a critic), grpo (group mean and deviation) or rloo (leave-one-out)."""
+    num_epochs: int = Field(default=1, ge=1)
+    """Passes over each step's rollouts."""
+    num_minibatches: int = Field(default=1, ge=1)
+    """Parts into which each pass is split; each part is one optimizer step."""
+    loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """Average of the loss over all trained tokens, or over each completion first and then over completions."""
+    old_logprobs: Literal["learner", "sampler"] = "learner"
+    """Logprobs of the old policy in the ratio: recomputed by the learner, or as the rollout engine reported them."""
+
+    clip_ratio_low: float = Field(default=0.2, gt=0, lt=1)
+    """PPO's clip range below 1: the probability ratio stops mattering under 1 - this."""
+    clip_ratio_high: float = Field(default=0.2, gt=0)
+    """PPO's clip range above 1; larger than clip_ratio_low, it leaves rare tokens more room to grow."""
+    entropy_coefficient: float = 0.0
+    """Weight of the entropy bonus; positive values keep the policy from narrowing."""
+    whiten_advantages: bool | None = None
+    """Shift and scale advantages to mean 0, deviation 1 over the batch; by default only where there is a critic."""
+    normalise_group_std: bool = True
+    """Divide GRPO's advantages by the group's standard deviation; off, hard and easy prompts weigh by their spread."""
+
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount per token of future rewards."""
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
+    """GAE's trade of bias (0) for variance (1)."""
+    critic: Literal["model", "value_head"] = "model"
+    """Where values come from: a transformer of their own, or a head on the policy's last hidden states."""
+    critic_path: str | None = None
+    """Folder or hub name of the critic's initial weights; the policy's where it is not given."""
+    critic_lr: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of the critic, or of the value head."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which only the critic learns; needs critic: model."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """Values may move this far from their old ones within a step before the loss stops pulling; None: no clip."""
+    value_coefficient: float = Field(default=0.5, gt=0)
+    """Weight of the value loss beside the policy loss; with critic: model it scales only the critic's gradient."""
+
+    kl_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of the KL penalty towards the initial policy; 0 loads no reference model."""
+    kl_estimator: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of that KL per token: k1 unbiased, k2 low variance and biased, k3 unbiased and never negative."""
+    kl_placement: Literal["reward", "loss"] = "reward"
+    """Subtract the penalty from the rewards before advantages are computed, or add it to the loss."""
+    kl_target: float | None = Field(default=None, gt=0)
+    """KL per completion, in nats, that the coefficient is steered to; None keeps the coefficient fixed."""
+    kl_horizon: int = Field(default=10_000, ge=1)
+    """Completions over which an adaptive coefficient responds; smaller is quicker."""
+
+    @property
+    def parts(self) -> Algorithm:
+        """The chosen algorithm's advantage, loss and need of a critic."""
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def whitens(self) -> bool:
+        """Whether advantages are whitened, the default resolved."""
+        return self.parts.needs_critic if self.whiten_advantages is None else self.whiten_advantages
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer steps in one learner step."""
+        return self.num_epochs * self.num_minibatches
+
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm_exists(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"algorithm {name!r} does not exist; choose one of {', '.join(ALGORITHMS)}")
+        return name
+
+    @model_validator(mode="after")
+    def _kl_fits(self) -> Self:
+        if self.kl_placement == "loss" and self.kl_estimator == "k1" and self.kl_coefficient:
+            raise ValueError(
+                "kl_estimator k1 in the loss has a gradient of zero mean and holds nothing; "
+                "use k2 or k3 there, or kl_placement: reward"
+            )
+        if self.kl_target is not None and not self.kl_coefficient:
+            raise ValueError(
+                f"kl_target {self.kl_target} steers kl_coefficient, which is 0 and would stay 0; "
+                "start it above 0, for example at 0.05"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> Self:
+        if self.critic_path is not None and (self.critic != "model" or not self.parts.needs_critic):
+            raise ValueError(
+                f"critic_path {self.critic_path!r} has no effect with algorithm {self.algorithm} and critic "
+                f"{self.critic}; remove it, or use ppo with critic: model"
+            )
+        if self.critic_warmup_steps and (self.critic != "model" or not self.parts.needs_critic):
+            raise ValueError(
+                f"critic_warmup_steps {self.critic_warmup_steps} needs a critic apart from the policy; "
+                "set it to 0, or use ppo with critic: model"
+            )
+        return self
+
+
+class SupervisedConfig(OptimizerConfig):
+    """How the policy learns from demonstrations."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of the policy."""
