@@ -1,0 +1,110 @@
+"""The settings of the rollout workers, and the environment that their processes need.
+
+It must not import torch or vLLM: the controller reads it, and the environment must be complete before vLLM is imported.
+"""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from services.contracts.records import Sampling
+from services.contracts.settings import Section
+
+
+class RolloutConfig(Section):
+    """How many rollout workers there are, what each may use, and how they sample."""
+
+    num_workers: int = Field(default=1, ge=1)
+    """Rollout workers, each a process with an engine and a copy of the model."""
+    samples_per_prompt: int = Field(default=8, ge=1)
+    """Completions of each prompt; together they are one group."""
+    temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature; 0 takes the most likely token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample among the most likely tokens whose probabilities reach this sum; 1 leaves all in."""
+    top_k: int = Field(default=0, ge=0)
+    """Sample among so many of the most likely tokens; 0 leaves all in."""
+    max_completion_tokens: int = Field(default=512, ge=1)
+    """Longest completion, in tokens; a longer one ends there, with the finish reason "length"."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a completion and are cut from it, beside the model's own end of sequence."""
+    stop_token_ids: tuple[int, ...] = ()
+    """Tokens that end a completion, beside the model's own end of sequence."""
+    cpus_per_worker: int = Field(default=1, ge=1)
+    """CPU cores of one worker, and threads of its engine."""
+    gpus_per_worker: int = Field(default=0, ge=0)
+    """GPUs of one worker; 0 runs the engine on the CPU."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """Slices into which one worker's model is cut, each on a GPU of its own."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """Keys and values that one worker on a CPU can hold, in GiB; bounds how many completions run at once."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """Share of each GPU's memory that a worker takes for weights, keys and values."""
+    max_concurrent_sequences: int = Field(default=256, ge=1)
+    """Completions that one worker samples at once; further ones wait in it."""
+    max_batched_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one forward pass of the engine; its own choice where it is not given."""
+    block_tokens: int | None = Field(default=None, ge=1)
+    """Tokens in one block of the key and value cache, the unit in which samples share a prompt; the engine's choice."""
+    enforce_eager: bool = False
+    """Run the model as it is on a GPU, without captured graphs: starts sooner, samples slower. A CPU always does."""
+    enable_prefix_caching: bool = True
+    """Compute a prompt once for all of its samples, and a shared beginning once for all prompts of a version."""
+    sample_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for one group, in seconds, from its order to its last token."""
+    start_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait until a worker has loaded the model, in seconds."""
+    sync_timeout_s: float = Field(default=300.0, gt=0)
+    """Longest wait until a worker serves a new version of the weights, in seconds."""
+    health_timeout_s: float = Field(default=30.0, gt=0)
+    """Longest wait for the one token that shows that a worker is alive, in seconds."""
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.temperature == 0 and self.samples_per_prompt > 1:
+            raise ValueError(
+                f"temperature 0 gives {self.samples_per_prompt} times the same completion; set samples_per_prompt to 1 "
+                "or raise the temperature"
+            )
+        if self.gpus_per_worker and self.tensor_parallel_size > self.gpus_per_worker:
+            raise ValueError(
+                f"tensor_parallel_size is {self.tensor_parallel_size} and gpus_per_worker {self.gpus_per_worker}; each "
+                "slice needs a GPU of its own"
+            )
+        return self
+
+    def to_sampling(self, *, seed: int) -> Sampling:
+        """The part of these settings that travels with each request."""
+        return Sampling(
+            num_samples=self.samples_per_prompt,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            max_completion_tokens=self.max_completion_tokens,
+            stop=self.stop,
+            stop_token_ids=self.stop_token_ids,
+            seed=seed,
+        )
+
+
+def engine_environment(rollout: RolloutConfig, *, cuda: bool) -> dict[str, str]:
+    """Variables that must be set in a worker's process before vLLM is imported there.
+
+    The engine runs inside the worker's own process, so that weights load between two of its steps and no process is
+    left behind when the worker is killed.
+    """
+    common = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_HOST_IP": "127.0.0.1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if cuda:
+        return common
+    return common | {
+        "TORCHDYNAMO_DISABLE": "1",
+        "OMP_NUM_THREADS": str(rollout.cpus_per_worker),
+        # Bound to cores by itself, every worker of a machine would take the same ones.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
