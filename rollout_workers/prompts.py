@@ -1,7 +1,7 @@
 """From a data file or hub name to tokenised prompts and demonstrations, with every fault named by file, row and column.
 
 It must not know what happens to a prompt afterwards. Invariants: a prompt's id, text and tokens depend on its row and
-epoch alone, and `PromptStream` gives the same order for the same seed and position, so that a resumed run continues
+epoch alone, and `RowOrder` gives the same order for the same seed and position, so that a resumed run continues
 where it stopped.
 """
 
@@ -60,36 +60,51 @@ class PromptSet:
     num_dropped: int = 0
 
 
-class PromptStream:
-    """Prompts without end, epoch after epoch; `position` is all the state there is.
+class RowOrder:
+    """Rows of a data set without end, epoch after epoch; `position` is all the state there is.
 
     Args:
-        prompts: the data set; not empty.
-        seed: orders the epochs.
-        position: prompts already drawn, when a run resumes.
+        num_rows: size of the data set; at least 1.
+        seed: orders the epochs, unless `shuffle` is off.
+        position: rows already drawn, when a run resumes.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], *, seed: int, shuffle: bool, position: int = 0) -> None:
-        assert prompts
-        self._prompts = prompts
+    def __init__(self, num_rows: int, *, seed: int, shuffle: bool, position: int = 0) -> None:
+        assert num_rows > 0
+        self._num_rows = num_rows
         self._seed = seed
         self._shuffle = shuffle
         self.position = position
-        self._order: tuple[int, list[int]] | None = None
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def draw(self) -> tuple[int, int]:
+        """The next epoch and row."""
+        epoch, index = divmod(self.position, self._num_rows)
+        self.position += 1
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(self._num_rows))
+            if self._shuffle:
+                random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
+        return epoch, self._order[index]
+
+
+class PromptStream:
+    """Prompts without end, in a row order; a prompt of a later epoch has an id of its own."""
+
+    def __init__(self, prompts: Sequence[Prompt], order: RowOrder) -> None:
+        self._prompts = prompts
+        self._order = order
+
+    @property
+    def position(self) -> int:
+        """Prompts drawn so far."""
+        return self._order.position
 
     def draw(self) -> Prompt:
-        epoch, index = divmod(self.position, len(self._prompts))
-        self.position += 1
-        prompt = self._prompts[self._epoch_order(epoch)[index]]
+        epoch, index = self._order.draw()
+        prompt = self._prompts[index]
         return replace(prompt, id=f"{epoch}-{prompt.row}", epoch=epoch)
-
-    def _epoch_order(self, epoch: int) -> list[int]:
-        if self._order is None or self._order[0] != epoch:
-            order = list(range(len(self._prompts)))
-            if self._shuffle:
-                random.Random(f"{self._seed}/{epoch}").shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1]
 
 
 def load_prompts(data: DataConfig, tokenizer: Any, *, max_prompt_tokens: int) -> PromptSet:  # Any: transformers

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 NUM_HELD_OUT = 500
 SPECIAL_TOKENS = ("<pad>", "<end>", "<unknown>")
@@ -33,11 +33,11 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(vocabulary_size: int, end_token: int, seed: int) -> Qwen2ForCausalLM:
-    """A Qwen2 of one million parameters with random weights."""
+def tiny_model(vocabulary_size: int, end_token: int, seed: int) -> LlamaForCausalLM:
+    """A Llama of one million parameters with random weights."""
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(
-        Qwen2Config(
+    return LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=vocabulary_size,
             hidden_size=128,
             intermediate_size=384,

@@ -41,7 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def usage() -> str:
     lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
-    return f"usage: trireme COMMAND [run.yaml] [--section.key value ...]\n\n{lines}\n\n`trireme COMMAND --help` tells more."
+    return (
+        f"usage: trireme COMMAND [run.yaml] [--section.key value ...]\n\n{lines}\n\n"
+        "`trireme COMMAND --help` tells more."
+    )
 
 
 if __name__ == "__main__":

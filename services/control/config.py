@@ -10,7 +10,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ppo_learner.config import LearnerConfig
+from ppo_learner.config import LearnerConfig, SupervisedConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.prompts import DataConfig
@@ -44,7 +44,7 @@ class TrainConfig(Section):
     """Steps between checkpoints; 0 saves only at the end and on Ctrl-C."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
-    stop_timeout_s: float = Field(default=600.0, gt=0)
+    step_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for one learner step, save, load or export, in seconds."""
 
 
@@ -84,6 +84,10 @@ class ClusterConfig(Section):
     """Address of an existing Ray cluster, or "auto" for this machine's; None starts Ray here for this run."""
     start_timeout_s: float = Field(default=180.0, gt=0)
     """Longest wait for the cluster to grant resources and for each process to be ready, in seconds."""
+    cpus_per_learner_rank: int | None = Field(default=None, ge=1)
+    """Cores, and so compute threads, of a learner rank; by default this machine's cores shared out to the ranks."""
+    gpus_per_learner_rank: int = Field(default=0, ge=0, le=1)
+    """1 places each learner rank on a GPU of its own; 0 trains on the CPU."""
     object_store_gib: float = Field(default=1.0, gt=0.1)
     """Shared memory for weights and rollouts when Ray is started here, in GiB."""
 
@@ -105,7 +109,6 @@ class _Root(BaseSettings):
     run: RunSection = RunSection()
     model: ModelConfig
     data: DataConfig
-    learner: LearnerConfig = LearnerConfig()
     train: TrainConfig = TrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -126,6 +129,7 @@ class _Root(BaseSettings):
 class RunConfig(_Root):
     """Everything `trireme train` and `trireme evaluate` can be told."""
 
+    learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -134,3 +138,5 @@ class RunConfig(_Root):
 
 class SupervisedRunConfig(_Root):
     """Everything `trireme sft` can be told."""
+
+    learner: SupervisedConfig = SupervisedConfig()

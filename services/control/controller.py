@@ -16,7 +16,6 @@ workers finish; with `max_staleness = 0` nothing is sampled while the learner wo
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from statistics import fmean
 
 from rollout_workers.prompts import PromptStream
 from services.contracts.errors import SampleNotScorable
@@ -57,6 +56,10 @@ class Controller:
     Args:
         step: steps already trained, when a run resumes; it is also the policy version.
         max_failed_prompts: prompts that may fail for good before the run stops with `SampleNotScorable`.
+
+    Attributes:
+        version: the policy version that the workers serve.
+        trained_steps: steps that the learner has made; above `version` while new weights are on their way.
     """
 
     def __init__(
@@ -84,6 +87,7 @@ class Controller:
         self._tasks: set[asyncio.Task[None]] = set()
         self._clock = StepClock()
         self.version = step
+        self.trained_steps = step
 
     async def steps(self, num_steps: int) -> AsyncIterator[Step]:
         """Train up to step `num_steps`, yielding each step once its weights are served.
@@ -98,6 +102,7 @@ class Controller:
                 staleness = [self.version - group.group.lowest_policy_version for group in groups]
                 with self._clock.phase("learning"):
                     report = await self._learner.step(groups)
+                self.trained_steps += 1
                 self._end(groups)
                 receipts = await self.publish(self.version + 1)
                 yield Step(
@@ -189,8 +194,3 @@ def to_reward_samples(group: RolloutGroup) -> list[RewardSample]:
         )
         for rollout in group.rollouts
     ]
-
-
-def mean_canary_error(receipts: Sequence[SyncReceipt]) -> float:
-    """Mean absolute logprob difference between learner and workers under the new weights."""
-    return fmean(receipt.canary_error for receipt in receipts)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Self
 
 from services.contracts.records import Json
 
@@ -30,6 +31,12 @@ class Ledger:
         self._file = (folder / EVENTS_FILE).open("a", encoding="utf-8")
         self._open: dict[str, str] = {}
         self.counts: Counter[str] = Counter(counts or {})
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
     @property
     def num_running(self) -> int:
@@ -70,9 +77,6 @@ class Ledger:
         line |= {key: value for key, value in fields.items() if value is not None}
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
 
     def _count(self, event: str, **fields: Json) -> None:
         self.counts[event] += 1

@@ -18,6 +18,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Json
 
 CONFIG_FILE = "config.yaml"
+METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
@@ -38,11 +39,11 @@ def hold(folder: Path, *, resume: bool) -> Iterator[None]:
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}; set run.dir") from error
     with lock:
         _lock(lock.fileno(), folder)
-        has_run = (folder / CONFIG_FILE).exists()
+        has_run = any((folder / name).exists() for name in (METRICS_FILE, CHECKPOINTS))
         if has_run and not resume:
             raise UserError(f"{folder} already holds a run; go on with --resume, or set run.dir to a new folder")
         if resume and not has_run:
-            raise UserError(f"--resume: {folder} holds no run; check run.dir")
+            raise UserError(f"--resume: {folder} holds no run to go on with; check run.dir")
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()

@@ -1,0 +1,47 @@
+"""Ctrl-C, in two steps: the first asks the run to stop at the next step, the second stops it at once.
+
+It must not know what is being stopped. SIGTERM, which schedulers send, counts as a Ctrl-C.
+"""
+
+import asyncio
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+class StopRequest:
+    """Whether someone asked the run to stop, and whether it can finish a step first."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self.finishes_step = False
+
+
+@contextmanager
+def catch_interrupts(say: Callable[[str], None]) -> Iterator[StopRequest]:
+    """While entered, signals set the yielded request; the current task is cancelled when it should not wait.
+
+    Args:
+        say: shows the user what happens now.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    loop = asyncio.get_running_loop()
+    request = StopRequest()
+
+    def on_signal() -> None:
+        if request.finishes_step and not request.requested:
+            say("stopping after this step; Ctrl-C again stops at once")
+        else:
+            task.cancel()
+        request.requested = True
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    try:
+        yield request
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)

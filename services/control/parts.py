@@ -1,0 +1,164 @@
+"""Starts the real parts of a run (reward service, Ray, learner ranks, rollout workers) and ends them again.
+
+It must not know the loop. Invariants: every part is ready when `start_parts` yields; whatever was started is ended on
+the way out, in whichever way that is; the parts start side by side, because each takes seconds.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+from ppo_learner.config import OptimizerConfig
+from ppo_learner.learner import LearnerRank
+from ppo_learner.supervised import SupervisedRank
+from rollout_workers.config import RolloutConfig, engine_environment
+from rollout_workers.pool import RolloutPool
+from rollout_workers.worker import RolloutWorker
+from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
+from services.control.cluster import Actor, Cluster, Demand
+from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
+from services.control.learner_group import LearnerGroup
+from services.control.reward_service import start_reward_service
+from services.transport.reward_client import RewardClient
+
+_CALLS_AT_ONCE = 4096
+"""Calls a rollout worker may hold; admission bounds how many there are, so this only has to be large."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """The running parts of an RL run; an evaluation has no learner."""
+
+    learner: LearnerGroup | None
+    rollouts: RolloutPool
+    rewards: RewardClient
+
+
+class RemoteWorker:
+    """A rollout worker in a process of its own, as the pool sees it."""
+
+    def __init__(self, actor: Actor, rollout: RolloutConfig) -> None:
+        self._actor = actor
+        self._rollout = rollout
+
+    async def ready(self) -> None:
+        await self._actor.call("start", timeout_s=self._rollout.start_timeout_s)
+
+    async def sample(self, request: SampleRequest) -> RolloutGroup:
+        group: RolloutGroup = await self._actor.call("sample", request, timeout_s=self._rollout.sample_timeout_s)
+        return group
+
+    async def load_weights(self, publication: Publication) -> SyncReceipt:
+        receipt: SyncReceipt = await self._actor.call(
+            "load_weights", publication, timeout_s=self._rollout.sync_timeout_s
+        )
+        return receipt
+
+
+@asynccontextmanager
+async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncIterator[Parts]:
+    """Start everything an RL run or an evaluation needs.
+
+    Raises:
+        UserError: a reward service that does not answer as it should, or a cluster that is too small.
+        DeadlineExceeded: a part that is not ready in time.
+    """
+    async with AsyncExitStack() as stack:
+        rewards = await stack.enter_async_context(start_reward_service(config.reward))
+        ranks = _rank_demands(config.learner, config.cluster) if with_learner else []
+        workers = _worker_demands(config.rollout)
+        cluster = stack.enter_context(Cluster(config.cluster, [*ranks, *workers]))
+        remote_workers = [
+            RemoteWorker(_spawn_worker(cluster, demand, config, index), config.rollout)
+            for index, demand in enumerate(workers)
+        ]
+        learner = _start_learner(cluster, ranks, config) if with_learner else None
+        await asyncio.gather(*(worker.ready() for worker in remote_workers), *([learner.ready()] if learner else []))
+        yield Parts(learner=learner, rollouts=RolloutPool(remote_workers), rewards=rewards)
+
+
+@asynccontextmanager
+async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator[LearnerGroup]:
+    """Start the ranks of a supervised run."""
+    ranks = _rank_demands(config.learner, config.cluster)
+    with Cluster(config.cluster, ranks) as cluster:
+        group = _spawn_ranks(
+            cluster, ranks, SupervisedRank, config, learner=config.learner, model=config.model, seed=config.run.seed
+        )
+        await group.ready()
+        yield group
+
+
+def run_demands(config: RunConfig) -> list[Demand]:
+    """The processes of an RL run that Ray must find room for."""
+    return [*_rank_demands(config.learner, config.cluster), *_worker_demands(config.rollout)]
+
+
+def _start_learner(cluster: Cluster, ranks: Sequence[Demand], config: RunConfig) -> LearnerGroup:
+    return _spawn_ranks(
+        cluster,
+        ranks,
+        LearnerRank,
+        config,
+        learner=config.learner,
+        model=config.model,
+        transport=config.weights.transport,
+        seed=config.run.seed,
+        temperature=config.rollout.temperature,
+    )
+
+
+def _spawn_ranks(
+    cluster: Cluster,
+    ranks: Sequence[Demand],
+    process: type,
+    config: RunConfig | SupervisedRunConfig,
+    **arguments: object,
+) -> LearnerGroup:
+    host, port = cluster.address_for(ranks[0], timeout_s=config.cluster.start_timeout_s)
+    actors = [
+        cluster.spawn(
+            process,
+            demand,
+            environment={"OMP_NUM_THREADS": f"{demand.cpus:g}"},
+            rank=rank,
+            world_size=len(ranks),
+            master_address=host,
+            master_port=port,
+            total_steps=config.train.num_steps,
+            **arguments,
+        )
+        for rank, demand in enumerate(ranks)
+    ]
+    return LearnerGroup(actors, start_timeout_s=config.cluster.start_timeout_s, timeout_s=config.train.step_timeout_s)
+
+
+def _spawn_worker(cluster: Cluster, demand: Demand, config: RunConfig, worker: int) -> Actor:
+    return cluster.spawn(
+        RolloutWorker,
+        demand,
+        environment=engine_environment(config.rollout, cuda=bool(demand.gpus)),
+        concurrency=_CALLS_AT_ONCE,
+        worker=worker,
+        rollout=config.rollout,
+        model=config.model,
+        transport=config.weights.transport,
+    )
+
+
+def _worker_demands(rollout: RolloutConfig) -> list[Demand]:
+    return [
+        Demand(name=f"rollout worker {worker}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker)
+        for worker in range(rollout.num_workers)
+    ]
+
+
+def _rank_demands(learner: OptimizerConfig, cluster: ClusterConfig) -> list[Demand]:
+    cores = len(os.sched_getaffinity(0))
+    cpus = cluster.cpus_per_learner_rank or max(1, cores // learner.num_ranks)
+    return [
+        Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank)
+        for rank in range(learner.num_ranks)
+    ]
