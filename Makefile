@@ -1,0 +1,48 @@
+# Two commands do everything on a fresh machine: `make train` and `make test`. Both set up .venv first, once.
+PYTHON ?= python3.11
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+QUICKSTART := runs/quickstart
+
+.PHONY: setup train test lint clean bench lock protos
+
+setup: $(READY)
+
+$(READY): deploy/requirements-cpu.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11)' 2>/dev/null || \
+	  { echo "Trireme needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps --requirement deploy/requirements-cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+	touch $(READY)
+
+train: setup
+	rm -rf $(QUICKSTART)
+	$(BIN)/python examples/quickstart/prepare.py $(QUICKSTART) --seed $(SEED)
+	$(BIN)/trireme sft examples/quickstart/sft.yaml --run.seed $(SEED)
+	$(BIN)/trireme train examples/quickstart/ppo.yaml --run.seed $(SEED)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+# For maintainers: regenerate what is committed.
+protos: setup
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. services/protos/reward/v1/reward.proto
+
+lock: setup
+	sed -i '/^[^#]/d' deploy/requirements-cpu.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' >> deploy/requirements-cpu.txt
