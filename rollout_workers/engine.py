@@ -1,0 +1,247 @@
+"""The sampling engine: vLLM inside this process, driven step by step by one thread.
+
+With `weight_loader` the only file that knows vLLM. It must not know workers, groups, transports or asyncio.
+Invariants: a token carries the version of the weights that sampled it and the logprob of the distribution that it was
+drawn from; keys and values of older weights are never read; nothing sampled under new weights leaves the engine before
+their canary agreed.
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from vllm import EngineArgs, SamplingParams
+from vllm.inputs import tokens_input
+from vllm.platforms import current_platform
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from rollout_workers import weight_loader
+from rollout_workers.canary import check_canary
+from rollout_workers.config import RolloutConfig
+from services.contracts.errors import UserError, VersionMismatch, WeightSyncError
+from services.contracts.records import FinishReason, Sampling, WeightManifest
+from services.contracts.settings import ModelConfig
+
+_FIRST = -1
+"""Priority of canaries; everything else has 0."""
+_FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
+"""vLLM's other reasons are failures of its own, and end the engine."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Completion:
+    """What was sampled after one prompt: (T,) token ids, logprobs and policy versions, and the text."""
+
+    order: str
+    token_ids: array[int]
+    logprobs: array[float]
+    policy_versions: array[int]
+    text: str
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """A load that passed: the canary's mean difference, and the seconds of load and check."""
+
+    canary_error: float
+    load_s: float
+    verify_s: float
+
+
+class Engine:
+    """vLLM with a model. Call it from one thread only.
+
+    Args:
+        repack_tied_head: see `weight_loader.repack`; False only in the test that shows why.
+
+    Raises:
+        UserError: vLLM refuses the model or the settings.
+    """
+
+    def __init__(self, model: ModelConfig, rollout: RolloutConfig, *, repack_tied_head: bool = True) -> None:
+        try:
+            self._llm = LLMEngine.from_engine_args(_engine_args(model, rollout))
+        except (ValueError, OSError) as error:
+            raise UserError(f"vLLM cannot serve {model.path!r} with these settings: {error}") from error
+        self.max_length = int(self._llm.model_config.max_model_len)
+        self.version = 0
+        self.refusal: str | None = None
+        self._llm.set_weight_version("0")
+        self._repack_tied_head = repack_tied_head
+        self._num_canaries = 0
+        self._held: list[Completion] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do or to give."""
+        return bool(self._held) or self._llm.has_unfinished_requests()
+
+    def add(self, order: str, token_ids: Sequence[int], sampling: Sampling, *, seed: int) -> None:
+        """Order one completion, by a name of the caller. `num_samples` and `seed` of `sampling` are not read.
+
+        Raises:
+            WeightSyncError: the weights that are loaded may not be served.
+            UserError: the prompt leaves no room for a token.
+        """
+        if self.refusal is not None:
+            raise WeightSyncError(self.refusal)
+        room = self.max_length - len(token_ids)
+        if room < 1:
+            raise UserError(
+                f"the prompt of {order} has {len(token_ids)} tokens and the model takes {self.max_length} with the "
+                "completion; shorten it (data.max_prompt_tokens, data.long_prompts) or raise model.max_length"
+            )
+        self._add(order, token_ids, _sampling_params(sampling, room, seed))
+
+    def abort(self, orders: Sequence[str]) -> None:
+        """Forget completions that were ordered; unknown ones are ignored."""
+        self._llm.abort_request(list(orders))
+        self._held = [completion for completion in self._held if completion.order not in orders]
+
+    def step(self) -> list[Completion]:
+        """Sample one token for each running completion; returns those that ended."""
+        finished, self._held = self._held, []
+        return finished + [self._completion(output) for output in self._llm.step()]
+
+    def refuse(self, reason: str) -> None:
+        """Take no orders until a version was loaded and checked."""
+        self.refusal = reason
+
+    def load(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Loaded:
+        """Load and check a version, between two steps. Running completions go on with it from their next token.
+
+        Raises:
+            VersionMismatch: the version is older than the one served; nothing changes.
+            WeightSyncError: the weights do not fit the model.
+            CanaryMismatch: the loaded model is not the learner's.
+            After the last two every order is forgotten, and the engine refuses new ones until a load succeeds.
+        """
+        if manifest.version < self.version:
+            raise VersionMismatch(
+                f"version {manifest.version} was published before version {self.version}, which is served; "
+                "publish versions in rising order"
+            )
+        try:
+            loaded = self._load_and_check(manifest, buckets)
+        except WeightSyncError as error:
+            self._forget_all()
+            self.refuse(f"nothing is served since a load failed: {error}")
+            raise
+        self.version = manifest.version
+        self.refusal = None
+        return loaded
+
+    def _load_and_check(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Loaded:
+        started = time.monotonic()
+        # Running completions are computed anew, so that none goes on from keys and values of the old weights.
+        self._llm.reset_prefix_cache(reset_running_requests=True)
+        arrays = [np.frombuffer(bucket, np.uint8) for bucket in buckets]
+        self._llm.collective_rpc("load_packed_weights", args=(manifest, arrays, self._repack_tied_head))
+        self._llm.set_weight_version(str(manifest.version))
+        loaded = time.monotonic()
+        found = self.prompt_logprobs([list(sequence) for sequence in manifest.canary.sequences])
+        error = check_canary(manifest.canary, found, version=manifest.version)
+        return Loaded(canary_error=error, load_s=loaded - started, verify_s=time.monotonic() - loaded)
+
+    def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Logprobs (T - 1,) of tokens 1 … T-1 of each sequence. What ends meanwhile is held for the next `step`."""
+        orders = []
+        for sequence in sequences:
+            self._num_canaries += 1
+            orders.append(f"canary {self._num_canaries}")
+            params = SamplingParams(
+                max_tokens=1,
+                prompt_logprobs=0,
+                temperature=0.0,
+                flat_logprobs=True,
+                detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            )
+            self._add(orders[-1], sequence, params, priority=_FIRST)
+        found: dict[str, list[float]] = {}
+        while len(found) < len(orders):
+            for output in self._llm.step():
+                if output.request_id in orders:
+                    found[output.request_id] = output.prompt_logprobs.logprobs
+                else:
+                    self._held.append(self._completion(output))
+        return [found[order] for order in orders]
+
+    def close(self) -> None:
+        """Free the model and its memory."""
+        self._llm.engine_core.shutdown()
+
+    def _add(self, order: str, token_ids: Sequence[int], params: SamplingParams, priority: int = 0) -> None:
+        prompt = tokens_input(list(token_ids), cache_salt=str(self.version))
+        try:
+            self._llm.add_request(order, prompt, params, priority=priority)
+        except ValueError as error:
+            raise UserError(f"vLLM refuses to sample {order}: {error}") from error
+
+    def _completion(self, output: Any) -> Completion:  # Any: vLLM's untyped output
+        (sampled,) = output.outputs
+        versions = array("i")
+        for span in sampled.weight_versions:
+            versions.extend([int(span.version)] * (span.end - span.start))
+        return Completion(
+            order=output.request_id,
+            token_ids=array("i", sampled.token_ids),
+            logprobs=array("f", sampled.logprobs.logprobs),
+            policy_versions=versions,
+            text=sampled.text,
+            finish_reason=_FINISH_REASONS[sampled.finish_reason],
+        )
+
+    def _forget_all(self) -> None:
+        self._held = []
+        self._llm.abort_request(list(self._llm.output_processor.request_states), internal=True)
+
+
+def _sampling_params(sampling: Sampling, room: int, seed: int) -> SamplingParams:
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=min(sampling.max_completion_tokens, room),
+        stop=list(sampling.stop),
+        stop_token_ids=list(sampling.stop_token_ids),
+        seed=seed,
+        logprobs=0,
+        flat_logprobs=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def _engine_args(model: ModelConfig, rollout: RolloutConfig) -> EngineArgs:
+    on_cpu = current_platform.is_cpu()
+    return EngineArgs(
+        model=model.path,
+        revision=model.revision,
+        tokenizer=model.tokenizer,
+        dtype=model.dtype,
+        trust_remote_code=model.trust_remote_code,
+        max_model_len=model.max_length,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        enforce_eager=on_cpu or rollout.enforce_eager,
+        kv_cache_memory_bytes=int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        max_num_seqs=rollout.max_concurrent_sequences,
+        max_num_batched_tokens=rollout.max_batched_tokens,
+        block_size=rollout.block_tokens,
+        enable_prefix_caching=rollout.enable_prefix_caching,
+        logprobs_mode="processed_logprobs",
+        worker_extension_cls=weight_loader.EXTENSION,
+        # Canaries go before completions that were preempted for the load that they check.
+        scheduling_policy="priority",
+        # A step in flight during a load would sample tokens of two versions at once.
+        async_scheduling=False,
+        disable_log_stats=True,
+        use_tqdm_on_load=False,
+    )

@@ -1,0 +1,78 @@
+"""Puts packed weights into the live model of a vLLM engine, on a CPU or a GPU, one process or one per model slice.
+
+vLLM mixes `PackedWeightLoading` into its own worker class, so this runs where the model is. It must not know requests,
+versions or transports. Invariant: when loading returns, every parameter has been given, and no kernel still reads a
+copy that it packed from the old ones.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from services.contracts.errors import WeightSyncError
+from services.contracts.records import WeightManifest
+from services.transport.weights import unpack
+
+EXTENSION = f"{__name__}.PackedWeightLoading"
+"""What `EngineArgs.worker_extension_cls` is given."""
+
+
+class PackedWeightLoading:
+    """The method that an engine calls on its worker, or on each of them when the model is sliced."""
+
+    model_runner: Any  # Any: vLLM's, of whichever device
+
+    def load_packed_weights(
+        self, manifest: WeightManifest, buckets: Sequence[npt.NDArray[np.uint8]], repack_tied_head: bool
+    ) -> None:
+        """Load all tensors of `manifest`. Arrays, because vLLM can send them to another process.
+
+        Raises:
+            WeightSyncError: a tensor is unknown, of the wrong shape or missing; the model is then unusable until the
+                next load.
+        """
+        model = self.model_runner.get_model()
+        config = self.model_runner.vllm_config.model_config
+        try:
+            loaded = _reload(model, config, unpack(manifest, [bucket.data for bucket in buckets]))
+        except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
+            raise WeightSyncError(
+                f"version {manifest.version} does not fit the model that this worker runs "
+                f"({type(error).__name__}: {error}); give learner and workers the same model.path"
+            ) from error
+        missing = {name for name, _ in model.named_parameters()} - loaded
+        if missing:
+            raise WeightSyncError(
+                f"version {manifest.version} lacks {len(missing)} parameters, among them {sorted(missing)[0]}; "
+                "publish every parameter of the policy"
+            )
+        if repack_tied_head:
+            repack(model)
+
+
+def repack(model: torch.nn.Module) -> None:
+    """Pack anew what kernels of the CPU read in place of a weight that is still there.
+
+    vLLM packs linear weights for its CPU kernels and drops the originals, except that of an output head, which the
+    embedding may share: a reload fills the original and leaves the head's packed copy with the old values.
+    """
+    for module in model.modules():
+        weight = getattr(module, "weight", None)
+        if hasattr(module, "cpu_linear") and weight is not None and weight.numel():
+            dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+
+
+@torch.no_grad()
+def _reload(model: torch.nn.Module, config: Any, tensors: Any) -> set[str]:  # Any: vLLM's untyped model interface
+    """Names of the parameters that were loaded."""
+    initialize_layerwise_reload(model)
+    try:
+        return set(model.load_weights(tensors))  # type: ignore[operator]  # every vLLM model has it, no base class says so
+    finally:
+        # Also after a failure: it takes off the wrappers that would confuse the next load.
+        finalize_layerwise_reload(model, config)

@@ -1,0 +1,184 @@
+"""One rollout worker: an engine behind asynchronous calls, made an actor of the cluster by the controller's side.
+
+It must not know other workers, rewards or the learner. Invariants: it samples only from weights that passed checksum
+and canary; a rollout's completion is decoded for reading and its sampled token ids are what is trained; every wait has
+a deadline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from rollout_workers.config import RolloutConfig
+from rollout_workers.engine_thread import EngineThread
+from services.contracts.errors import DeadlineExceeded, UserError, VersionMismatch, WeightSyncError
+from services.contracts.records import (
+    NOT_SAMPLED,
+    Prompt,
+    Publication,
+    Rollout,
+    RolloutGroup,
+    SampleRequest,
+    SyncReceipt,
+)
+from services.contracts.settings import ModelConfig
+from services.transport.weights import TRANSPORTS, verify_checksums
+
+if TYPE_CHECKING:
+    from rollout_workers.engine import Completion, Engine
+
+_CLOSE_TIMEOUT_S = 10.0
+
+
+class RolloutWorker:
+    """Loads the model in `start`, with the variables of `engine_environment` already set.
+
+    Args:
+        worker: its number, in receipts and errors.
+        transport: how new weights come, and then it samples nothing before the first came; None serves the weights of
+            the model's folder, as version 0, for good.
+    """
+
+    def __init__(self, *, worker: int, rollout: RolloutConfig, model: ModelConfig, transport: str | None) -> None:
+        if transport is not None and transport not in TRANSPORTS:
+            raise UserError(f"weights.transport is {transport!r}; choose one of {', '.join(TRANSPORTS)}")
+        self._worker = worker
+        self._rollout = rollout
+        self._model = model
+        self._transport = TRANSPORTS[transport]() if transport is not None else None
+        self._transport_name = transport
+        self._thread: EngineThread | None = None
+
+    async def start(self) -> None:
+        """Load the model. Raises `UserError` when vLLM refuses model or settings, `DeadlineExceeded`."""
+        self._thread = EngineThread(self._build, name=f"rollout worker {self._worker}")
+        async with self._deadline("the model to be loaded", self._rollout.start_timeout_s, "raise start_timeout_s"):
+            await asyncio.wrap_future(self._thread.ready)
+
+    async def sample(self, request: SampleRequest) -> RolloutGroup:
+        """Sample one group.
+
+        Raises:
+            WeightSyncError: no verified weights are loaded.
+            UserError: the prompt leaves no room for a completion.
+            DeadlineExceeded: after `sample_timeout_s`; the group's sampling is stopped.
+            WorkerLost: the engine failed; this worker serves no more.
+        """
+        what = f"{request.sampling.num_samples} completions of prompt {request.prompt.id}"
+        async with self._deadline(what, self._rollout.sample_timeout_s, "raise it, or shorten max_completion_tokens"):
+            completions = await asyncio.wrap_future(self._engine.sample(request))
+        return to_group(request.prompt, completions)
+
+    async def load_weights(self, publication: Publication) -> SyncReceipt:
+        """Fetch, verify, load and check a version; then serve it.
+
+        Raises:
+            VersionMismatch: it is older than what is served; nothing changes.
+            WeightSyncError: it did not arrive as published, or does not fit, or fails the canary; nothing is served
+                until a later version loads.
+            DeadlineExceeded: after `sync_timeout_s`.
+        """
+        version = publication.manifest.version
+        what = f"version {version} of the weights to be served"
+        try:
+            async with self._deadline(what, self._rollout.sync_timeout_s, "raise it, or see the learner's log"):
+                return await self._fetch_and_load(publication)
+        except VersionMismatch:
+            raise
+        except (WeightSyncError, DeadlineExceeded) as error:
+            reason = f"nothing is served since version {version} failed to load: {error}"
+            self._engine.call(lambda engine: engine.refuse(reason))
+            raise
+
+    async def health(self) -> int:
+        """Generate one token, and return the policy version; raises `DeadlineExceeded` or `WorkerLost`."""
+        async with self._deadline("one token", self._rollout.health_timeout_s, "replace this worker"):
+            return await asyncio.wrap_future(self._engine.call(_generate_one_token))
+
+    async def close(self) -> None:
+        """Stop; whatever is under way fails with `WorkerLost`."""
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.close, _CLOSE_TIMEOUT_S)
+
+    @property
+    def _engine(self) -> EngineThread:
+        if self._thread is None:
+            raise WeightSyncError(f"rollout worker {self._worker} was not started; call start first")
+        return self._thread
+
+    def _build(self) -> Engine:
+        from rollout_workers.engine import Engine  # vLLM, which must not be imported where workers are only described
+
+        engine = Engine(self._model, self._rollout)
+        if self._transport is not None:
+            engine.refuse(f"rollout worker {self._worker} serves nothing before its first weights have come")
+        return engine
+
+    async def _fetch_and_load(self, publication: Publication) -> SyncReceipt:
+        manifest = publication.manifest
+        started = time.monotonic()
+        buckets = await asyncio.to_thread(self._fetch, publication)
+        fetched = time.monotonic()
+        await asyncio.to_thread(verify_checksums, manifest, buckets)
+        verified = time.monotonic()
+        loaded = await asyncio.wrap_future(self._engine.load(manifest, buckets))
+        return SyncReceipt(
+            worker=self._worker,
+            version=manifest.version,
+            canary_error=loaded.canary_error,
+            fetch_s=fetched - started,
+            load_s=loaded.load_s,
+            verify_s=verified - fetched + loaded.verify_s,
+        )
+
+    def _fetch(self, publication: Publication) -> Sequence[memoryview]:
+        if self._transport is None or publication.transport != self._transport_name:
+            raise WeightSyncError(
+                f"weights come by {publication.transport!r} and rollout worker {self._worker} was started for "
+                f"{self._transport_name!r}; give learner and workers the same weights.transport"
+            )
+        return self._transport.fetch(publication, timeout_s=self._rollout.sync_timeout_s)
+
+    @asynccontextmanager
+    async def _deadline(self, waited_for: str, timeout_s: float, advice: str) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(timeout_s):
+                yield
+        except TimeoutError as error:
+            if isinstance(error, DeadlineExceeded):
+                raise
+            raise DeadlineExceeded(
+                waited_for=f"{waited_for} (rollout worker {self._worker})", waited_s=timeout_s, advice=advice
+            ) from error
+
+
+def to_group(prompt: Prompt, completions: Sequence[Completion]) -> RolloutGroup:
+    """A prompt with its completions, in order of sample index."""
+    rollouts = (_to_rollout(prompt, index, completion) for index, completion in enumerate(completions))
+    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
+
+
+def _to_rollout(prompt: Prompt, sample_index: int, completion: Completion) -> Rollout:
+    num_prompt_tokens = len(prompt.token_ids)
+    num_sampled = len(completion.token_ids)
+    return Rollout(
+        prompt_id=prompt.id,
+        sample_index=sample_index,
+        token_ids=prompt.token_ids + completion.token_ids,
+        logprobs=array("f", [0.0]) * num_prompt_tokens + completion.logprobs,
+        policy_versions=array("i", [NOT_SAMPLED]) * num_prompt_tokens + completion.policy_versions,
+        loss_mask=array("b", [0]) * num_prompt_tokens + array("b", [1]) * num_sampled,
+        num_prompt_tokens=num_prompt_tokens,
+        completion=completion.text,
+        finish_reason=completion.finish_reason,
+    )
+
+
+def _generate_one_token(engine: Engine) -> int:
+    engine.prompt_logprobs([[0, 0]])
+    return engine.version
