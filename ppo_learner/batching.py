@@ -1,0 +1,166 @@
+"""From scored groups to columns, and from columns to micro-batches of bounded size, the same number on every rank.
+
+It must not know losses or models. A column holds one number per *sampled* token of the batch, sequence after sequence;
+`action_offsets` says where each sequence's begin. Invariants: the logits at position t - 1 predict token t, so token 0
+is never trained; the plan is a function of lengths alone; every sequence is in exactly one micro-batch of one rank.
+B sequences, T tokens of the longest, A sampled tokens of the whole batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from services.contracts.records import Demonstration, Rollout, ScoredGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """All sequences of a step, the same on every rank.
+
+    Attributes:
+        token_ids: for each sequence (T,) token ids.
+        positions: for each sequence, the positions of its sampled tokens, ascending.
+        action_offsets: (B + 1,) where each sequence's part of a column begins.
+    """
+
+    token_ids: tuple[Tensor, ...]
+    positions: tuple[Tensor, ...]
+    action_offsets: Tensor
+
+    @property
+    def lengths(self) -> list[int]:
+        return [len(ids) for ids in self.token_ids]
+
+    @property
+    def num_actions(self) -> int:
+        return int(self.action_offsets[-1])
+
+    @property
+    def counts(self) -> Tensor:
+        """(B,) sampled tokens of each sequence."""
+        return self.action_offsets.diff()
+
+    def pad(self, column: Tensor) -> Tensor:
+        """(A,) → (B, T): one row per sequence, sampled tokens only, zeros at the right."""
+        return torch.nn.utils.rnn.pad_sequence(list(torch.split(column, self.counts.tolist())), batch_first=True)
+
+    def unpad(self, padded: Tensor) -> Tensor:
+        """(B, T) → (A,), the inverse of `pad`."""
+        return padded[self.mask()]
+
+    def mask(self) -> Tensor:
+        """(B, T) True on sampled tokens, in the shape that `pad` gives."""
+        return torch.arange(int(self.counts.max()))[None, :] < self.counts[:, None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MicroBatch:
+    """Some sequences of a batch, padded at the right, for one forward pass.
+
+    With a causal model no real token sees padding at its right, so no attention mask is needed.
+
+    Attributes:
+        token_ids: (B, T).
+        rows: (N,) row of the position that predicts each sampled token.
+        columns: (N,) that position: one before the token's.
+        targets: (N,) the sampled tokens.
+        actions: (N,) where each lies in the batch's columns.
+    """
+
+    token_ids: Tensor
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    actions: Tensor
+
+
+def batch_rollouts(groups: Sequence[ScoredGroup]) -> Batch:
+    """The rollouts of all groups, in order."""
+    rollouts = [rollout for scored in groups for rollout in scored.group.rollouts]
+    return _batch(rollouts)
+
+
+def batch_demonstrations(demonstrations: Sequence[Demonstration]) -> Batch:
+    """All demonstrations, in order."""
+    return _batch(demonstrations)
+
+
+def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
+    """(A,) what the rollout engine reported, for the sampled tokens of `batch`."""
+    rollouts = [rollout for scored in groups for rollout in scored.group.rollouts]
+    columns = [
+        torch.from_numpy(np.array(rollout.logprobs, dtype=np.float32))[positions]
+        for rollout, positions in zip(rollouts, batch.positions, strict=True)
+    ]
+    return torch.cat(columns)
+
+
+def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_ranks: int) -> list[list[tuple[int, ...]]]:
+    """Sequences of similar length together, at most `max_tokens` with padding, the same number of parts on each rank.
+
+    A sequence longer than `max_tokens` stands alone. Where the parts do not divide by the ranks, the costliest are
+    halved; only when every sequence stands alone are empty parts added, which keep collectives in step.
+
+    Returns:
+        For each rank its parts, each a tuple of sequence numbers; parts of the same place cost about the same.
+    """
+    parts: list[tuple[int, ...]] = []
+    part: list[int] = []
+    for sequence in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if part and (len(part) + 1) * lengths[part[0]] > max_tokens:
+            parts.append(tuple(part))
+            part = []
+        part.append(sequence)
+    if part:
+        parts.append(tuple(part))
+
+    def cost(part: tuple[int, ...]) -> int:
+        return len(part) * lengths[part[0]] if part else 0
+
+    while len(parts) % num_ranks:
+        widest = max(parts, key=lambda part: (len(part) > 1, cost(part)))
+        if len(widest) > 1:
+            parts.remove(widest)
+            middle = (len(widest) + 1) // 2
+            parts += [widest[:middle], widest[middle:]]
+        else:
+            parts.append(())
+    parts.sort(key=lambda part: (-cost(part), part))
+    return [parts[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def collate(batch: Batch, sequences: Sequence[int], device: torch.device) -> MicroBatch:
+    """Pad some sequences at the right. No sequences give one padding token and no sampled ones."""
+    token_ids = [batch.token_ids[i] for i in sequences] or [torch.zeros(1, dtype=torch.int64)]
+    positions = [batch.positions[i] for i in sequences]
+    counts = torch.tensor([len(p) for p in positions], dtype=torch.int64)
+    nothing = torch.empty(0, dtype=torch.int64)
+    starts = [int(batch.action_offsets[i]) for i in sequences]
+    columns = torch.cat([nothing, *positions])
+    actions = [torch.arange(start, start + len(p)) for start, p in zip(starts, positions, strict=True)]
+    targets = [batch.token_ids[i][batch.positions[i]] for i in sequences]
+    return MicroBatch(
+        token_ids=torch.nn.utils.rnn.pad_sequence(token_ids, batch_first=True).to(device),
+        rows=torch.repeat_interleave(torch.arange(len(counts)), counts).to(device),
+        columns=(columns - 1).to(device),
+        targets=torch.cat([nothing, *targets]).to(device),
+        actions=torch.cat([nothing, *actions]),
+    )
+
+
+def _batch(sequences: Sequence[Rollout] | Sequence[Demonstration]) -> Batch:
+    token_ids = tuple(torch.from_numpy(np.array(s.token_ids, dtype=np.int64)) for s in sequences)
+    positions = tuple(_trained_positions(s) for s in sequences)
+    offsets = [0, *accumulate(len(p) for p in positions)]
+    return Batch(token_ids=token_ids, positions=positions, action_offsets=torch.tensor(offsets))
+
+
+def _trained_positions(sequence: Rollout | Demonstration) -> Tensor:
+    """Positions whose loss mask is 1; never 0, which nothing predicts."""
+    mask = np.array(sequence.loss_mask, dtype=np.bool_)
+    mask[:1] = False
+    return torch.from_numpy(np.flatnonzero(mask))

@@ -1,0 +1,102 @@
+"""The full state of the learner below one folder, such that a resumed run continues bit for bit.
+
+It must not know how networks are sharded, nor when a checkpoint counts as whole: the control layer commits it.
+Invariant: a folder is loaded only by as many ranks, at the same ZeRO stage, as wrote it.
+"""
+
+import json
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ppo_learner.config import OptimizerConfig
+from ppo_learner.ranks import Ranks
+from services.contracts.errors import CheckpointError
+
+_STATE_FILE = "learner.json"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LearnerState:
+    """What is neither weights nor random state.
+
+    Attributes:
+        step: learner steps done.
+        kl_coefficient: present weight of the KL penalty.
+        skipped_in_a_row: updates skipped since the last one that moved the weights.
+    """
+
+    step: int
+    kl_coefficient: float = 0.0
+    skipped_in_a_row: int = 0
+
+
+def save_state(folder: Path, state: LearnerState, config: OptimizerConfig, ranks: Ranks) -> None:
+    """Write counters and each rank's random states. Every rank calls it."""
+    torch.save(_random_states(), folder / f"random_rank_{ranks.rank}.pt")
+    if ranks.is_first:
+        layout = {"world_size": ranks.world_size, "zero_stage": config.zero_stage}
+        (folder / _STATE_FILE).write_text(json.dumps(layout | asdict(state), indent=2))
+
+
+def check_layout(folder: Path, config: OptimizerConfig, ranks: Ranks) -> None:
+    """Raise `CheckpointError` unless this many ranks at this ZeRO stage wrote `folder`."""
+    written = _read(folder)
+    present = {"world_size": ranks.world_size, "zero_stage": config.zero_stage}
+    settings = {"world_size": "learner.num_ranks", "zero_stage": "learner.zero_stage"}
+    for key, value in present.items():
+        if written[key] != value:
+            raise CheckpointError(
+                f"{folder} was written with {settings[key]} {written[key]}, and this run has {value}; "
+                f"resume with {settings[key]} {written[key]}"
+            )
+
+
+def load_state(folder: Path, ranks: Ranks) -> LearnerState:
+    """Restore this rank's random states, and return the rest. Raises `CheckpointError`."""
+    content = _read(folder)
+    path = folder / f"random_rank_{ranks.rank}.pt"
+    if not path.exists():
+        raise CheckpointError(f"{path} is missing: the checkpoint is incomplete; resume from an older one")
+    _restore_random_states(torch.load(path, weights_only=True))
+    return LearnerState(
+        step=int(content["step"]),
+        kl_coefficient=content["kl_coefficient"],
+        skipped_in_a_row=int(content["skipped_in_a_row"]),
+    )
+
+
+def _read(folder: Path) -> dict[str, int | float]:
+    path = folder / _STATE_FILE
+    try:
+        content: dict[str, int | float] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}; resume from an older checkpoint") from error
+    return content
+
+
+def _random_states() -> dict[str, object]:
+    version, internal, gauss = random.getstate()
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    states: dict[str, object] = {
+        "python": [version, list(internal), gauss],
+        "numpy": [kind, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def _restore_random_states(states: dict[str, Any]) -> None:  # Any: what `_random_states` gave
+    version, internal, gauss = states["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = states["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
+    torch.set_rng_state(states["torch"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

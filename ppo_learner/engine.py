@@ -1,0 +1,177 @@
+"""The only file that knows DeepSpeed: a module with its optimizer, sharded over the ranks.
+
+It must not know losses, batches or algorithms. Invariants: an update is the gradient of the *sum* of all losses given
+to `backward` since the last one, on every rank; an update with a non-finite gradient is skipped by every rank or by
+none. Every method is a collective: every rank calls it, in the same order.
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ppo_learner.config import OptimizerConfig
+from ppo_learner.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Update:
+    """What one optimizer step did: the gradient's norm before clipping, and whether the weights moved."""
+
+    gradient_norm: float
+    applied: bool
+
+
+class Engine:
+    """A module under training.
+
+    Args:
+        module: weights on the CPU, equal on every rank, all of one number format.
+        config: optimizer, clipping and ZeRO stage.
+        ranks: the group to shard over.
+        groups: parts of the module's parameters that have learning rates of their own; all of them by default.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        config: OptimizerConfig,
+        ranks: Ranks,
+        *,
+        groups: Sequence[Sequence[nn.Parameter]] | None = None,
+    ) -> None:
+        self._max_gradient_norm = config.max_gradient_norm
+        self._world_size = ranks.world_size
+        self._stage = _effective_stage(module, config.zero_stage)
+        parameters = [{"params": list(group)} for group in groups or [list(module.parameters())]]
+        self._engine, *_ = _import_deepspeed().initialize(
+            model=module,
+            model_parameters=parameters,
+            # The fused kernel takes a third of the time of the default one, on the CPU too.
+            optimizer=lambda groups: torch.optim.AdamW(
+                groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            ),
+            config=_configuration(module, self._stage, clipping=config.max_gradient_norm),
+        )
+
+    def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: whatever the module takes and gives
+        """The module's forward pass."""
+        return self._engine(*inputs, **options)
+
+    def train(self) -> None:
+        """Enter training mode, which only gradient checkpointing looks at."""
+        self._engine.train()
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add a loss's gradient; `last` before each `update`, where ranks exchange what they have.
+
+        A non-finite loss poisons the gradient, so that the update is skipped even if the gradient itself is finite.
+        """
+        if not torch.isfinite(loss.detach()):
+            loss = loss * float("nan")
+        self._engine.set_gradient_accumulation_boundary(last)
+        # DeepSpeed averages over ranks; the losses given here add up instead.
+        self._engine.backward(loss * self._world_size)
+
+    def update(self, *learning_rates: float) -> Update:
+        """One optimizer step, with one learning rate for each parameter group."""
+        for group, lr in zip(self._engine.optimizer.param_groups, learning_rates, strict=True):
+            group["lr"] = lr
+        if self._stage:
+            self._engine.step()
+            applied = not self._engine.optimizer.overflow
+            norm = float(self._engine.get_global_grad_norm())
+            return Update(gradient_norm=norm if applied else float("inf"), applied=applied)
+        return self._update_unsharded()
+
+    def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and whole weight, one after the other, tied weights once; valid until the next is asked for."""
+        deepspeed = _import_deepspeed()
+        for name, parameter in self._engine.module.named_parameters():
+            with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
+                yield name, parameter.data
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer state of every rank below `folder`."""
+        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote with the same world size and ZeRO stage, into an engine that has not trained."""
+        self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+
+    def close(self) -> None:
+        """Release hooks and buffers."""
+        self._engine.destroy()
+
+    def _update_unsharded(self) -> Update:
+        limit = self._max_gradient_norm or float("inf")
+        norm = float(nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit))
+        applied = norm < float("inf")
+        if applied:
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return Update(gradient_norm=norm, applied=applied)
+
+
+def shard_frozen(module: nn.Module, ranks: Ranks, *, zero_stage: int) -> nn.Module:
+    """A network that is only evaluated: sharded over the ranks at ZeRO stage 3, whole on the device below it."""
+    if zero_stage < 3:
+        return module.to(ranks.device)
+    engine, *_ = _import_deepspeed().initialize(model=module, config=_configuration(module, 3, clipping=0.0))
+    assert isinstance(engine, nn.Module)
+    return engine
+
+
+def leave() -> None:
+    """Leave the process group and drop what DeepSpeed keeps of it."""
+    _import_deepspeed().comm.destroy_process_group()
+
+
+def _configuration(module: nn.Module, stage: int, *, clipping: float) -> dict[str, object]:
+    configuration: dict[str, object] = {
+        # Micro-batches vary in size and number: `backward` counts, not DeepSpeed.
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        # Below stage 1 `_update_unsharded` clips, since it needs the norm before the step.
+        "gradient_clipping": clipping if stage else 0.0,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": _small_parameter(module)},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": None,
+    }
+    if _dtype(module) == torch.bfloat16:
+        # Many micro-batches added up in bfloat16 would lose the small ones.
+        configuration |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return configuration
+
+
+def _effective_stage(module: nn.Module, stage: int) -> int:
+    """bfloat16 weights need float32 master weights, which DeepSpeed keeps from stage 1 on."""
+    return max(stage, 1) if _dtype(module) == torch.bfloat16 else stage
+
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
+
+
+def _small_parameter(module: nn.Module) -> int:
+    """Elements below which ZeRO-3 keeps a weight whole: norms and biases, not matrices."""
+    return 10 * max((p.shape[0] for p in module.parameters() if p.dim() == 1), default=1)
+
+
+def _import_deepspeed() -> Any:  # Any: DeepSpeed has no type information
+    """Imported late, because its import chooses the device and logs."""
+    if not torch.cuda.is_available():
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    import deepspeed
+
+    deepspeed.utils.logger.setLevel(logging.ERROR)
+    # Compiled with g++ at first use, and only tensor-parallel inference calls it.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed

@@ -1,0 +1,106 @@
+"""From rewards and evaluations to what the losses need: old logprobs, advantages and returns, as columns.
+
+It must not know networks, ranks or micro-batches. Invariant: everything here is a function of the whole batch, computed
+alike on every rank, so no number of ranks changes it. B sequences, T sampled tokens of the longest, A of the batch.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppo_learner.advantages import ADVANTAGES, Episodes, whiten
+from ppo_learner.batching import Batch
+from ppo_learner.config import LearnerConfig
+from ppo_learner.kl import KL_ESTIMATORS
+from services.contracts.records import ScoredGroup
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What the networks say of a batch before an update, as columns (A,); None where nobody asked."""
+
+    logprobs: Tensor | None = None
+    entropy: Tensor | None = None
+    reference_logprobs: Tensor | None = None
+    values: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experience:
+    """A batch ready to be trained on; every column is (A,).
+
+    Attributes:
+        batch: the sequences.
+        advantages: how much better each token was than expected.
+        raw_advantages: the same before whitening, for metrics.
+        old_logprobs: of the policy that the ratio compares with; None: the one being trained, before its only update.
+        reference_logprobs: of the reference; None without a KL penalty.
+        old_values: of the critic before this step; None without a critic.
+        returns: targets of the critic; None without one.
+    """
+
+    batch: Batch
+    advantages: Tensor
+    raw_advantages: Tensor
+    old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+    old_values: Tensor | None
+    returns: Tensor | None
+
+
+def make_experience(
+    groups: Sequence[ScoredGroup],
+    batch: Batch,
+    evaluation: Evaluation,
+    sampled_logprobs: Tensor,
+    config: LearnerConfig,
+    *,
+    kl_coefficient: float,
+) -> Experience:
+    """Rewards, less the KL penalty where it belongs there, to advantages and returns.
+
+    Args:
+        sampled_logprobs: (A,) as the rollout engine reported them.
+        kl_coefficient: the penalty's present weight.
+
+    Raises:
+        UserError: a group too small for the algorithm.
+    """
+    mask = batch.mask()
+    values = None if evaluation.values is None else batch.pad(evaluation.values.double())
+    episodes = Episodes(
+        rewards=_token_rewards(groups, batch, evaluation, config, kl_coefficient),
+        mask=mask,
+        groups=torch.repeat_interleave(torch.tensor([len(scored.rewards) for scored in groups])),
+        values=values,
+    )
+    raw = ADVANTAGES[config.parts.advantage](episodes, config)
+    advantages = whiten(raw, mask) if config.whitens else raw
+    return Experience(
+        batch=batch,
+        advantages=batch.unpad(advantages).float(),
+        raw_advantages=batch.unpad(raw).float(),
+        old_logprobs=sampled_logprobs if config.old_logprobs == "sampler" else evaluation.logprobs,
+        reference_logprobs=evaluation.reference_logprobs,
+        old_values=evaluation.values,
+        returns=None if values is None else batch.unpad(raw + values).float(),
+    )
+
+
+def _token_rewards(
+    groups: Sequence[ScoredGroup], batch: Batch, evaluation: Evaluation, config: LearnerConfig, kl_coefficient: float
+) -> Tensor:
+    """(B, T) the score on each completion's last sampled token, less the penalty on every one.
+
+    A completion without a sampled token keeps its score in column 0, where the group's mean still sees it.
+    """
+    scores = [reward.value for scored in groups for reward in scored.rewards]
+    rewards = torch.zeros(batch.mask().shape, dtype=torch.float64)
+    rewards[torch.arange(len(scores)), (batch.counts - 1).clamp(min=0)] = torch.tensor(scores, dtype=torch.float64)
+    if evaluation.reference_logprobs is None or config.kl_placement != "reward":
+        return rewards
+    assert evaluation.logprobs is not None
+    kl = KL_ESTIMATORS[config.kl_estimator](evaluation.logprobs, evaluation.reference_logprobs)
+    return rewards - kl_coefficient * batch.pad(kl.double())

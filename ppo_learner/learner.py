@@ -1,0 +1,201 @@
+"""One rank of the learner: from scored groups to better weights.
+
+It must not know who started it, where groups come from or who serves the weights. Invariant: every public method is a
+collective. All ranks call it with the same arguments in the same order and return the same, but for the publication,
+which only rank 0 returns.
+
+    groups ─▶ batch ─▶ evaluate ─▶ rewards, advantages ─▶ updates ─▶ report
+              (batching)  (networks)     (experience)       (updates)   (metrics)
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ppo_learner import checkpoints
+from ppo_learner.batching import Batch, batch_rollouts, sampler_logprobs
+from ppo_learner.checkpoints import LearnerState
+from ppo_learner.config import LearnerConfig
+from ppo_learner.engine import leave
+from ppo_learner.experience import make_experience
+from ppo_learner.kl import next_kl_coefficient
+from ppo_learner.metrics import (
+    Stopwatch,
+    as_floats,
+    experience_metrics,
+    group_metrics,
+    rate_metrics,
+    trace_metrics,
+)
+from ppo_learner.networks import Networks
+from ppo_learner.publishing import export_policy, publish_policy
+from ppo_learner.ranks import join, seed_everything
+from ppo_learner.schedule import learning_rate_factor
+from ppo_learner.updates import Rates, Updater
+from services.contracts.errors import UserError
+from services.contracts.records import LearnerReport, Publication, ScoredGroup
+from services.contracts.settings import ModelConfig
+
+
+class LearnerRank:
+    """A process of the learner.
+
+    Args:
+        learner: the section `learner`.
+        model: the section `model`.
+        transport: name of the weight transport that `publish` uses.
+        rank: this process, from 0.
+        world_size: how many there are.
+        master_address: host of rank 0.
+        master_port: a free port there, where all ranks meet.
+        seed: orders the mini-batches.
+        temperature: the sampling temperature; trained logprobs are those of the distribution sampled.
+        total_steps: learner steps of the whole run, for the learning rate's schedule.
+        canary_sequences: token ids by which workers verify new weights.
+
+    Raises:
+        UserError: a model that cannot be read, or a temperature that samples nothing.
+        DeadlineExceeded: not all ranks came in time.
+    """
+
+    def __init__(
+        self,
+        *,
+        learner: LearnerConfig,
+        model: ModelConfig,
+        transport: str,
+        rank: int,
+        world_size: int,
+        master_address: str,
+        master_port: int,
+        seed: int,
+        temperature: float,
+        total_steps: int,
+        canary_sequences: tuple[array[int], ...] | None = None,
+    ) -> None:
+        if temperature <= 0:
+            raise UserError(f"rollout.temperature {temperature} samples one answer only; RL needs one above 0")
+        self._config = learner
+        self._model = model
+        self._transport = transport
+        self._total_steps = total_steps
+        self._canary_sequences = canary_sequences or ()
+        self._ranks = join(
+            rank=rank,
+            world_size=world_size,
+            master_address=master_address,
+            master_port=master_port,
+            timeout_s=learner.collective_timeout_s,
+        )
+        seed_everything(seed)
+        self._networks = Networks(learner, model, self._ranks, temperature=temperature)
+        self._updater = Updater(self._networks, learner, self._ranks, seed=seed)
+        self._kl_coefficient = learner.kl_coefficient
+        self._step = 0
+
+    def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
+        """One learner step on whole groups.
+
+        Raises:
+            UserError: a group too small for the algorithm, or no sampled token at all.
+            NonFiniteStep: too many updates in a row were skipped for a gradient that is not finite.
+        """
+        clock = Stopwatch()
+        rates = self._rates()
+        batch = _nonempty(batch_rollouts(groups))
+        sampled = sampler_logprobs(groups, batch)
+        with clock.measure("evaluate"):
+            evaluation = self._networks.evaluate(batch, logprobs=self._needs_logprobs(rates))
+        with clock.measure("advantages"):
+            experience = make_experience(
+                groups, batch, evaluation, sampled, self._config, kl_coefficient=self._kl_coefficient
+            )
+        with clock.measure("train"):
+            trace = self._updater.train(experience, rates, step=self._step)
+        logprobs = trace.logprobs if evaluation.logprobs is None else evaluation.logprobs
+        measured = (
+            group_metrics(groups)
+            | experience_metrics(experience, logprobs, sampled)
+            | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)
+            | rate_metrics(rates)
+            | clock.metrics(num_tokens=sum(batch.lengths))
+        )
+        self._steer_kl(measured, num_completions=len(batch.lengths))
+        self._step += 1
+        return LearnerReport(step=self._step, metrics=as_floats(measured))
+
+    def publish(self, version: int) -> Publication | None:
+        """Make the present policy available to workers as `version`; rank 0 returns where."""
+        return publish_policy(
+            self._networks.policy,
+            self._model,
+            self._ranks,
+            version=version,
+            transport=self._transport,
+            canary_sequences=self._canary_sequences,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write everything that a resumed run needs below `folder`, which the caller commits."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self._networks.save(folder)
+        state = LearnerState(
+            step=self._step,
+            kl_coefficient=self._kl_coefficient,
+            skipped_in_a_row=self._updater.skips.in_a_row,
+        )
+        checkpoints.save_state(folder, state, self._config, self._ranks)
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote, into a rank that has not trained yet. Raises `CheckpointError`."""
+        checkpoints.check_layout(folder, self._config, self._ranks)
+        self._networks.load(folder)
+        state = checkpoints.load_state(folder, self._ranks)
+        self._step = state.step
+        self._kl_coefficient = state.kl_coefficient
+        self._updater.skips.in_a_row = state.skipped_in_a_row
+
+    def export(self, folder: Path) -> None:
+        """Write policy and tokenizer in Hugging Face format."""
+        export_policy(self._networks.policy, self._networks.language_model, self._model, self._ranks, folder)
+
+    def close(self) -> None:
+        """Leave the group; the rank is of no use afterwards."""
+        self._networks.close()
+        leave()
+
+    def _rates(self) -> Rates:
+        factor = learning_rate_factor(self._config, step=self._step, total_steps=self._total_steps)
+        return Rates(
+            lr=self._config.lr * factor,
+            critic_lr=self._config.critic_lr * factor,
+            kl_coefficient=self._kl_coefficient,
+            train_policy=self._step >= self._config.critic_warmup_steps,
+        )
+
+    def _needs_logprobs(self, rates: Rates) -> bool:
+        """Whether the policy must be evaluated before it is trained.
+
+        With a single update the trained forward pass itself gives the old logprobs.
+        """
+        kl_in_reward = self._networks.has_reference and self._config.kl_placement == "reward"
+        ratio_needs_them = self._config.updates_per_step > 1 and self._config.old_logprobs == "learner"
+        return kl_in_reward or ratio_needs_them or not rates.train_policy
+
+    def _steer_kl(self, measured: Mapping[str, float], *, num_completions: int) -> None:
+        if "kl/completion" in measured:
+            self._kl_coefficient = next_kl_coefficient(
+                self._kl_coefficient,
+                kl=measured["kl/completion"],
+                target=self._config.kl_target,
+                horizon=self._config.kl_horizon,
+                num_completions=num_completions,
+            )
+
+
+def _nonempty(batch: Batch) -> Batch:
+    if not batch.num_actions:
+        raise UserError(f"none of the step's {len(batch.lengths)} rollouts has a sampled token; look at the prompts")
+    return batch

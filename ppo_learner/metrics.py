@@ -1,0 +1,113 @@
+"""What a learner step measured, as plain numbers under stable names.
+
+It must not know networks or ranks: every input is already of the whole batch, so that the numbers are the same on every
+rank. A sampled tokens of the batch.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from statistics import fmean, pstdev
+from time import perf_counter
+
+from torch import Tensor
+
+from ppo_learner.batching import Batch
+from ppo_learner.experience import Experience
+from ppo_learner.kl import k1, k3
+from ppo_learner.objective import SUMS
+from ppo_learner.updates import Rates, Trace
+from services.contracts.records import ScoredGroup
+
+
+class Stopwatch:
+    """Seconds of each named phase; `metrics` gives them as `seconds/<phase>`."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def measure(self, phase: str) -> Iterator[None]:
+        begin = perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[phase] += perf_counter() - begin
+
+    def metrics(self, *, num_tokens: int) -> dict[str, float]:
+        """Seconds of each phase and of all, and tokens per second over all."""
+        total = sum(self._seconds.values())
+        phases = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
+        return phases | {"seconds/learner": total, "tokens": num_tokens, "tokens_per_second": num_tokens / total}
+
+
+def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """Rewards, their components, completion lengths, and groups from which a group baseline learns nothing."""
+    rewards = [reward for scored in groups for reward in scored.rewards]
+    lengths = [rollout.num_completion_tokens for scored in groups for rollout in scored.group.rollouts]
+    components: defaultdict[str, list[float]] = defaultdict(list)
+    for reward in rewards:
+        for name, value in reward.components.items():
+            components[name].append(value)
+    flat = [len({reward.value for reward in scored.rewards}) == 1 for scored in groups]
+    return {
+        "reward/mean": fmean(reward.value for reward in rewards),
+        "reward/std": pstdev([reward.value for reward in rewards]),
+        "response_length/mean": fmean(lengths),
+        "response_length/max": max(lengths),
+        "zero_variance_groups": fmean(flat),
+    } | {f"reward/{name}": fmean(values) for name, values in components.items()}
+
+
+def experience_metrics(experience: Experience, logprobs: Tensor, sampled_logprobs: Tensor) -> dict[str, float]:
+    """Advantages, the critic's fit, the KL to the reference, and how far the sampler's logprobs are from the learner's.
+
+    Args:
+        logprobs: (A,) the learner's, before the update.
+        sampled_logprobs: (A,) the rollout engine's, of the same tokens.
+    """
+    gap = (logprobs - sampled_logprobs).abs()
+    metrics = {
+        "advantage/mean": float(experience.raw_advantages.mean()),
+        "advantage/std": float(experience.raw_advantages.std(correction=0)),
+        "sampler_gap/mean": float(gap.mean()),
+        "sampler_gap/max": float(gap.max()),
+    }
+    if experience.reference_logprobs is not None:
+        metrics["kl"] = float(k3(logprobs, experience.reference_logprobs).mean())
+        metrics["kl/completion"] = kl_per_completion(experience.batch, logprobs, experience.reference_logprobs)
+    if experience.returns is not None and experience.old_values is not None:
+        residual = (experience.returns - experience.old_values).var(correction=0)
+        variance = experience.returns.var(correction=0)
+        metrics["explained_variance"] = float(1 - residual / variance) if variance > 0 else 0.0
+        metrics["value/mean"] = float(experience.old_values.mean())
+        metrics["return/mean"] = float(experience.returns.mean())
+    return metrics
+
+
+def kl_per_completion(batch: Batch, logprobs: Tensor, reference_logprobs: Tensor) -> float:
+    """Mean over completions of Σ (log π − log π_ref), in nats: what an adaptive coefficient steers."""
+    return float(batch.pad(k1(logprobs, reference_logprobs)).double().sum(dim=1).mean())
+
+
+def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> dict[str, float]:
+    """Losses and gradient norms, averaged over the step's updates; only those of networks that were trained."""
+    metrics: dict[str, float] = {}
+    for name, value in zip(SUMS, trace.sums.tolist(), strict=True):
+        if has_critic if name.startswith("value") else trained_policy:
+            metrics[name] = value / trace.num_updates
+    for name, norms in trace.gradient_norms.items():
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        metrics[f"gradient_norm/{name}"] = fmean(finite) if finite else math.inf
+    return metrics | {"updates": trace.num_updates, "updates_skipped": trace.num_skipped}
+
+
+def rate_metrics(rates: Rates) -> dict[str, float]:
+    """What the step trained with."""
+    return {"lr": rates.lr, "critic_lr": rates.critic_lr, "kl_coefficient": rates.kl_coefficient}
+
+
+def as_floats(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Plain floats, in order of name."""
+    return {name: float(metrics[name]) for name in sorted(metrics)}

@@ -1,0 +1,140 @@
+"""The networks: policy (with or without a value head), critic and frozen reference, read from Hugging Face folders.
+
+They must not know losses, ranks or DeepSpeed. Invariants: dropout is off, since trained logprobs must be those that
+were sampled; no attention mask is passed, so inputs are padded at the right; parameter names below `language_model`
+are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from ppo_learner.batching import MicroBatch
+from ppo_learner.config import OptimizerConfig
+from ppo_learner.token_head import TokenHead
+from services.contracts.errors import UserError
+from services.contracts.settings import ModelConfig
+
+LANGUAGE_MODEL = "language_model."
+"""Prefix of the policy's Hugging Face parameter names inside `Policy`."""
+
+
+class ValueHead(nn.Module):
+    """One float32 number per hidden state; starts at 0, so that untrained values push nothing.
+
+    Args:
+        hidden_size: H.
+        dtype: number format of its weights, that of the network it sits on.
+    """
+
+    def __init__(self, hidden_size: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1, hidden_size, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(1, dtype=dtype))
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(N, H) → (N,)."""
+        return functional.linear(states.float(), self.weight.float(), self.bias.float())[:, 0]
+
+
+class Policy(nn.Module):
+    """A causal language model that answers with logprobs of given tokens instead of logits.
+
+    Args:
+        language_model: a transformers causal language model.
+        temperature: the sampling temperature; divides the logits.
+        value_head: also predict values from the same hidden states.
+    """
+
+    def __init__(self, language_model: Any, *, temperature: float, value_head: bool = False) -> None:  # Any: ditto
+        super().__init__()
+        config = language_model.config
+        self.language_model = language_model
+        self.token_head = TokenHead(language_model.get_output_embeddings(), config, temperature=temperature)
+        self.value_head = ValueHead(config.hidden_size, language_model.dtype) if value_head else None
+
+    def forward(
+        self, batch: MicroBatch, *, temperature: float | None = None, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logprobs (N,), entropies (N,) and, with a value head, values (N,) of a micro-batch's sampled tokens."""
+        hidden = self.language_model.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+        states = hidden[batch.rows, batch.columns]  # (B, T, H) → (N, H)
+        logprobs, entropy = self.token_head(
+            states, batch.targets, temperature=temperature, entropy_gradient=entropy_gradient
+        )
+        return logprobs, entropy, self.value_head(states) if self.value_head is not None else None
+
+
+class Critic(nn.Module):
+    """A transformer of its own with a value head.
+
+    Args:
+        trunk: a transformers model without a language-model head.
+    """
+
+    def __init__(self, trunk: Any) -> None:  # Any: transformers
+        super().__init__()
+        self.trunk = trunk
+        self.value_head = ValueHead(trunk.config.hidden_size, trunk.dtype)
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """Values (N,) before each of a micro-batch's sampled tokens."""
+        hidden = self.trunk(input_ids=batch.token_ids, use_cache=False).last_hidden_state
+        values: Tensor = self.value_head(hidden[batch.rows, batch.columns])
+        return values
+
+
+def load_policy(
+    model: ModelConfig, learner: OptimizerConfig, *, temperature: float, value_head: bool = False
+) -> Policy:
+    """The policy, ready to train. Raises `UserError` when it cannot be read."""
+    language_model = _load(AutoModelForCausalLM, model.path, model, learner)
+    return Policy(language_model, temperature=temperature, value_head=value_head)
+
+
+def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature: float) -> Policy:
+    """The policy as it was before training, frozen."""
+    reference = load_policy(model, learner, temperature=temperature)
+    return reference.requires_grad_(False).eval()
+
+
+def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig) -> Critic:
+    """A critic whose transformer starts from `path`."""
+    return Critic(_load(AutoModel, path, model, learner))
+
+
+def load_tokenizer(model: ModelConfig) -> Any:  # Any: transformers
+    """The tokenizer that belongs to the policy."""
+    path = model.tokenizer or model.path
+    revision = None if model.tokenizer else model.revision
+    return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
+
+
+def _load(kind: Any, path: str, model: ModelConfig, learner: OptimizerConfig) -> Any:  # Any: transformers
+    revision = model.revision if path == model.path else None
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
+        _disable_dropout(config)
+        network = kind.from_pretrained(
+            path,
+            config=config,
+            revision=revision,
+            trust_remote_code=model.trust_remote_code,
+            dtype=getattr(torch, model.dtype),
+            attn_implementation=learner.attention,
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"the model {path!r} cannot be loaded: {error}") from error
+    if learner.gradient_checkpointing:
+        network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return network
+
+
+def _disable_dropout(config: Any) -> None:  # Any: transformers
+    """Set every dropout rate of a model's configuration to 0 (`attention_dropout`, `resid_pdrop`, …)."""
+    for name, value in vars(config).items():
+        if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
+            setattr(config, name, 0.0)

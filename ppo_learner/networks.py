@@ -1,0 +1,121 @@
+"""The networks of one rank: the policy, the critic if the algorithm has one, the reference if there is a KL penalty.
+
+They must not know losses or how updates are scheduled. Invariant: every rank runs the same number of forward passes,
+since sharded weights are gathered in each.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ppo_learner.batching import Batch, MicroBatch, collate, plan_micro_batches
+from ppo_learner.config import LearnerConfig
+from ppo_learner.engine import Engine, Update, shard_frozen
+from ppo_learner.experience import Evaluation
+from ppo_learner.models import load_critic, load_policy, load_reference
+from ppo_learner.ranks import Ranks
+from services.contracts.settings import ModelConfig
+
+
+class Networks:
+    """Policy, critic and reference of one rank.
+
+    Args:
+        config: says which of them there are.
+        temperature: the sampling temperature, which divides all logits.
+    """
+
+    def __init__(self, config: LearnerConfig, model: ModelConfig, ranks: Ranks, *, temperature: float) -> None:
+        self._config = config
+        self._ranks = ranks
+        self._has_value_head = config.parts.needs_critic and config.critic == "value_head"
+        policy = load_policy(model, config, temperature=temperature, value_head=self._has_value_head)
+        groups = None
+        if policy.value_head is not None:
+            groups = [list(policy.language_model.parameters()), list(policy.value_head.parameters())]
+        self.language_model = policy.language_model
+        self.policy = Engine(policy, config, ranks, groups=groups)
+        self.critic: Engine | None = None
+        if config.parts.needs_critic and not self._has_value_head:
+            self.critic = Engine(load_critic(config.critic_path or model.path, model, config), config, ranks)
+        self._reference: torch.nn.Module | None = None
+        if config.kl_coefficient:
+            reference = load_reference(model, config, temperature=temperature)
+            self._reference = shard_frozen(reference, ranks, zero_stage=config.zero_stage)
+
+    @property
+    def has_reference(self) -> bool:
+        return self._reference is not None
+
+    def train(self) -> None:
+        """Enter training mode."""
+        self.policy.train()
+        if self.critic:
+            self.critic.train()
+
+    def act(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Logprobs, entropies and values (N,) with gradient; values only from a value head."""
+        outcome: tuple[Tensor, Tensor, Tensor | None] = self.policy(
+            batch, entropy_gradient=self._config.entropy_coefficient != 0
+        )
+        return outcome
+
+    def update_policy(self, lr: float, value_head_lr: float) -> Update:
+        """One optimizer step of the policy, and of the value head on it."""
+        return self.policy.update(*((lr, value_head_lr) if self._has_value_head else (lr,)))
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, *, logprobs: bool) -> Evaluation:
+        """Values and reference logprobs where there are such networks, and the policy's own logprobs on demand.
+
+        Every rank evaluates its share and receives all.
+        """
+        with_policy = logprobs or self._has_value_head
+        if not (with_policy or self.critic or self._reference):
+            return Evaluation()
+        # Rows: logprobs, entropy, reference logprobs, values. Each rank fills its own entries of zeros.
+        columns = torch.zeros(4, batch.num_actions)
+        parts = plan_micro_batches(
+            batch.lengths, max_tokens=self._config.max_tokens_per_micro_batch, num_ranks=self._ranks.world_size
+        )
+        for part in parts[self._ranks.rank]:
+            micro_batch = collate(batch, part, self._ranks.device)
+            for row, outcome in self._outcomes(micro_batch, with_policy).items():
+                columns[row, micro_batch.actions] = outcome.cpu()
+        columns = self._ranks.sum(columns)
+        return Evaluation(
+            logprobs=columns[0] if with_policy else None,
+            entropy=columns[1] if with_policy else None,
+            reference_logprobs=columns[2] if self._reference else None,
+            values=columns[3] if self._config.parts.needs_critic else None,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write weights and optimizer state of every rank."""
+        self.policy.save(folder / "policy")
+        if self.critic:
+            self.critic.save(folder / "critic")
+
+    def load(self, folder: Path) -> None:
+        """Restore what `save` wrote."""
+        self.policy.load(folder / "policy")
+        if self.critic:
+            self.critic.load(folder / "critic")
+
+    def close(self) -> None:
+        """Release what the engines hold."""
+        self.policy.close()
+        if self.critic:
+            self.critic.close()
+
+    def _outcomes(self, batch: MicroBatch, with_policy: bool) -> dict[int, Tensor]:
+        outcomes: dict[int, Tensor] = {}
+        if with_policy:
+            logprobs, entropy, values = self.policy(batch)
+            outcomes = {0: logprobs, 1: entropy} | ({3: values} if values is not None else {})
+        if self._reference:
+            outcomes[2] = self._reference(batch)[0]
+        if self.critic:
+            outcomes[3] = self.critic(batch)
+        return outcomes

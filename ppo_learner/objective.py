@@ -1,0 +1,84 @@
+"""The loss of one micro-batch, and the sums that become metrics.
+
+It must not know networks, ranks or optimizers. Invariant: losses and sums carry the token weights of the whole
+optimizer step, so adding them up over micro-batches and ranks gives its means. N sampled tokens of the micro-batch.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ppo_learner.batching import MicroBatch
+from ppo_learner.config import LearnerConfig
+from ppo_learner.experience import Experience
+from ppo_learner.kl import KL_ESTIMATORS, k3
+from ppo_learner.losses import POLICY_LOSSES, value_loss
+
+SUMS = ("policy_loss", "entropy", "approximate_kl", "clip_fraction", "value_loss", "value_clip_fraction")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Objective:
+    """A loss to descend, and what it was made of: `sums` is (len(SUMS),), zero where a part is another objective's."""
+
+    loss: Tensor
+    sums: Tensor
+
+
+def policy_objective(
+    logprobs: Tensor,
+    entropy: Tensor,
+    batch: MicroBatch,
+    experience: Experience,
+    weights: Tensor,
+    config: LearnerConfig,
+    *,
+    kl_coefficient: float,
+) -> Objective:
+    """Σ w·(policy loss + β·KL − c·entropy), with the KL only where it is placed in the loss.
+
+    Args:
+        logprobs: (N,) of the policy being trained.
+        entropy: (N,).
+        weights: (N,) what each token counts.
+    """
+
+    def column(values: Tensor) -> Tensor:
+        return values[batch.actions].to(logprobs.device)
+
+    old = logprobs.detach() if experience.old_logprobs is None else column(experience.old_logprobs)
+    advantages = column(experience.advantages)
+    losses, clipped = POLICY_LOSSES[config.parts.loss](logprobs, old, advantages, config)
+    policy_loss = (weights * losses).sum()
+    mean_entropy = (weights * entropy).sum()
+    loss = policy_loss - config.entropy_coefficient * mean_entropy
+    if experience.reference_logprobs is not None and config.kl_placement == "loss":
+        kl = KL_ESTIMATORS[config.kl_estimator](logprobs, column(experience.reference_logprobs))
+        loss = loss + kl_coefficient * (weights * kl).sum()
+    approximate_kl = (weights * k3(old, logprobs.detach())).sum()
+    return Objective(
+        loss=loss, sums=_sums(policy_loss, mean_entropy, approximate_kl, (weights * clipped).sum(), None, None)
+    )
+
+
+def value_objective(
+    values: Tensor, batch: MicroBatch, experience: Experience, weights: Tensor, config: LearnerConfig
+) -> Objective:
+    """c·Σ w·(value loss).
+
+    Args:
+        values: (N,) of the critic being trained.
+        weights: (N,) what each token counts.
+    """
+    assert experience.old_values is not None and experience.returns is not None
+    old_values, returns = (c[batch.actions].to(values.device) for c in (experience.old_values, experience.returns))
+    losses, clipped = value_loss(values, old_values, returns, clip=config.value_clip)
+    loss = (weights * losses).sum()
+    return Objective(
+        loss=config.value_coefficient * loss, sums=_sums(None, None, None, None, loss, (weights * clipped).sum())
+    )
+
+
+def _sums(*parts: Tensor | None) -> Tensor:
+    return torch.stack([torch.zeros(()) if part is None else part.detach().cpu().float() for part in parts]).double()

@@ -1,0 +1,86 @@
+"""The policy leaves the learner: packed for the rollout workers with a canary, or written as a Hugging Face folder.
+
+It must not know how bytes travel. Invariants: names are the Hugging Face ones, tied weights go once, and nothing of a
+critic or value head goes at all. Every function is a collective; only rank 0 receives or writes anything.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ppo_learner.batching import batch_demonstrations, collate
+from ppo_learner.engine import Engine
+from ppo_learner.models import LANGUAGE_MODEL, load_tokenizer
+from ppo_learner.ranks import Ranks
+from services.contracts.records import Canary, Demonstration, Publication
+from services.contracts.settings import ModelConfig
+from services.transport.weights import TRANSPORTS, pack
+
+CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+"""Largest mean logprob error of a correct load. The two kernels agree to 1e-6 in float32, and to their rounding in
+bfloat16 (8 bits of mantissa, so up to 0.03 on a logit of 8); a wrong tensor is off by 0.5 and more."""
+
+
+def publish_policy(
+    policy: Engine,
+    model: ModelConfig,
+    ranks: Ranks,
+    *,
+    version: int,
+    transport: str,
+    canary_sequences: Sequence[array[int]],
+) -> Publication | None:
+    """Make the present weights available as `version`. Every rank calls it; rank 0 receives the publication."""
+    canary = Canary(
+        sequences=tuple(canary_sequences),
+        logprobs=_canary_logprobs(policy, ranks, canary_sequences),
+        tolerance=CANARY_TOLERANCE[model.dtype],
+    )
+    if not ranks.is_first:
+        for _ in _language_model(policy):
+            pass  # Takes part in gathering each weight.
+        return None
+    manifest, buckets = pack(_language_model(policy), version=version, dtype=model.dtype, canary=canary)
+    return TRANSPORTS[transport]().publish(manifest, buckets)
+
+
+def export_policy(
+    policy: Engine,
+    language_model: torch.nn.Module,
+    model: ModelConfig,
+    ranks: Ranks,
+    folder: Path,
+) -> None:
+    """Write weights, configuration and tokenizer so that transformers and vLLM load them. Every rank calls it."""
+    weights = {}
+    for name, tensor in _language_model(policy):
+        if ranks.is_first:
+            weights[name] = tensor.cpu().clone()
+    if ranks.is_first:
+        language_model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers' own
+        load_tokenizer(model).save_pretrained(folder)
+    ranks.wait()
+
+
+@torch.no_grad()
+def _canary_logprobs(policy: Engine, ranks: Ranks, sequences: Sequence[array[int]]) -> tuple[array[float], ...]:
+    """For each sequence the logprobs of all its tokens but the first, at temperature 1."""
+    if not sequences:
+        return ()
+    whole = [Demonstration(token_ids=ids, loss_mask=array("b", [1] * len(ids))) for ids in sequences]
+    batch = batch_demonstrations(whole)
+    micro_batch = collate(batch, range(len(sequences)), ranks.device)
+    logprobs: Tensor = policy(micro_batch, temperature=1.0)[0]
+    return tuple(array("f", logprobs[begin:end].tolist()) for begin, end in pairwise(batch.action_offsets.tolist()))
+
+
+def _language_model(policy: Engine) -> Iterator[tuple[str, Tensor]]:
+    for name, tensor in policy.full_parameters():
+        if name.startswith(LANGUAGE_MODEL):
+            yield name.removeprefix(LANGUAGE_MODEL), tensor

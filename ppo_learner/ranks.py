@@ -1,0 +1,84 @@
+"""The learner's process group: joining it, leaving it, and sums over it.
+
+It must not know models or DeepSpeed. Invariant: whatever waits here is a collective, called by every rank in the same
+order.
+"""
+
+import os
+import random
+from dataclasses import dataclass
+from datetime import timedelta
+
+import numpy as np
+import torch
+from torch import Tensor, distributed
+
+from services.contracts.errors import DeadlineExceeded
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """One process's place among all, and the device it computes on."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank is the one that writes and reports."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum over every rank, the same on each; `values` lies on the CPU and is left as it is."""
+        if self.world_size == 1:
+            return values
+        total = values.to(self.device, copy=True)
+        distributed.all_reduce(total)
+        return total.cpu()
+
+    def wait(self) -> None:
+        """Wait until every rank is here."""
+        if self.world_size > 1:
+            distributed.barrier()
+
+
+def join(*, rank: int, world_size: int, master_address: str, master_port: int, timeout_s: float) -> Ranks:
+    """Meet all other ranks at rank 0's address: NCCL where there is a GPU, else gloo.
+
+    Each rank must see its own GPU only, as Ray arranges it.
+
+    Raises:
+        DeadlineExceeded: not all ranks came in time.
+    """
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    # DeepSpeed and libraries below it look here and nowhere else.
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": master_address,
+        "MASTER_PORT": str(master_port),
+    }
+    try:
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            init_method=f"tcp://{master_address}:{master_port}",
+            rank=rank,
+            world_size=world_size,
+            timeout=timedelta(seconds=timeout_s),
+        )
+    except distributed.DistError as error:
+        raise DeadlineExceeded(
+            waited_for=f"{world_size} learner ranks at {master_address}:{master_port}",
+            waited_s=timeout_s,
+            advice=f"rank {rank} met no full group ({error}); look at the other ranks' logs and at the firewall",
+        ) from error
+    return Ranks(rank=rank, world_size=world_size, device=device)
+
+
+def seed_everything(seed: int) -> None:
+    """Start every generator that a library may draw from at `seed`, the same on every rank."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

@@ -1,0 +1,92 @@
+"""From last hidden states to logprob and entropy of given tokens, without ever holding all logits.
+
+It must not know which tokens are trained or why. Invariants: logits are float32 before the softmax, and at most
+`LOGIT_ELEMENTS` of them exist at once; in training, larger inputs are recomputed piece by piece in the backward pass.
+N tokens, H hidden size, V vocabulary.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+LOGIT_ELEMENTS = 2**26
+"""Logits in one piece: 256 MiB of float32. Smaller pieces cost launches, larger ones memory."""
+
+
+class TokenHead(nn.Module):
+    """The language-model head, applied at chosen positions only.
+
+    It shares the weight of the model's own head, so that sharded weights are gathered for this module by itself.
+
+    Args:
+        output: the model's output embedding.
+        config: the model's configuration, for the scale and soft cap that some families put on logits.
+        temperature: divides the logits, as it did when the tokens were sampled.
+    """
+
+    def __init__(self, output: nn.Module, config: Any, *, temperature: float) -> None:  # Any: transformers
+        super().__init__()
+        weight, bias = output.weight, getattr(output, "bias", None)
+        assert isinstance(weight, nn.Parameter)
+        self.weight = weight
+        self.bias = bias
+        # Cohere multiplies, Granite divides; Gemma squeezes through a tanh afterwards.
+        self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        self._soft_cap = getattr(config, "final_logit_softcapping", None)
+        self._temperature = temperature
+
+    def forward(
+        self, states: Tensor, targets: Tensor, *, temperature: float | None = None, entropy_gradient: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target and entropy of its distribution.
+
+        Args:
+            states: (N, H) last hidden states at the positions that predict the targets.
+            targets: (N,) token ids.
+            temperature: another one than the head's own.
+            entropy_gradient: whether the entropy is to be trained on; without, it costs no memory.
+
+        Returns:
+            (N,) logprobs and (N,) entropies in nats, float32.
+        """
+        temperature = self._temperature if temperature is None else temperature
+        pieces = max(1, -(-len(states) * self.weight_rows // LOGIT_ELEMENTS))
+        if pieces == 1:
+            return self._outcomes(states, targets, temperature, entropy_gradient)
+        outcomes = [
+            self._recomputed(states_piece, targets_piece, temperature, entropy_gradient)
+            for states_piece, targets_piece in zip(states.chunk(pieces), targets.chunk(pieces), strict=True)
+        ]
+        return torch.cat([logprobs for logprobs, _ in outcomes]), torch.cat([entropy for _, entropy in outcomes])
+
+    @property
+    def weight_rows(self) -> int:
+        """V."""
+        return self.weight.shape[0]
+
+    def _recomputed(
+        self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        if not torch.is_grad_enabled():
+            return self._outcomes(states, targets, temperature, entropy_gradient)
+        outcome: tuple[Tensor, Tensor] = checkpoint(
+            self._outcomes, states, targets, temperature, entropy_gradient, use_reentrant=False
+        )
+        return outcome
+
+    def _outcomes(
+        self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        logits = functional.linear(states, self.weight, self.bias).float() * self._scale  # (N, V)
+        if self._soft_cap is not None:
+            logits = torch.tanh(logits / self._soft_cap) * self._soft_cap
+        logits = logits / temperature
+        normaliser = torch.logsumexp(logits, dim=-1)  # (N,)
+        logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
+        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+            # H = log Z − Σ p·logit
+            entropy = normaliser - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
+        return logprobs, entropy
