@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -38,13 +38,10 @@ def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, su
     _refuse_unknown((flag.removeprefix("--").split("=")[0] for flag in flags if flag.startswith("--")), keys, "flag --")
     values = _read_yaml(path) if path else {}
     _refuse_unknown(_leaves(values, keys), keys, f"{path}: key ")
-    parser = argparse.ArgumentParser(
-        prog=f"{prog} [run.yaml]", description=summary, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = _Parser(prog=f"{prog} [run.yaml]", description=summary)
     source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
         config_type,
         cli_parse_args=flags,
-        cli_exit_on_error=False,
         cli_hide_none_type=True,
         cli_avoid_json=True,
         cli_implicit_flags=False,
@@ -52,10 +49,15 @@ def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, su
     )
     try:
         return config_type(**_merge(values, source()))
-    except (SettingsError, argparse.ArgumentError) as error:
+    except SettingsError as error:
         raise UserError(f"the flags cannot be read: {error}") from error
     except ValidationError as error:
         raise UserError(_describe(error, path)) from error
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"the flags cannot be read: {message}")
 
 
 def take_switch(argv: Sequence[str], name: str) -> tuple[bool, list[str]]:

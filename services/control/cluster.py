@@ -178,6 +178,22 @@ class Cluster:
         return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._demands.index(demand))
 
 
+def constructed_by_start(process: type) -> type:
+    """`process` with a method `start` that does what its constructor does.
+
+    An error in an actor's constructor reaches the caller as text only; one in a method arrives as it was raised.
+    """
+
+    class Deferred(process):  # type: ignore[misc, valid-type]  # a base that is known only at run time
+        def __init__(self, **arguments: object) -> None:
+            self._arguments = arguments
+
+        def start(self) -> None:
+            super().__init__(**self._arguments)
+
+    return Deferred
+
+
 def put(value: object) -> object:
     """Store a value once for many processes; passed as an argument it arrives as the value itself."""
     return ray.put(value)

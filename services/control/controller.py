@@ -163,8 +163,9 @@ class Controller:
         batch = self._admission.prompts_per_step
         while len(self._buffer) < batch:
             done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            failures = [failure for task in done if (failure := task.exception())]
+            if failures:
+                raise failures[0]
             self._admit()
         return self._buffer.take(batch)
 

@@ -29,7 +29,7 @@ class LearnerGroup:
 
     async def ready(self) -> None:
         """Wait until every rank has loaded its model."""
-        await self._call("__ray_ready__", timeout_s=self._start_timeout_s)
+        await self._call("start", timeout_s=self._start_timeout_s)
 
     async def step(self, batch: Sequence[ScoredGroup] | Sequence[Demonstration]) -> LearnerReport:
         return (await self._call("step", put(list(batch))))[0]

@@ -17,11 +17,14 @@ from rollout_workers.config import RolloutConfig, engine_environment
 from rollout_workers.pool import RolloutPool
 from rollout_workers.worker import RolloutWorker
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
-from services.control.cluster import Actor, Cluster, Demand
+from services.control.cluster import Actor, Cluster, Demand, constructed_by_start
 from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
 from services.control.learner_group import LearnerGroup
 from services.control.reward_service import start_reward_service
 from services.transport.reward_client import RewardClient
+
+_MARGIN_S = 15.0
+"""How much longer the caller waits than the worker itself does, so that the worker's own error arrives."""
 
 _CALLS_AT_ONCE = 4096
 """Calls a rollout worker may hold; admission bounds how many there are, so this only has to be large."""
@@ -44,15 +47,17 @@ class RemoteWorker:
         self._rollout = rollout
 
     async def ready(self) -> None:
-        await self._actor.call("start", timeout_s=self._rollout.start_timeout_s)
+        await self._actor.call("start", timeout_s=self._rollout.start_timeout_s + _MARGIN_S)
 
     async def sample(self, request: SampleRequest) -> RolloutGroup:
-        group: RolloutGroup = await self._actor.call("sample", request, timeout_s=self._rollout.sample_timeout_s)
+        group: RolloutGroup = await self._actor.call(
+            "sample", request, timeout_s=self._rollout.sample_timeout_s + _MARGIN_S
+        )
         return group
 
     async def load_weights(self, publication: Publication) -> SyncReceipt:
         receipt: SyncReceipt = await self._actor.call(
-            "load_weights", publication, timeout_s=self._rollout.sync_timeout_s
+            "load_weights", publication, timeout_s=self._rollout.sync_timeout_s + _MARGIN_S
         )
         return receipt
 
@@ -70,8 +75,9 @@ async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncI
         ranks = _rank_demands(config.learner, config.cluster) if with_learner else []
         workers = _worker_demands(config.rollout)
         cluster = stack.enter_context(Cluster(config.cluster, [*ranks, *workers]))
+        transport = config.weights.transport if with_learner else None
         remote_workers = [
-            RemoteWorker(_spawn_worker(cluster, demand, config, index), config.rollout)
+            RemoteWorker(_spawn_worker(cluster, demand, config, index, transport), config.rollout)
             for index, demand in enumerate(workers)
         ]
         learner = _start_learner(cluster, ranks, config) if with_learner else None
@@ -120,7 +126,7 @@ def _spawn_ranks(
     host, port = cluster.address_for(ranks[0], timeout_s=config.cluster.start_timeout_s)
     actors = [
         cluster.spawn(
-            process,
+            constructed_by_start(process),
             demand,
             environment={"OMP_NUM_THREADS": f"{demand.cpus:g}"},
             rank=rank,
@@ -135,7 +141,7 @@ def _spawn_ranks(
     return LearnerGroup(actors, start_timeout_s=config.cluster.start_timeout_s, timeout_s=config.train.step_timeout_s)
 
 
-def _spawn_worker(cluster: Cluster, demand: Demand, config: RunConfig, worker: int) -> Actor:
+def _spawn_worker(cluster: Cluster, demand: Demand, config: RunConfig, worker: int, transport: str | None) -> Actor:
     return cluster.spawn(
         RolloutWorker,
         demand,
@@ -144,7 +150,7 @@ def _spawn_worker(cluster: Cluster, demand: Demand, config: RunConfig, worker: i
         worker=worker,
         rollout=config.rollout,
         model=config.model,
-        transport=config.weights.transport,
+        transport=transport,
     )
 
 

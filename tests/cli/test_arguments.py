@@ -1,0 +1,106 @@
+"""YAML and flags become a configuration, and each mistake one message."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from services.cli.arguments import load_config, take_switch
+from services.contracts.errors import UserError
+from services.contracts.settings import ModelConfig, Section
+
+
+class Optimizer(Section):
+    lr: float = 1e-3
+    """Step size."""
+    names: tuple[str, ...] = ()
+    """Which."""
+
+
+class Root(BaseSettings):
+    model_config = SettingsConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    learner: Optimizer = Optimizer()
+    model: ModelConfig
+
+
+def load(*argv: str) -> Any:
+    return load_config(Root, argv, prog="trireme test", summary="A test.")
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text("learner: {lr: 1e-6, names: [a]}\nmodel: {path: here}\n")
+    return str(path)
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults(run_yaml: str) -> None:
+    config = load(run_yaml, "--learner.lr", "0.5", "--model.dtype=float32")
+    assert (config.learner.lr, config.learner.names) == (0.5, ("a",))
+    assert (config.model.path, config.model.dtype) == ("here", "float32")
+
+
+def test_no_environment_variable_changes_a_run(run_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from services.control.config import EvaluateConfig, RunConfig
+
+    assert EvaluateConfig().limit is None
+    monkeypatch.setenv("RUN", '{"seed": 7}')
+    monkeypatch.setenv("run", '{"seed": 7}')
+    config = RunConfig(model={"path": "m"}, data={"prompts": "d.jsonl"}, reward={"services": [{"name": "exact_match"}]})
+    assert config.run.seed == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--learner.lrr", "1"], r"flag --learner\.lrr is not a setting; did you mean learner\.lr\?"),
+        (["--lerner.lr", "1"], r"did you mean learner\.lr\?"),
+        (["--learner.lr", "fast"], r"learner\.lr: Input should be a valid number.*given: 'fast'"),
+        (["--model.dtype", "float8"], r"model\.dtype: Input should be 'float32' or 'bfloat16'"),
+        (["--learner.lr"], r"the flags cannot be read: .*--learner\.lr: expected one argument"),
+    ],
+)
+def test_a_wrong_flag_is_told_with_the_value_and_the_rule(run_yaml: str, flags: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load(run_yaml, *flags)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "learner: {rl: 1}\nmodel: {path: m}",
+            r"run\.yaml: key learner\.rl is not a setting; did you mean learner\.lr\?",
+        ),
+        ("modle: {path: m}", r"key modle is not a setting; did you mean model\?"),
+        ("learner: {lr: 1}", "model: Field required"),
+        ("- a list", "must be a mapping of sections, not list"),
+        ("a: [", "not valid YAML"),
+    ],
+)
+def test_a_wrong_file_is_told_with_the_nearest_right_key(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        load(str(path))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"nowhere\.yaml cannot be read: No such file"):
+        load("nowhere.yaml")
+
+
+def test_help_gives_each_setting_with_its_docstring(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        load("--help")
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--learner.lr" in shown
+    assert "Step size. (default: 0.001)" in shown
+
+
+def test_switches_are_taken_out() -> None:
+    assert take_switch(["a.yaml", "--resume", "--x.y", "1"], "--resume") == (True, ["a.yaml", "--x.y", "1"])
+    assert take_switch(["a.yaml"], "--resume") == (False, ["a.yaml"])

@@ -1,0 +1,35 @@
+"""Ctrl-C once finishes the step, twice stops at once."""
+
+import asyncio
+import os
+import signal
+
+import pytest
+
+from services.control.interrupts import catch_interrupts
+
+
+async def test_the_first_signal_asks_and_the_second_cancels() -> None:
+    asked: asyncio.Queue[str] = asyncio.Queue()
+
+    async def two_signals() -> None:
+        with catch_interrupts(asked.put_nowait) as stop:
+            stop.finishes_step = True
+            os.kill(os.getpid(), signal.SIGINT)
+            assert "stopping after this step" in await asyncio.wait_for(asked.get(), 5)
+            assert stop.requested
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(5)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(two_signals())
+
+
+async def test_before_there_is_a_step_to_finish_the_first_signal_cancels() -> None:
+    async def one_signal() -> None:
+        with catch_interrupts(print):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(5)
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.create_task(one_signal())

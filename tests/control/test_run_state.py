@@ -1,0 +1,94 @@
+"""Checkpoints are all or nothing, and only whole ones are loaded."""
+
+import resource
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from services.contracts.errors import CheckpointError
+from services.control import run_state
+from services.control.run_state import RunState
+
+
+def save_bytes(content: bytes) -> Callable[[Path], Awaitable[None]]:
+    async def save(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "weights.bin").write_bytes(content)
+
+    return save
+
+
+async def commit(folder: Path, step: int, *, keep: int = 3) -> Path:
+    state = RunState(step=step, prompt_position=step * 4, event_counts={"trained": step * 4})
+    return await run_state.commit(folder, state, save_learner=save_bytes(b"x" * step), keep=keep)
+
+
+async def test_the_newest_checkpoint_comes_back_with_its_state(tmp_path: Path) -> None:
+    await commit(tmp_path, 9)
+    path = await commit(tmp_path, 10)
+    found, state, faults = run_state.newest(tmp_path)
+    assert found == path
+    assert (state.step, state.prompt_position, state.event_counts["trained"]) == (10, 40, 40)
+    assert faults == []
+
+
+async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        await commit(tmp_path, step, keep=2)
+    assert [path.name for path in run_state.committed(tmp_path)] == ["step_4", "step_3"]
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "commit"])
+async def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: str) -> None:
+    await commit(tmp_path, 1)
+    newest = await commit(tmp_path, 2)
+    weights = newest / "learner" / "weights.bin"
+    if damage == "changed":
+        weights.write_bytes(b"yy")
+    elif damage == "missing":
+        weights.unlink()
+    else:
+        (newest / "COMMIT").write_text("{")
+    found, state, faults = run_state.newest(tmp_path)
+    assert (found.name, state.step) == ("step_1", 1)
+    assert faults[0].startswith("step_2: ")
+
+
+async def test_a_crash_in_the_middle_of_a_save_leaves_the_last_commit(tmp_path: Path) -> None:
+    await commit(tmp_path, 1)
+
+    async def crash(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        (folder / "half.bin").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        await run_state.commit(tmp_path, RunState(step=2, prompt_position=8), save_learner=crash, keep=1)
+    found, state, _ = run_state.newest(tmp_path)
+    assert (found.name, state.step) == ("step_1", 1)
+    await commit(tmp_path, 2)
+    assert run_state.newest(tmp_path)[1].step == 2
+
+
+async def test_a_full_disk_says_so_and_keeps_the_last_commit(tmp_path: Path) -> None:
+    await commit(tmp_path, 1)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        with pytest.raises(CheckpointError, match=r"step 2 could not be written .* the last good one is step_1"):
+            await run_state.commit(
+                tmp_path, RunState(step=2, prompt_position=8), save_learner=save_bytes(b"x" * 5000), keep=1
+            )
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert run_state.newest(tmp_path)[1].step == 1
+    assert list(tmp_path.glob(".step_*")) == []
+
+
+def test_no_checkpoint_at_all_is_a_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="there is none"):
+        run_state.newest(tmp_path)
