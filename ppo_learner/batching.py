@@ -6,6 +6,7 @@ is never trained; the plan is a function of lengths alone; every sequence is in 
 B sequences, T tokens of the longest, A sampled tokens of the whole batch.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -102,26 +103,23 @@ def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
 def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_ranks: int) -> list[list[tuple[int, ...]]]:
     """Sequences of similar length together, at most `max_tokens` with padding, the same number of parts on each rank.
 
-    A sequence longer than `max_tokens` stands alone. Where the parts do not divide by the ranks, the costliest are
-    halved; only when every sequence stands alone are empty parts added, which keep collectives in step.
+    There are as few parts as the budget allows, rounded up to a multiple of the ranks, and then as even ones as so many
+    parts allow. A sequence longer than `max_tokens` stands alone. Empty parts, which only keep collectives in step, are
+    added when there are fewer sequences than parts.
 
     Returns:
         For each rank its parts, each a tuple of sequence numbers; parts of the same place cost about the same.
     """
-    parts: list[tuple[int, ...]] = []
-    part: list[int] = []
-    for sequence in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if part and (len(part) + 1) * lengths[part[0]] > max_tokens:
-            parts.append(tuple(part))
-            part = []
-        part.append(sequence)
-    if part:
-        parts.append(tuple(part))
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    num_parts = -(-len(_fill(order, lengths, max_tokens)) // num_ranks) * num_ranks
+    budgets = range(lengths[order[0]], max_tokens)
+    smallest = bisect_left(budgets, True, key=lambda budget: len(_fill(order, lengths, budget)) <= num_parts)
+    parts = _fill(order, lengths, budgets[smallest] if smallest < len(budgets) else max_tokens)
 
     def cost(part: tuple[int, ...]) -> int:
         return len(part) * lengths[part[0]] if part else 0
 
-    while len(parts) % num_ranks:
+    while len(parts) < num_parts:
         widest = max(parts, key=lambda part: (len(part) > 1, cost(part)))
         if len(widest) > 1:
             parts.remove(widest)
@@ -131,6 +129,17 @@ def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_ranks: in
             parts.append(())
     parts.sort(key=lambda part: (-cost(part), part))
     return [parts[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def _fill(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+    """Cut `order`, longest sequence first, wherever one more would take a part over `budget`."""
+    parts: list[tuple[int, ...]] = []
+    begin = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end - begin + 1) * lengths[order[begin]] > budget:
+            parts.append(tuple(order[begin:end]))
+            begin = end
+    return parts
 
 
 def collate(batch: Batch, sequences: Sequence[int], device: torch.device) -> MicroBatch:

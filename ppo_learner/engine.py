@@ -7,8 +7,11 @@ none. Every method is a collective: every rank calls it, in the same order.
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +52,7 @@ class Engine:
         self._world_size = ranks.world_size
         self._stage = _effective_stage(module, config.zero_stage)
         parameters = [{"params": list(group)} for group in groups or [list(module.parameters())]]
-        self._engine, *_ = _import_deepspeed().initialize(
+        self._engine = _initialize(
             model=module,
             model_parameters=parameters,
             # The fused kernel takes a third of the time of the default one, on the CPU too.
@@ -123,7 +126,7 @@ def shard_frozen(module: nn.Module, ranks: Ranks, *, zero_stage: int) -> nn.Modu
     """A network that is only evaluated: sharded over the ranks at ZeRO stage 3, whole on the device below it."""
     if zero_stage < 3:
         return module.to(ranks.device)
-    engine, *_ = _import_deepspeed().initialize(model=module, config=_configuration(module, 3, clipping=0.0))
+    engine = _initialize(model=module, config=_configuration(module, 3, clipping=0.0))
     assert isinstance(engine, nn.Module)
     return engine
 
@@ -164,14 +167,24 @@ def _small_parameter(module: nn.Module) -> int:
     return 10 * max((p.shape[0] for p in module.parameters() if p.dim() == 1), default=1)
 
 
-def _import_deepspeed() -> Any:  # Any: DeepSpeed has no type information
-    """Imported late, because its import chooses the device and logs."""
+def prepare_deepspeed() -> None:
+    """Have DeepSpeed choose the right device and keep its log to itself; call it before anything imports DeepSpeed."""
     if not torch.cuda.is_available():
         os.environ["DS_ACCELERATOR"] = "cpu"
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message="`torch.distributed", category=FutureWarning)
+    _import_deepspeed().utils.logger.setLevel(logging.ERROR)
+    # Compiled with g++ at first use, and only tensor-parallel inference calls it.
+    _import_deepspeed().ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _initialize(**arguments: Any) -> Any:  # Any: DeepSpeed has no type information
+    with redirect_stdout(StringIO()):  # It prints the machine's memory.
+        engine, *_ = _import_deepspeed().initialize(**arguments)
+    return engine
+
+
+def _import_deepspeed() -> Any:  # Any: the same
+    """Imported late, because at that moment it chooses its device."""
     import deepspeed
 
-    deepspeed.utils.logger.setLevel(logging.ERROR)
-    # Compiled with g++ at first use, and only tensor-parallel inference calls it.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

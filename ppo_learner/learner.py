@@ -18,7 +18,7 @@ from ppo_learner import checkpoints
 from ppo_learner.batching import Batch, batch_rollouts, sampler_logprobs
 from ppo_learner.checkpoints import LearnerState
 from ppo_learner.config import LearnerConfig
-from ppo_learner.engine import leave
+from ppo_learner.engine import leave, prepare_deepspeed
 from ppo_learner.experience import make_experience
 from ppo_learner.kl import next_kl_coefficient
 from ppo_learner.metrics import (
@@ -30,7 +30,7 @@ from ppo_learner.metrics import (
     trace_metrics,
 )
 from ppo_learner.networks import Networks
-from ppo_learner.publishing import export_policy, publish_policy
+from ppo_learner.publishing import default_canary, export_policy, publish_policy
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.updates import Rates, Updater
@@ -53,7 +53,7 @@ class LearnerRank:
         seed: orders the mini-batches.
         temperature: the sampling temperature; trained logprobs are those of the distribution sampled.
         total_steps: learner steps of the whole run, for the learning rate's schedule.
-        canary_sequences: token ids by which workers verify new weights.
+        canary_sequences: token ids by which workers verify new weights; a few fixed ones by default.
 
     Raises:
         UserError: a model that cannot be read, or a temperature that samples nothing.
@@ -81,7 +81,7 @@ class LearnerRank:
         self._model = model
         self._transport = transport
         self._total_steps = total_steps
-        self._canary_sequences = canary_sequences or ()
+        prepare_deepspeed()
         self._ranks = join(
             rank=rank,
             world_size=world_size,
@@ -92,6 +92,7 @@ class LearnerRank:
         seed_everything(seed)
         self._networks = Networks(learner, model, self._ranks, temperature=temperature)
         self._updater = Updater(self._networks, learner, self._ranks, seed=seed)
+        self._canary_sequences = canary_sequences or default_canary(self._networks.language_model.config.vocab_size)
         self._kl_coefficient = learner.kl_coefficient
         self._step = 0
 
@@ -119,7 +120,7 @@ class LearnerRank:
             group_metrics(groups)
             | experience_metrics(experience, logprobs, sampled)
             | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)
-            | rate_metrics(rates)
+            | rate_metrics(rates, has_critic=self._config.parts.needs_critic)
             | clock.metrics(num_tokens=sum(batch.lengths))
         )
         self._steer_kl(measured, num_completions=len(batch.lengths))

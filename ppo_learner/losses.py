@@ -17,7 +17,7 @@ _LOG_RATIO_LIMIT = 20.0
 """Beyond this a probability ratio overflows float32 in the backward pass; the clip has long taken over."""
 
 
-class PolicyLoss(NamedTuple):
+class TokenLoss(NamedTuple):
     """Loss of each token (N,), and where the clip holds its gradient back (N,)."""
 
     losses: Tensor
@@ -26,7 +26,7 @@ class PolicyLoss(NamedTuple):
 
 def ppo_clip_loss(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, *, clip_ratio_low: float, clip_ratio_high: float
-) -> PolicyLoss:
+) -> TokenLoss:
     """PPO (Schulman et al. 2017, arXiv 1707.06347): −min(r·A, clip(r, 1 − ε_low, 1 + ε_high)·A), r = π/π_old.
 
     Two ranges instead of one are the clip-higher of DAPO (Yu et al. 2025, arXiv 2503.14476).
@@ -39,20 +39,20 @@ def ppo_clip_loss(
     ratio = torch.exp((logprobs - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
     free = ratio * advantages
     held = ratio.clamp(1 - clip_ratio_low, 1 + clip_ratio_high) * advantages
-    return PolicyLoss(-torch.minimum(free, held), held.detach() < free.detach())
+    return TokenLoss(-torch.minimum(free, held), held.detach() < free.detach())
 
 
-def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> PolicyLoss:
+def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> TokenLoss:
     """REINFORCE with a baseline (Williams 1992): −A·log π.
 
     Args:
         logprobs: (N,) under the policy being trained; carries the gradient.
         advantages: (N,), the baseline already subtracted.
     """
-    return PolicyLoss(-advantages * logprobs, torch.zeros_like(logprobs, dtype=torch.bool))
+    return TokenLoss(-advantages * logprobs, torch.zeros_like(logprobs, dtype=torch.bool))
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None) -> PolicyLoss:
+def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: float | None) -> TokenLoss:
     """Half squared error, the worse of free and clipped: ½·max((V − R)², (V_old + clip(V − V_old, ±ε) − R)²).
 
     Args:
@@ -63,9 +63,10 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, *, clip: flo
     """
     free = (values - returns).square()
     if clip is None:
-        return PolicyLoss(0.5 * free, torch.zeros_like(values, dtype=torch.bool))
-    held = (old_values + (values - old_values).clamp(-clip, clip) - returns).square()
-    return PolicyLoss(0.5 * torch.maximum(free, held), held.detach() > free.detach())
+        return TokenLoss(0.5 * free, torch.zeros_like(values, dtype=torch.bool))
+    moved = values - old_values
+    held = (old_values + moved.clamp(-clip, clip) - returns).square()
+    return TokenLoss(0.5 * torch.maximum(free, held), (moved.detach().abs() > clip) & (held.detach() > free.detach()))
 
 
 def token_weights(counts: Tensor, aggregation: str) -> Tensor:
@@ -83,7 +84,7 @@ def token_weights(counts: Tensor, aggregation: str) -> Tensor:
     return 1.0 / (counts.clamp(min=1) * (counts > 0).sum().clamp(min=1)).double()
 
 
-def _ppo_clip(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, config: LearnerConfig) -> PolicyLoss:
+def _ppo_clip(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, config: LearnerConfig) -> TokenLoss:
     return ppo_clip_loss(
         logprobs,
         old_logprobs,
@@ -93,11 +94,11 @@ def _ppo_clip(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, config
     )
 
 
-def _reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, config: LearnerConfig) -> PolicyLoss:
+def _reinforce(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, config: LearnerConfig) -> TokenLoss:
     return reinforce_loss(logprobs, advantages)
 
 
-POLICY_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, LearnerConfig], PolicyLoss]] = {
+POLICY_LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor, LearnerConfig], TokenLoss]] = {
     "ppo_clip": _ppo_clip,
     "reinforce": _reinforce,
 }

@@ -103,9 +103,10 @@ def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> di
     return metrics | {"updates": trace.num_updates, "updates_skipped": trace.num_skipped}
 
 
-def rate_metrics(rates: Rates) -> dict[str, float]:
+def rate_metrics(rates: Rates, *, has_critic: bool) -> dict[str, float]:
     """What the step trained with."""
-    return {"lr": rates.lr, "critic_lr": rates.critic_lr, "kl_coefficient": rates.kl_coefficient}
+    metrics = {"lr": rates.lr, "kl_coefficient": rates.kl_coefficient}
+    return metrics | ({"critic_lr": rates.critic_lr} if has_critic else {})
 
 
 def as_floats(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from ppo_learner.batching import MicroBatch
 from ppo_learner.config import OptimizerConfig
@@ -91,7 +90,7 @@ def load_policy(
     model: ModelConfig, learner: OptimizerConfig, *, temperature: float, value_head: bool = False
 ) -> Policy:
     """The policy, ready to train. Raises `UserError` when it cannot be read."""
-    language_model = _load(AutoModelForCausalLM, model.path, model, learner)
+    language_model = _load("AutoModelForCausalLM", model.path, model, learner)
     return Policy(language_model, temperature=temperature, value_head=value_head)
 
 
@@ -103,22 +102,31 @@ def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature:
 
 def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig) -> Critic:
     """A critic whose transformer starts from `path`."""
-    return Critic(_load(AutoModel, path, model, learner))
+    return Critic(_load("AutoModel", path, model, learner))
 
 
 def load_tokenizer(model: ModelConfig) -> Any:  # Any: transformers
     """The tokenizer that belongs to the policy."""
+    from transformers import AutoTokenizer  # late, as in `_load`
+
     path = model.tokenizer or model.path
     revision = None if model.tokenizer else model.revision
     return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
 
 
-def _load(kind: Any, path: str, model: ModelConfig, learner: OptimizerConfig) -> Any:  # Any: transformers
+def _load(kind: str, path: str, model: ModelConfig, learner: OptimizerConfig) -> Any:  # Any: transformers
+    """Read a network of one of transformers' automatic classes."""
+    # Late, because it takes seconds and imports DeepSpeed, which chooses its device at that moment.
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
     revision = model.revision if path == model.path else None
     try:
-        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
+        config = transformers.AutoConfig.from_pretrained(
+            path, revision=revision, trust_remote_code=model.trust_remote_code
+        )
         _disable_dropout(config)
-        network = kind.from_pretrained(
+        network = getattr(transformers, kind).from_pretrained(
             path,
             config=config,
             revision=revision,

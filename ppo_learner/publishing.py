@@ -6,6 +6,7 @@ critic or value head goes at all. Every function is a collective; only rank 0 re
 
 from __future__ import annotations
 
+import random
 from array import array
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
@@ -48,6 +49,14 @@ def publish_policy(
         return None
     manifest, buckets = pack(_language_model(policy), version=version, dtype=model.dtype, canary=canary)
     return TRANSPORTS[transport]().publish(manifest, buckets)
+
+
+def default_canary(vocabulary_size: int) -> tuple[array[int], ...]:
+    """Four sequences of 24 token ids, always the same for a vocabulary of this size."""
+    draw = random.Random(f"canary {vocabulary_size}")
+    # A vocabulary's tail may be padding, which engines refuse as input.
+    known = max(vocabulary_size * 3 // 4, 1)
+    return tuple(array("i", (draw.randrange(known) for _ in range(24))) for _ in range(4))
 
 
 def export_policy(

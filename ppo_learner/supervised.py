@@ -13,7 +13,7 @@ from ppo_learner import checkpoints
 from ppo_learner.batching import Batch, batch_demonstrations, collate, plan_micro_batches
 from ppo_learner.checkpoints import LearnerState
 from ppo_learner.config import OptimizerConfig
-from ppo_learner.engine import Engine, leave
+from ppo_learner.engine import Engine, leave, prepare_deepspeed
 from ppo_learner.metrics import Stopwatch, as_floats
 from ppo_learner.models import load_policy
 from ppo_learner.publishing import export_policy
@@ -58,6 +58,7 @@ class SupervisedRank:
         self._config = learner
         self._model = model
         self._total_steps = total_steps
+        prepare_deepspeed()
         self._ranks = join(
             rank=rank,
             world_size=world_size,

@@ -1,7 +1,7 @@
 """From last hidden states to logprob and entropy of given tokens, without ever holding all logits.
 
 It must not know which tokens are trained or why. Invariants: logits are float32 before the softmax, and at most
-`LOGIT_ELEMENTS` of them exist at once; in training, larger inputs are recomputed piece by piece in the backward pass.
+`logit_elements` of them exist at once; in training, larger inputs are recomputed piece by piece in the backward pass.
 N tokens, H hidden size, V vocabulary.
 """
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 LOGIT_ELEMENTS = 2**26
-"""Logits in one piece: 256 MiB of float32. Smaller pieces cost launches, larger ones memory."""
+"""Most logits in one piece, by default: 256 MiB of float32. Smaller pieces cost launches, larger ones memory."""
 
 
 class TokenHead(nn.Module):
@@ -25,6 +25,9 @@ class TokenHead(nn.Module):
         output: the model's output embedding.
         config: the model's configuration, for the scale and soft cap that some families put on logits.
         temperature: divides the logits, as it did when the tokens were sampled.
+
+    Attributes:
+        logit_elements: most logits in one piece.
     """
 
     def __init__(self, output: nn.Module, config: Any, *, temperature: float) -> None:  # Any: transformers
@@ -37,6 +40,7 @@ class TokenHead(nn.Module):
         self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         self._soft_cap = getattr(config, "final_logit_softcapping", None)
         self._temperature = temperature
+        self.logit_elements = LOGIT_ELEMENTS
 
     def forward(
         self, states: Tensor, targets: Tensor, *, temperature: float | None = None, entropy_gradient: bool = False
@@ -53,7 +57,7 @@ class TokenHead(nn.Module):
             (N,) logprobs and (N,) entropies in nats, float32.
         """
         temperature = self._temperature if temperature is None else temperature
-        pieces = max(1, -(-len(states) * self.weight_rows // LOGIT_ELEMENTS))
+        pieces = max(1, -(-len(states) * self.weight.shape[0] // self.logit_elements))
         if pieces == 1:
             return self._outcomes(states, targets, temperature, entropy_gradient)
         outcomes = [
@@ -61,11 +65,6 @@ class TokenHead(nn.Module):
             for states_piece, targets_piece in zip(states.chunk(pieces), targets.chunk(pieces), strict=True)
         ]
         return torch.cat([logprobs for logprobs, _ in outcomes]), torch.cat([entropy for _, entropy in outcomes])
-
-    @property
-    def weight_rows(self) -> int:
-        """V."""
-        return self.weight.shape[0]
 
     def _recomputed(
         self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool

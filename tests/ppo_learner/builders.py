@@ -1,0 +1,128 @@
+"""Scored groups, learner ranks and processes for the learner's tests.
+
+Invariant: the same arguments give the same groups, and no process outlives the call that started it.
+"""
+
+import multiprocessing
+import random
+import socket
+import time
+from array import array
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ppo_learner.config import LearnerConfig
+from ppo_learner.learner import LearnerRank
+from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+from services.contracts.settings import ModelConfig
+
+VOCABULARY = 43
+
+
+def make_rollout(mask: Sequence[int], *, draw: random.Random, sample_index: int = 0) -> Rollout:
+    """Random tokens, sampled where `mask` is 1."""
+    return Rollout(
+        prompt_id="0-0",
+        sample_index=sample_index,
+        token_ids=array("i", (draw.randrange(2, VOCABULARY) for _ in mask)),
+        logprobs=array("f", (-draw.uniform(2, 4) if sampled else 0.0 for sampled in mask)),
+        policy_versions=array("i", (0 if sampled else NOT_SAMPLED for sampled in mask)),
+        loss_mask=array("b", mask),
+        num_prompt_tokens=list(mask).index(1) if 1 in mask else len(mask),
+        completion="",
+        finish_reason="stop",
+    )
+
+
+def make_group(masks: Sequence[Sequence[int]], rewards: Sequence[float], *, seed: int = 0) -> ScoredGroup:
+    """One group with a rollout for each mask."""
+    draw = random.Random(seed)
+    rollouts = tuple(make_rollout(mask, draw=draw, sample_index=index) for index, mask in enumerate(masks))
+    prompt = Prompt(id="0-0", text="", token_ids=rollouts[0].token_ids[: rollouts[0].num_prompt_tokens])
+    return ScoredGroup(
+        group=RolloutGroup(prompt=prompt, rollouts=rollouts),
+        rewards=tuple(Reward(value=value, components={"shape": value / 2}) for value in rewards),
+    )
+
+
+def random_groups(seed: int, *, num_groups: int = 3, group_size: int = 4, longest: int = 24) -> list[ScoredGroup]:
+    """Groups of completions of 1 to `longest` tokens, every third with a tool's answer in the middle."""
+    draw = random.Random(seed)
+
+    def mask() -> list[int]:
+        length = draw.randint(1, longest)
+        hole = [0] * 3 + [1] * 4 if length % 3 == 0 else []
+        return [0] * draw.randint(3, 6) + [1] * length + hole
+
+    return [
+        make_group([mask() for _ in range(group_size)], [draw.random() for _ in range(group_size)], seed=seed + index)
+        for index in range(num_groups)
+    ]
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def start_rank(
+    config: LearnerConfig,
+    model: Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    rank: int = 0,
+    world_size: int = 1,
+    port: int | None = None,
+    **overrides: Any,
+) -> LearnerRank:
+    """A learner rank in this process; the caller closes it before it starts the next."""
+    arguments: dict[str, Any] = {
+        "learner": config,
+        "model": ModelConfig(path=str(model), dtype=dtype),
+        "transport": "disk",
+        "rank": rank,
+        "world_size": world_size,
+        "master_address": "127.0.0.1",
+        "master_port": port or free_port(),
+        "seed": 0,
+        "temperature": 1.0,
+        "total_steps": 10,
+    }
+    return LearnerRank(**(arguments | overrides))
+
+
+def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
+    """A copy of every weight, of policy and critic, on every rank."""
+    networks = rank._networks
+    engines = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
+    return {
+        f"{label}.{name}": tensor.clone()
+        for label, engine in engines.items()
+        for name, tensor in engine.full_parameters()
+    }
+
+
+def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, deadline_s: float) -> None:
+    """Run `work(*arguments[i])` in a fresh process each; whatever is left at the deadline is killed by its id."""
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=work, args=each, daemon=True) for each in arguments]
+    for process in processes:
+        process.start()
+    end = time.monotonic() + deadline_s
+    try:
+        while any(process.is_alive() for process in processes) and time.monotonic() < end:
+            wait([process.sentinel for process in processes if process.is_alive()], timeout=1.0)
+            if any(process.exitcode for process in processes):
+                break  # The others wait for it in a collective.
+        codes = [process.exitcode for process in processes]
+        assert codes == [0] * len(processes), f"exit codes {codes} after at most {deadline_s} s (None: still running)"
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
+            process.join()

@@ -1,0 +1,52 @@
+"""Settings that do not fit together are refused with a fix; the schedule of the learning rate."""
+
+import math
+
+import pytest
+
+from ppo_learner.algorithms import ALGORITHMS
+from ppo_learner.config import LearnerConfig, OptimizerConfig
+from ppo_learner.schedule import learning_rate_factor
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"algorithm": "grop"}, "'grop' does not exist; choose one of ppo, grpo, rloo"),
+        ({"zero_stage": 4}, "less than or equal to 3"),
+        ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
+        ({"kl_coefficient": 0.1, "kl_placement": "loss"}, "use k2 or k3"),
+        ({"kl_target": 6.0}, "start it above 0"),
+        ({"algorithm": "grpo", "critic_path": "x"}, "critic_path 'x' has no effect"),
+        ({"critic": "value_head", "critic_path": "x"}, "critic_path 'x' has no effect"),
+        ({"critic": "value_head", "critic_warmup_steps": 5}, "set it to 0"),
+        ({"learning_rate": 1e-6}, "Extra inputs are not permitted"),
+    ],
+)
+def test_a_mistake_is_refused_with_its_fix(settings: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        LearnerConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_every_algorithm_builds_with_defaults_and_is_whitened_only_with_a_critic(name: str) -> None:
+    config = LearnerConfig(algorithm=name)
+    assert config.whitens == ALGORITHMS[name].needs_critic
+
+
+def test_every_setting_has_a_help_text() -> None:
+    missing = [name for name, field in LearnerConfig.model_fields.items() if not field.description]
+    assert not missing
+
+
+def test_the_rate_rises_linearly_and_then_stays() -> None:
+    config = OptimizerConfig(warmup_steps=4)
+    rates = [learning_rate_factor(config, step=step, total_steps=10) for step in range(6)]
+    assert rates == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_linear_and_cosine_end_at_zero() -> None:
+    linear, cosine = OptimizerConfig(lr_schedule="linear"), OptimizerConfig(lr_schedule="cosine")
+    assert [learning_rate_factor(linear, step=step, total_steps=4) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+    assert learning_rate_factor(cosine, step=1, total_steps=4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
+    assert learning_rate_factor(cosine, step=4, total_steps=4) == pytest.approx(0)
