@@ -3,7 +3,7 @@
 It must not import torch or vLLM: the controller reads it, and the environment must be complete before vLLM is imported.
 """
 
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
@@ -26,7 +26,7 @@ class RolloutConfig(Section):
     """Sample among so many of the most likely tokens; 0 leaves all in."""
     max_completion_tokens: int = Field(default=512, ge=1)
     """Longest completion, in tokens; a longer one ends there, with the finish reason "length"."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end a completion and are cut from it, beside the model's own end of sequence."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a completion, beside the model's own end of sequence."""

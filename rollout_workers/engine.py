@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 from vllm import EngineArgs, SamplingParams
+from vllm.exceptions import VLLMClientError, VLLMError
 from vllm.inputs import tokens_input
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
@@ -68,7 +69,7 @@ class Engine:
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, *, repack_tied_head: bool = True) -> None:
         try:
             self._llm = LLMEngine.from_engine_args(_engine_args(model, rollout))
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, VLLMError) as error:
             raise UserError(f"vLLM cannot serve {model.path!r} with these settings: {error}") from error
         self.max_length = int(self._llm.model_config.max_model_len)
         self.version = 0
@@ -88,7 +89,7 @@ class Engine:
 
         Raises:
             WeightSyncError: the weights that are loaded may not be served.
-            UserError: the prompt leaves no room for a token.
+            UserError: the prompt leaves no room for a token, or vLLM refuses it or the sampling settings.
         """
         if self.refusal is not None:
             raise WeightSyncError(self.refusal)
@@ -98,7 +99,10 @@ class Engine:
                 f"the prompt of {order} has {len(token_ids)} tokens and the model takes {self.max_length} with the "
                 "completion; shorten it (data.max_prompt_tokens, data.long_prompts) or raise model.max_length"
             )
-        self._add(order, token_ids, _sampling_params(sampling, room, seed))
+        try:
+            self._add(order, token_ids, _sampling_params(sampling, room, seed))
+        except (ValueError, VLLMClientError) as error:
+            raise UserError(f"vLLM refuses to sample {order}: {error}") from error
 
     def abort(self, orders: Sequence[str]) -> None:
         """Forget completions that were ordered; unknown ones are ignored."""
@@ -180,10 +184,7 @@ class Engine:
 
     def _add(self, order: str, token_ids: Sequence[int], params: SamplingParams, priority: int = 0) -> None:
         prompt = tokens_input(list(token_ids), cache_salt=str(self.version))
-        try:
-            self._llm.add_request(order, prompt, params, priority=priority)
-        except ValueError as error:
-            raise UserError(f"vLLM refuses to sample {order}: {error}") from error
+        self._llm.add_request(order, prompt, params, priority=priority)
 
     def _completion(self, output: Any) -> Completion:  # Any: vLLM's untyped output
         (sampled,) = output.outputs

@@ -51,7 +51,7 @@ class EngineThread:
         self._groups: dict[str, _Group] = {}
         self._attempts = itertools.count()
         self._waiting: set[Future[Any]] = set()  # Any: each call has a result of its own type
-        self._broken: TriremeError | None = None
+        self._broken: str | None = None
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
@@ -93,7 +93,7 @@ class EngineThread:
 
         with self._lock:
             if self._broken is not None:
-                return _fail(future, self._broken)
+                return _fail(future, WorkerLost(self._broken))
             self._waiting.add(future)
             self._inbox.put(order)
         return future.add_done_callback(self._waiting.discard)
@@ -102,15 +102,16 @@ class EngineThread:
         try:
             engine = self._build()
         except Exception as error:  # noqa: BLE001  # The thread's edge: whoever waits for `ready` raises it.
-            return self._break(error, f"the engine of {self._name} did not start")
-        _end(self.ready, None)
+            self._break(f"the engine of {self._name} did not start: {error!r}")
+            return self.ready.set_exception(error)
+        self.ready.set_result(None)
         try:
             self._serve(engine)
         except Exception as error:  # noqa: BLE001  # As above: every waiting call raises it.
             _log.exception("the engine of %s failed", self._name)
-            self._break(error, f"the engine of {self._name} failed")
+            self._break(f"the engine of {self._name} failed: {error!r}")
         else:
-            self._break(None, f"{self._name} was closed")
+            self._break(f"{self._name} was closed")
         engine.close()
         return None
 
@@ -170,15 +171,13 @@ class EngineThread:
 
         self._inbox.put(order)
 
-    def _break(self, cause: Exception | None, message: str) -> None:
+    def _break(self, message: str) -> None:
         """End every future that was given out; later calls fail at once."""
-        error = cause if isinstance(cause, TriremeError) else WorkerLost(f"{message}: {cause!r}" if cause else message)
-        error.__cause__ = cause if error is not cause else None
         with self._lock:
-            self._broken = error
-            waiting = [self.ready, *self._waiting]
+            self._broken = message
+            waiting = list(self._waiting)
         for future in waiting:
-            _fail(future, error)
+            _fail(future, WorkerLost(message))
 
 
 def _end(future: Future[Result], result: Result) -> None:

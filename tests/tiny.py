@@ -3,12 +3,16 @@
 It must not know which part is tested with it. Invariant: the same arguments give the same weights.
 """
 
+from array import array
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from services.contracts.records import Canary
 
 CHARACTERS = "0123456789+-=abcdefghijklmnopqrstuvwxyz .?!"
 END_OF_SEQUENCE = "<eos>"
@@ -53,3 +57,18 @@ def tiny_model(*, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:  #
     }
     torch.manual_seed(seed)
     return Qwen2ForCausalLM(Qwen2Config(**shape | overrides)).eval()
+
+
+@torch.no_grad()
+def token_logprobs(model: Any, token_ids: Sequence[int], *, temperature: float = 1.0) -> list[float]:
+    """(T - 1,) log-probabilities of tokens 1 … T-1, each given all before it."""
+    ids = torch.tensor([list(token_ids)])
+    logits = model(ids).logits[0, :-1].float() / temperature
+    return logits.log_softmax(dim=-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()  # type: ignore[no-any-return]
+
+
+def tiny_canary(model: Any, *, tolerance: float = 1e-4) -> Canary:
+    """What `model` gives two fixed sequences."""
+    sequences = (array("i", range(2, 42)), array("i", [7, 9, 7, 9, 7]))
+    logprobs = tuple(array("f", token_logprobs(model, sequence)) for sequence in sequences)
+    return Canary(sequences=sequences, logprobs=logprobs, tolerance=tolerance)

@@ -1,0 +1,122 @@
+"""Real workers on tiny models, in one other process: vLLM takes a process for itself, and its import takes seconds."""
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from rollout_workers.config import RolloutConfig, engine_environment
+from services.contracts.errors import CanaryMismatch
+from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
+from services.contracts.settings import ModelConfig
+from services.transport.disk_weights import DiskWeights
+from tests.tiny import write_tiny_model
+
+ROLLOUT = RolloutConfig(kv_cache_gib=0.05, sample_timeout_s=60, start_timeout_s=120, sync_timeout_s=60)
+
+
+class WorkerHost:
+    """The other process."""
+
+    def __init__(self) -> None:
+        self._workers: dict[str, Any] = {}
+
+    async def start(self, name: str, model: ModelConfig, rollout: RolloutConfig) -> None:
+        from rollout_workers.worker import RolloutWorker
+
+        worker = RolloutWorker(worker=len(self._workers), rollout=rollout, model=model, transport="disk")
+        await worker.start()
+        self._workers[name] = worker
+
+    async def call(self, name: str, method: str, arguments: Sequence[object]) -> object:
+        return await getattr(self._workers[name], method)(*arguments)
+
+    async def load_with_stale_head(self, model: ModelConfig, publication: Publication) -> None:
+        from rollout_workers.engine import Engine
+
+        def load() -> None:
+            self._stale = Engine(
+                model, ROLLOUT, repack_tied_head=False
+            )  # Its end would end the others: vLLM's globals.
+            self._stale.load(publication.manifest, DiskWeights().fetch(publication, timeout_s=20))
+
+        await asyncio.to_thread(load)
+
+    async def load_while_sampling(
+        self, name: str, requests: Sequence[SampleRequest], publication: Publication
+    ) -> list[RolloutGroup | BaseException]:
+        """Load a version once each request has its first tokens; what became of the requests."""
+        worker = self._workers[name]
+        short = replace(requests[0], sampling=replace(requests[0].sampling, max_completion_tokens=2))
+        tasks = [asyncio.create_task(worker.sample(request)) for request in [*requests, short]]
+        await tasks[-1]
+        with suppress(CanaryMismatch):
+            await worker.load_weights(publication)
+        return await asyncio.gather(*tasks[:-1], return_exceptions=True)
+
+
+@dataclass(frozen=True)
+class HostedWorker:
+    """A worker in the other process, as a pool sees it; `folder` holds its model."""
+
+    host: Any
+    name: str
+    folder: Path
+    tied: bool = True
+    dtype: str = "float32"
+
+    async def sample(self, request: SampleRequest) -> RolloutGroup:
+        return await self._call("sample", request)  # type: ignore[no-any-return]
+
+    async def load_weights(self, publication: Publication) -> SyncReceipt:
+        return await self._call("load_weights", publication)  # type: ignore[no-any-return]
+
+    async def health(self) -> int:
+        return await self._call("health")  # type: ignore[no-any-return]
+
+    async def _call(self, method: str, *arguments: object) -> Any:
+        return await asyncio.wait_for(self.host.call.remote(self.name, method, arguments), 90)
+
+
+@pytest.fixture(scope="package")
+def host() -> Iterator[Any]:
+    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
+    environment = {"env_vars": engine_environment(ROLLOUT, cuda=False)}
+    yield ray.remote(WorkerHost).options(max_concurrency=64, runtime_env=environment).remote()
+    ray.shutdown()
+
+
+VARIANTS = {
+    "tied": {"tied": True, "dtype": "float32"},
+    "untied": {"tied": False, "dtype": "float32"},
+    "tied bfloat16": {"tied": True, "dtype": "bfloat16"},
+    "untied bfloat16": {"tied": False, "dtype": "bfloat16"},
+}
+
+
+@pytest.fixture(scope="package")
+def started(host: Any) -> dict[str, HostedWorker]:
+    return {}
+
+
+@pytest.fixture
+def worker(
+    request: pytest.FixtureRequest,
+    host: Any,
+    started: dict[str, HostedWorker],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> HostedWorker:
+    """A worker of the variant that the test is parametrised with, or "tied"; started once for all tests."""
+    name = getattr(request, "param", "tied")
+    if name not in started:
+        variant = VARIANTS[name]
+        folder = write_tiny_model(tmp_path_factory.mktemp("model"), tied=bool(variant["tied"]))
+        model = ModelConfig(path=str(folder), dtype=variant["dtype"])  # type: ignore[arg-type]
+        ray.get(host.start.remote(name, model, ROLLOUT), timeout=120)
+        started[name] = HostedWorker(host, name, folder, **variant)  # type: ignore[arg-type]
+    return started[name]

@@ -1,0 +1,192 @@
+import asyncio
+
+import pytest
+
+from rollout_workers.pool import RolloutPool
+from services.contracts.errors import CanaryMismatch, DeadlineExceeded, WorkerLost
+from services.contracts.records import Canary, Publication, SampleRequest, Sampling, WeightManifest
+from tests.fakes import FakeWorker, make_prompt
+
+
+def request(row: int) -> SampleRequest:
+    return SampleRequest(prompt=make_prompt(row), sampling=Sampling(num_samples=2, max_completion_tokens=4))
+
+
+def publication(version: int) -> Publication:
+    canary = Canary(sequences=(), logprobs=(), tolerance=1.0)
+    manifest = WeightManifest(version=version, tensors=(), bucket_bytes=(), checksums=(), canary=canary)
+    return Publication(transport="fake", manifest=manifest, locations=())
+
+
+def rows(worker: FakeWorker) -> list[int]:
+    return [request.prompt.row for request in worker.rollouts.requests]
+
+
+async def turns_of_the_loop() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_a_request_goes_to_the_worker_with_the_fewest_outstanding_and_ties_to_the_first() -> None:
+    workers = [FakeWorker(number, open=False) for number in range(3)]
+    pool = RolloutPool(workers)
+    tasks = [asyncio.create_task(pool.sample(request(row))) for row in range(4)]
+    await turns_of_the_loop()
+    assert [rows(worker) for worker in workers] == [[0, 3], [1], [2]]
+
+    workers[2].release()
+    await tasks[2]
+    tasks.append(asyncio.create_task(pool.sample(request(4))))
+    await turns_of_the_loop()
+
+    assert rows(workers[2]) == [2, 4]
+    for worker in workers:
+        worker.release()
+    groups = await asyncio.gather(*tasks)
+    assert [group.prompt.row for group in groups] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3])
+async def test_what_is_sampled_does_not_depend_on_how_many_workers_share_the_prompts(num_workers: int) -> None:
+    pool = RolloutPool([FakeWorker(number) for number in range(num_workers)])
+    alone = FakeWorker()
+
+    groups = await asyncio.gather(*(pool.sample(request(row)) for row in range(8)))
+
+    assert groups == [await alone.sample(request(row)) for row in range(8)]
+
+
+async def test_the_request_of_a_worker_that_died_goes_to_another_which_samples_the_same() -> None:
+    dead, alive = FakeWorker(error=WorkerLost("killed")), FakeWorker()
+    pool = RolloutPool([dead, alive])
+
+    group = await pool.sample(request(0))
+
+    assert group == await FakeWorker().sample(request(0))
+    assert list(pool.workers) == [alive]
+
+
+async def test_a_request_over_which_two_workers_died_ends_with_that_error() -> None:
+    workers = [FakeWorker(error=WorkerLost(f"killed {number}")) for number in range(3)]
+    pool = RolloutPool(workers)
+
+    with pytest.raises(WorkerLost, match="killed 1"):
+        await pool.sample(request(0))
+
+    assert list(pool.workers) == workers[2:]
+
+
+async def test_without_a_worker_the_error_says_so() -> None:
+    pool = RolloutPool([FakeWorker(error=WorkerLost("killed"))])
+
+    with pytest.raises(WorkerLost, match="no rollout worker is left"):
+        await pool.sample(request(0))
+
+
+async def test_a_deadline_of_a_worker_is_not_its_death() -> None:
+    slow = FakeWorker(error=DeadlineExceeded(waited_for="a group", waited_s=1, advice="wait"))
+    pool = RolloutPool([slow, FakeWorker()])
+
+    with pytest.raises(DeadlineExceeded):
+        await pool.sample(request(0))
+
+    assert slow in pool.workers
+
+
+async def test_all_workers_load_at_the_same_time_and_answer_in_order() -> None:
+    workers = [FakeWorker(number, open=False) for number in range(2)]
+    pool = RolloutPool(workers)
+    task = asyncio.create_task(pool.load_weights(publication(3)))
+    await turns_of_the_loop()
+    for worker in reversed(workers):
+        worker.release()
+        await turns_of_the_loop()
+
+    assert [(receipt.worker, receipt.version) for receipt in await task] == [(0, 3), (1, 3)]
+
+
+async def test_refused_weights_are_raised_only_once_every_worker_has_answered() -> None:
+    refusing, slow = FakeWorker(error=CanaryMismatch("stale head")), FakeWorker(1, open=False)
+    pool = RolloutPool([refusing, slow])
+    task = asyncio.create_task(pool.load_weights(publication(3)))
+    await turns_of_the_loop()
+    assert not task.done()
+
+    slow.release()
+
+    with pytest.raises(CanaryMismatch, match="stale head"):
+        await task
+    assert slow.versions == [3]
+
+
+async def test_a_worker_found_dead_while_loading_leaves_and_the_others_serve() -> None:
+    pool = RolloutPool([FakeWorker(0, error=WorkerLost("killed")), FakeWorker(1)])
+
+    receipts = await pool.load_weights(publication(3))
+
+    assert [receipt.worker for receipt in receipts] == [1]
+    assert len(pool.workers) == 1
+
+
+async def test_when_every_worker_died_while_loading_the_error_says_why() -> None:
+    pool = RolloutPool([FakeWorker(error=WorkerLost("out of memory"))])
+
+    with pytest.raises(WorkerLost, match="out of memory"):
+        await pool.load_weights(publication(3))
+
+
+async def test_a_joining_worker_serves_only_after_it_loaded_the_newest_version() -> None:
+    pool = RolloutPool([FakeWorker(0)])
+    await pool.load_weights(publication(3))
+    joining = FakeWorker(1, open=False)
+    task = asyncio.create_task(pool.add(joining))
+    await turns_of_the_loop()
+    assert joining not in pool.workers
+    await pool.load_weights(publication(4))
+
+    joining.release()
+    receipt = await task
+
+    assert receipt is not None
+    assert receipt.version == 4
+    assert joining in pool.workers
+
+
+async def test_a_worker_that_fails_to_load_does_not_join() -> None:
+    pool = RolloutPool([FakeWorker(0)])
+    await pool.load_weights(publication(3))
+
+    with pytest.raises(CanaryMismatch):
+        await pool.add(FakeWorker(1, error=CanaryMismatch("stale head")))
+
+    assert len(pool.workers) == 1
+
+
+async def test_a_removed_worker_ends_its_requests_and_gets_no_more() -> None:
+    leaving, staying = FakeWorker(0, open=False), FakeWorker(1)
+    pool = RolloutPool([leaving, staying])
+    under_way = asyncio.create_task(pool.sample(request(0)))
+    await turns_of_the_loop()
+    removal = asyncio.create_task(pool.remove(leaving, timeout_s=20))
+    await turns_of_the_loop()
+    await asyncio.gather(*(pool.sample(request(row)) for row in (1, 2)))
+    assert not removal.done()
+
+    leaving.release()
+    await removal
+
+    assert (await under_way).prompt.row == 0
+    assert (rows(leaving), rows(staying)) == ([0], [1, 2])
+
+
+async def test_a_removal_has_a_deadline() -> None:
+    leaving = FakeWorker(0, open=False)
+    pool = RolloutPool([leaving])
+    under_way = asyncio.create_task(pool.sample(request(0)))
+    await turns_of_the_loop()
+
+    with pytest.raises(DeadlineExceeded, match="1 requests of rollout worker 0"):
+        await pool.remove(leaving, timeout_s=0.01)
+
+    leaving.release()
+    await under_way
