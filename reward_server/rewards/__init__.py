@@ -1,0 +1,19 @@
+"""The built-in rewards. A new one is a file here, a line in `REWARDS`, and its test.
+
+Each is a section of options that builds its reward. None may import another, nor know how it is run.
+"""
+
+from collections.abc import Mapping
+
+from reward_server.function import RewardOptions
+from reward_server.rewards.exact_match import ExactMatch
+from reward_server.rewards.length_penalty import LengthPenalty
+from reward_server.rewards.math_answer import MathAnswer
+from reward_server.rewards.required_format import RequiredFormat
+
+REWARDS: Mapping[str, type[RewardOptions]] = {
+    "exact_match": ExactMatch,
+    "length_penalty": LengthPenalty,
+    "math_answer": MathAnswer,
+    "required_format": RequiredFormat,
+}

@@ -1,0 +1,100 @@
+"""Settings of reward servers, and the section `reward` of a run.
+
+It must not load a reward or import gRPC. Invariant: a `RewardConfig` says in exactly one way where rewards come from.
+"""
+
+import os
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from services.contracts.settings import Section
+from services.transport.reward_settings import RewardClientConfig, check_addresses
+
+READY_PREFIX = "reward server listening on "
+"""What a server prints before its address, on one line of standard output, once it answers."""
+
+
+class RewardServiceConfig(Section):
+    """One reward: a built-in or the user's own, and its share of the total."""
+
+    name: str
+    """A built-in reward, or the Python path of a user's: `my_reward.py:score` or `package.module:score`."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor of this reward in the total; the total is the weighted sum."""
+    options: dict[str, Any] = Field(default_factory=dict)  # Any: each reward has its own, and checks them itself
+    """The reward's own options: fields of a built-in's section, keyword arguments of a function."""
+    isolate: bool | None = None
+    """Score in child processes that can be killed when they hang; null leaves it to the reward."""
+
+
+class RewardServerConfig(Section):
+    """One reward server: where it listens, its limits, and how it runs the reward."""
+
+    host: str = "127.0.0.1"
+    """Interface to listen on."""
+    port: int = Field(default=50051, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one and prints it."""
+    allow_plaintext: bool = False
+    """Permit a host other than this machine's loopback, although nothing is encrypted."""
+    timeout_s: float = Field(default=20.0, gt=0)
+    """Longest run of the reward on one sample (or one batch, for a batched reward), in seconds."""
+    num_threads: int = Field(default=8, ge=1)
+    """Calls of a reward function at the same time; 1 for a function that is not thread-safe."""
+    num_processes: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
+    """Child processes of a reward that is scored in isolation."""
+    isolated_memory_bytes: int = Field(default=4 << 30, ge=0)
+    """Address space of each such process, in bytes; 0 for no limit."""
+    max_batch_samples: int = Field(default=64, ge=1)
+    """Most samples that a batched reward is given at once, over all requests."""
+    max_wait_s: float = Field(default=0.005, ge=0)
+    """Longest wait for a batch to fill, in seconds; only a batched reward waits."""
+    max_samples_per_call: int = Field(default=1024, ge=1)
+    """Most samples in one call; more are refused with INVALID_ARGUMENT."""
+    max_message_bytes: int = Field(default=16 << 20, ge=1024)
+    """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
+    max_pending_samples: int = Field(default=16_384, ge=1)
+    """Samples accepted and not yet answered; a call beyond is refused with RESOURCE_EXHAUSTED, to be tried again."""
+    drain_s: float = Field(default=10.0, ge=0)
+    """Time for calls under way to end after SIGTERM or SIGINT, in seconds."""
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> Self:
+        if self.max_pending_samples < self.max_samples_per_call:
+            raise ValueError(
+                f"max_pending_samples is {self.max_pending_samples}, less than max_samples_per_call "
+                f"({self.max_samples_per_call}): a full call could never be accepted"
+            )
+        check_addresses([f"{self.host}:{self.port}"], allow_plaintext=self.allow_plaintext)
+        return self
+
+
+class RewardServerFile(Section):
+    """A YAML file for `trireme reward serve`."""
+
+    services: tuple[RewardServiceConfig, ...] = Field(min_length=1)
+    """The rewards whose weighted sum is served."""
+    server: RewardServerConfig = RewardServerConfig()
+    """The server's own settings."""
+
+
+class RewardConfig(RewardClientConfig):
+    """Where rewards come from: running servers by address, or services that the run itself starts."""
+
+    addresses: tuple[str, ...] = ()
+    """Servers of one reward service, each HOST:PORT; calls go round all of them."""
+    services: tuple[RewardServiceConfig, ...] = ()
+    """Rewards for which the run starts one server on this machine; their weighted sum is the reward."""
+    server: RewardServerConfig = RewardServerConfig(port=0)
+    """Settings of the server that the run starts for `services`."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if bool(self.addresses) == bool(self.services):
+            found = "both" if self.addresses else "neither"
+            raise ValueError(
+                f"give either reward.addresses (servers that run already) or reward.services (rewards that the run "
+                f"starts itself); {found} was given"
+            )
+        check_addresses(self.addresses, allow_plaintext=self.allow_plaintext)
+        return self

@@ -1,0 +1,194 @@
+"""1 when the last answer in the completion equals the reference, as a number or as a formula; 0 when it does not.
+
+Plain numbers are compared exactly, without computer algebra; everything else by math-verify, whose own timeouts need
+the main thread's signals and are off: a process that hangs in algebra is killed from outside, hence `isolate`.
+It must not know how a completion was sampled. Invariant: an answer that cannot be read as mathematics is a wrong one; a
+reference that cannot is a `Failure`, as no answer to it could be right.
+"""
+
+import functools
+import logging
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+from reward_server.function import RewardFunction, RewardOptions, Score
+from services.contracts.records import Failure, FailureCode, RewardSample
+
+# What introduces an answer: GSM8K's mark, and words; `\boxed{` is found by its braces.
+HASHES = re.compile(r"####[ \t]*(?P<answer>[^\n]+)")
+WORDS = re.compile(r"\banswer(?:[ \t]+is|[ \t]*[:=])[ \t*:]*(?P<answer>[^\n]+)", re.IGNORECASE)
+BOXED = r"\boxed{"
+LATEX = re.compile(
+    r"\$(?!\s)(?P<dollars>[^$\n]+?)(?<!\s)\$(?!\d)|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]", re.DOTALL
+)
+BARE_NUMBER = re.compile(r"(?<![\w.,])(?:(?<![\d)])-)?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?(?!\w)")
+
+NUMBER = re.compile(
+    r"(?P<sign>[-+−]?)\s*(?:\\?[$£€])?\s*(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d])|\d+(?:\.\d+)?|\.\d+)"
+    r"(?:/(?P<divisor>\d+))?\s*(?P<percent>\\?%)?(?:\$?[\s.,;:!?)]+(?P<unit>[A-Za-z]+).*|\$?[\s.,;:!?)]*)",
+    re.DOTALL,
+)
+TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
+ASSIGNED = re.compile(r"[A-Za-z]\w*\s*=(?!=)\s*")
+SPACING = re.compile(r"\\[!,;]|\\ |\{(?=,\})|(?<=,)\}")
+NOT_UNITS = frozenset(
+    ("e", "i", "pi", "sqrt", "times", "hundred", "thousand", "million", "billion", "trillion", "dozen")
+)
+# Powers that computer algebra would work out until it is killed: no right answer looks like this unless word for word.
+EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*-?\d{4,}|(?:\^|\*\*)\s*(?:\{[^{}]*|\w\s*)(?:\^|\*\*)|\d\s*!")
+MAX_ANSWER_CHARACTERS = 400
+
+
+class MathAnswer(RewardOptions):
+    """Compares the completion's last answer with a field of the reference."""
+
+    reference_field: str = "answer"
+    """Field of the reference that holds the right answer; of a worked solution, what follows `####` or is boxed."""
+    require_mark: bool = False
+    """Count only an answer that is marked: after `####`, in a box, or after "answer is"; not just the last number."""
+
+    def reward(self) -> RewardFunction:
+        return RewardFunction(self.score, name="math_answer", version="1", minimum=0.0, maximum=1.0, isolate=True)
+
+    def score(self, sample: RewardSample) -> Score:
+        wanted = sample.reference.get(self.reference_field)
+        if not isinstance(wanted, str | int | float) or not str(wanted).strip():
+            message = f"reference.{self.reference_field} is {wanted!r:.80}; math_answer needs the right answer there"
+            return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
+        reference = marked_answer(str(wanted), marks=(last_hashes, last_box)) or str(wanted)
+        if as_number(reference) is None and not is_formula(reference):
+            message = f"the reference {reference!r:.80} is neither a number nor a formula"
+            return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
+        answer = last_answer(sample.completion, require_mark=self.require_mark)
+        return float(answer is not None and is_equal(reference, answer))
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An answer, and where in the text its mark starts."""
+
+    answer: str
+    start: int
+
+
+def last_answer(text: str, *, require_mark: bool = False) -> str | None:
+    """The answer marked last; where none is marked, the last formula or number unless `require_mark`."""
+    answer = marked_answer(text, marks=(last_hashes, last_box, last_words))
+    if answer is not None or require_mark:
+        return answer
+    formulas = [(match.end(), match.group(match.lastgroup or 0)) for match in LATEX.finditer(text)]
+    numbers = [(match.end(), match.group()) for match in BARE_NUMBER.finditer(text)]
+    return max(formulas[-1:] + numbers[-1:], default=(0, None))[1]
+
+
+def marked_answer(text: str, *, marks: tuple[Callable[[str], Found | None], ...]) -> str | None:
+    """The answer that starts last among those marked in one of these ways."""
+    found = [answer for answer in (mark(text) for mark in marks) if answer is not None]
+    return max(found, key=lambda answer: answer.start).answer if found else None
+
+
+def last_hashes(text: str) -> Found | None:
+    """What follows the last `####` on its line."""
+    return _last_match(HASHES, text)
+
+
+def last_words(text: str) -> Found | None:
+    """What follows the last "answer is" or "answer:" on its line."""
+    return _last_match(WORDS, text)
+
+
+def last_box(text: str) -> Found | None:
+    r"""What the last complete `\boxed{…}` holds."""
+    start = len(text)
+    while (start := text.rfind(BOXED, 0, start)) >= 0:
+        depth = 1
+        for end in range(start + len(BOXED), len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return Found(text[start + len(BOXED) : end], start)
+    return None
+
+
+def is_equal(reference: str, answer: str) -> bool:
+    """Whether two answers are the same number or formula."""
+    wanted, found = as_number(reference), as_number(answer)
+    if wanted is not None and found is not None:
+        return wanted.equals(found)
+    if _bare(reference) == _bare(answer):
+        return True
+    if len(answer) > MAX_ANSWER_CHARACTERS or EXPLOSIVE.search(answer):
+        return False
+    parse, verify = _math_verify()
+    return bool(verify(parse(reference), parse(answer)))
+
+
+@functools.lru_cache(maxsize=4096)
+def is_formula(text: str) -> bool:
+    """Whether computer algebra can read the text."""
+    parse, _ = _math_verify()
+    return bool(parse(text))
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A plain number, and whether it was written in percent."""
+
+    value: Fraction
+    is_percent: bool
+
+    def equals(self, other: "Number") -> bool:
+        """Equal as written, or equal once one of them is taken as the percentage that it is."""
+        if self.value == other.value:
+            return True
+        return self.is_percent != other.is_percent and self._share() == other._share()
+
+    def _share(self) -> Fraction:
+        return self.value / 100 if self.is_percent else self.value
+
+
+def as_number(text: str) -> Number | None:
+    """The number that the text starts with, when only a unit or further words follow; None for anything else."""
+    text = TEXT_COMMAND.sub(r" \1", SPACING.sub("", text)).strip(" \t\n*_`=")
+    text = ASSIGNED.sub("", text.strip("$"), count=1) if ASSIGNED.match(text.strip("$")) else text
+    match = NUMBER.fullmatch(text.removeprefix("$") if text.endswith("$") else text)
+    if match is None or (match["unit"] or "").lower() in NOT_UNITS or match["divisor"] in ("0", "00"):
+        return None
+    value = Fraction(match["number"].replace(",", "")) / int(match["divisor"] or 1)
+    return Number(-value if match["sign"] in ("-", "−") else value, match["percent"] is not None)
+
+
+def _last_match(mark: re.Pattern[str], text: str) -> Found | None:
+    match = None
+    for match in mark.finditer(text):  # noqa: B007 - the last one counts
+        pass
+    return None if match is None else Found(match["answer"].strip(), match.start())
+
+
+def _bare(text: str) -> str:
+    """The formula without delimiters and white space."""
+    formula = LATEX.search(text)
+    inner = text if formula is None else formula.group(formula.lastgroup or 0)
+    return re.sub(r"\s+", "", inner).strip("$*`.")
+
+
+@functools.cache
+def _math_verify() -> tuple[Callable[[str], list[object]], Callable[[object, object], bool]]:
+    """math-verify's functions without its timeouts; loaded late, because it takes most of a second."""
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    logging.getLogger("math_verify").setLevel(logging.ERROR)  # It warns that its timeouts are off.
+    formulas = [LatexExtractionConfig()]
+
+    def parse_formula(text: str) -> list[object]:
+        boxed = f"\\boxed{{{_formula(text)}}}"
+        return list(parse(boxed, formulas, fallback_mode="no_fallback", parsing_timeout=None))
+
+    return parse_formula, functools.partial(verify, timeout_seconds=None)
+
+
+def _formula(text: str) -> str:
+    formula = LATEX.search(text)
+    inner = text if formula is None else formula.group(formula.lastgroup or 0)
+    return inner.strip().rstrip(".")

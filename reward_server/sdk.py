@@ -1,0 +1,51 @@
+"""`serve`: everything a reward author has to call.
+
+It must not know gRPC, which it imports only when something is served. Invariant: `serve` returns after a clean shutdown
+and raises `UserError` for whatever the author can mend.
+"""
+
+import asyncio
+from typing import Any
+
+from pydantic import ValidationError
+
+from reward_server.config import RewardServerConfig
+from reward_server.function import RewardFunction, ScoreBatch, ScoreSample
+from reward_server.scorer import FunctionScorer
+from services.contracts.errors import UserError
+
+
+def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = False, **settings: Any) -> None:
+    """Serve a reward until SIGTERM or Ctrl-C.
+
+    Args:
+        score: takes a `RewardSample` and returns a number, a `Reward` or a `Failure`; or a `RewardFunction`, which also
+            says the reward's name, version and range. Plain functions run in threads, several at once.
+        batched: whether `score` takes a sequence of samples and returns a sequence.
+        settings: fields of `RewardServerConfig`, such as `port` (0 takes a free one), `host`, `timeout_s`.
+
+    Raises:
+        UserError: a setting is wrong, the port is taken, or this is called while a server loads the file.
+    """
+    from reward_server.server import serve_until_signal
+
+    if _in_event_loop():
+        raise UserError('serve() blocks, so it cannot run here; put it under `if __name__ == "__main__":`')
+    try:
+        config = RewardServerConfig(**settings)
+    except ValidationError as error:
+        raise UserError(f"serve() was given wrong settings: {error}") from error
+    function = score if isinstance(score, RewardFunction) else RewardFunction(score, batched=batched)
+    asyncio.run(
+        serve_until_signal(
+            lambda: FunctionScorer(function, timeout_s=config.timeout_s, num_threads=config.num_threads), config
+        )
+    )
+
+
+def _in_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True

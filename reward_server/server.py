@@ -1,0 +1,178 @@
+"""The gRPC server of a reward: trireme.reward.v1, grpc.health.v1 and reflection. The only file here that knows gRPC.
+
+It must not know how samples are scored. Invariants: a call that was accepted is answered in full, or its caller gets a
+status that says why; after `drain` began nothing new is accepted, and calls under way have `drain_s` to end.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from reward_server.batcher import Batcher, Overloaded
+from reward_server.config import READY_PREFIX, RewardServerConfig
+from reward_server.scorer import Scorer
+from services.contracts.errors import UserError
+from services.contracts.records import Failure, FailureCode, Reward, RewardSample
+from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
+from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, encode_result
+
+logger = logging.getLogger(__name__)
+
+FLUSH_S = 1.0
+Context = Any  # Any: grpc.aio.ServicerContext, which has no types
+
+
+class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[misc]  # generated, without types
+    """The two methods of the contract."""
+
+    def __init__(self, scorer: Scorer, config: RewardServerConfig) -> None:
+        self._description = replace(scorer.description, max_batch_samples=config.max_samples_per_call)
+        self._max_samples_per_call = config.max_samples_per_call
+        self._batcher = Batcher(
+            scorer,
+            max_batch_samples=config.max_batch_samples,
+            max_wait_s=config.max_wait_s if scorer.batched else 0.0,
+            max_pending_samples=config.max_pending_samples,
+            max_running=config.num_threads,
+        )
+        self._num_calls = 0
+        self._no_calls = asyncio.Event()
+        self._no_calls.set()
+        self._draining = False
+
+    async def Describe(self, request: reward_pb2.DescribeRequest, context: Context) -> reward_pb2.DescribeResponse:  # noqa: N802 - named by the contract
+        return encode_description(self._description)
+
+    async def Score(self, request: reward_pb2.ScoreRequest, context: Context) -> reward_pb2.ScoreResponse:  # noqa: N802 - named by the contract
+        if self._draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "this server is shutting down; use another")
+        fault = fault_in_request(request, max_samples=self._max_samples_per_call)
+        if fault is not None:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, fault)
+        async with self._call():
+            try:
+                outcomes = await self._outcomes(request.samples)
+            except Overloaded as error:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        results = [encode_result(sample.id, outcomes[sample.id]) for sample in request.samples]
+        return reward_pb2.ScoreResponse(request_id=request.request_id, results=results)
+
+    async def finish(self, timeout_s: float) -> None:
+        """Accept nothing more, and wait until calls under way have ended or the time is up."""
+        self._draining = True
+        try:
+            await asyncio.wait_for(self._no_calls.wait(), timeout_s)
+        except TimeoutError:
+            logger.warning("%d calls were still under way after %g s (drain_s)", self._num_calls, timeout_s)
+
+    async def _outcomes(self, messages: Sequence[reward_pb2.Sample]) -> dict[str, Reward | Failure]:
+        outcomes: dict[str, Reward | Failure] = {}
+        samples: list[RewardSample] = []
+        for message in messages:
+            try:
+                samples.append(decode_sample(message))
+            except ValueError as error:
+                outcomes[message.id] = Failure(code=FailureCode.INVALID_SAMPLE, message=str(error))
+        scored = await self._batcher.submit(samples)
+        return outcomes | {sample.id: outcome for sample, outcome in zip(samples, scored, strict=True)}
+
+    @asynccontextmanager
+    async def _call(self) -> AsyncIterator[None]:
+        self._num_calls += 1
+        self._no_calls.clear()
+        try:
+            yield
+        finally:
+            self._num_calls -= 1
+            if not self._num_calls:
+                self._no_calls.set()
+
+
+class RewardServer:
+    """A scorer behind a port.
+
+    Raises:
+        UserError: from `start`, when the reward does not load or the port cannot be had.
+    """
+
+    def __init__(self, scorer: Scorer, config: RewardServerConfig) -> None:
+        self._scorer = scorer
+        self._config = config
+        self._servicer = RewardServicer(scorer, config)
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", config.max_message_bytes),
+                ("grpc.max_send_message_length", -1),
+                ("grpc.so_reuseport", 0),
+            ]
+        )
+
+    async def start(self) -> str:
+        """Load the reward, listen, and return the address as HOST:PORT."""
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(self._servicer, self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        port = self._bind()
+        await self._scorer.start()
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._server.start()
+        return f"{_bracketed(self._config.host)}:{port}"
+
+    async def drain(self) -> None:
+        """Turn NOT_SERVING, let calls under way end within `drain_s`, and stop."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._servicer.finish(self._config.drain_s)
+        await self._server.stop(FLUSH_S)
+        await self._scorer.close()
+
+    def _bind(self) -> int:
+        target = f"{_bracketed(self._config.host)}:{self._config.port}"
+        try:
+            return int(self._server.add_insecure_port(target))
+        except RuntimeError as error:
+            raise UserError(
+                f"cannot listen on {target}: the port is taken, or the host is not this machine's; give another "
+                "--port (0 takes a free one) or --host"
+            ) from error
+
+    async def _set_health(self, status: int) -> None:
+        for service in ("", SERVICE_NAME):
+            await self._health.set(service, status)
+
+
+async def serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardServerConfig) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Prints one line with the address once it answers."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    server = RewardServer(make_scorer(), config)
+    address = await server.start()
+    sys.stdout.write(f"{READY_PREFIX}{address}\n")
+    sys.stdout.flush()
+    await stop.wait()
+    await server.drain()
+
+
+def fault_in_request(request: reward_pb2.ScoreRequest, *, max_samples: int) -> str | None:
+    """Why a request cannot be scored at all; None when it can."""
+    if len(request.samples) > max_samples:
+        return f"{len(request.samples)} samples in one call; this server takes at most {max_samples}"
+    ids = [sample.id for sample in request.samples]
+    if len(set(ids)) < len(ids):
+        twice = next(name for name in ids if ids.count(name) > 1)
+        return f"sample id {twice!r} is given more than once; ids must be unique within a request"
+    return None
+
+
+def _bracketed(host: str) -> str:
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host

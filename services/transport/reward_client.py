@@ -1,0 +1,249 @@
+"""The controller's side of the reward contract: scores samples on any number of servers of one reward.
+
+It must not know gRPC, what a reward means, or what is done with it. Invariants: every sample gets exactly one outcome,
+in order; a number comes only from a reply that passed every check of `reward_validation`; every failure ends in a
+retry, a typed `Failure` of the sample, or a typed error. A server is asked to describe itself before its first call
+and after each outage, so servers that disagree never mix.
+"""
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from services.contracts.errors import RewardContractError, RewardUnavailable, UserError
+from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample
+from services.protos.reward.v1 import reward_pb2
+from services.transport.reward_codec import decode_outcome, encode_sample
+from services.transport.reward_endpoint import Endpoint
+from services.transport.reward_retry import CallFault, Outage, Patience, SampleFault
+from services.transport.reward_settings import RewardClientConfig, check_addresses
+from services.transport.reward_validation import fault_in_reply, fault_in_reward
+
+logger = logging.getLogger(__name__)
+
+FAILURES_OF_THE_SERVICE = (FailureCode.UNAVAILABLE, FailureCode.OVERLOADED)
+REQUEST_OVERHEAD_BYTES = 64
+SAMPLE_OVERHEAD_BYTES = 8
+WARN_EVERY_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The samples of one `score`, on their way to an outcome each."""
+
+    samples: Mapping[str, RewardSample]
+    outcomes: dict[str, Reward | Failure] = field(default_factory=dict)
+
+
+class RewardClient:
+    """Implements `RewardScorer` over gRPC. Used from one event loop, which need not run yet when it is made.
+
+    Args:
+        addresses: servers of one reward, each HOST:PORT; calls go round them.
+        config: deadlines, retries and limits.
+
+    Raises:
+        UserError: there is no address, or one may not be used.
+    """
+
+    def __init__(self, addresses: Sequence[str], config: RewardClientConfig | None = None) -> None:
+        self._config = config or RewardClientConfig()
+        if not addresses:
+            raise UserError("a reward client needs the address of at least one reward server, such as 127.0.0.1:50051")
+        check_addresses(addresses, allow_plaintext=self._config.allow_plaintext)
+        self._endpoints = [Endpoint(address, self._config) for address in addresses]
+        self._addresses = ", ".join(addresses)
+        self._in_flight = asyncio.Semaphore(self._config.max_in_flight_calls)
+        self._description: RewardDescription | None = None
+        self._num_calls = 0
+        self._warned_at = float("-inf")
+
+    async def describe(self, *, budget_s: float | None = None) -> RewardDescription:
+        """What the service says of itself; asked of every server once, and then remembered.
+
+        Args:
+            budget_s: how long to wait for one server to answer; `unavailable_budget_s` where it is not given.
+
+        Raises:
+            RewardUnavailable, RewardContractError.
+        """
+        if self._description is None:
+            await self._retry(self._attempt_describe, budget_s)
+        assert self._description is not None
+        return self._description
+
+    async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
+        """One outcome per sample, in order. A `Failure` is final: what may be tried again was.
+
+        Raises:
+            RewardUnavailable: no server answered within `unavailable_budget_s`.
+            RewardContractError: a server broke the contract; names server and sample.
+            ValueError: two samples have one id.
+        """
+        batch = Batch(samples={sample.id: sample for sample in samples})
+        if len(batch.samples) < len(samples):
+            raise ValueError("two samples have the same id; ids must be unique within one call of score()")
+        if not samples:
+            return []
+        description = await self.describe()
+        messages = self._encode(batch, with_token_ids=description.needs_token_ids)
+        calls = split(messages, description.max_batch_samples, self._config.max_request_bytes)
+        await all_or_cancel(self._settle(batch, messages) for messages in calls)
+        return [batch.outcomes[sample.id] for sample in samples]
+
+    async def close(self) -> None:
+        """Close the connections; calls under way are cancelled."""
+        for endpoint in self._endpoints:
+            await endpoint.close()
+
+    def _encode(self, batch: Batch, *, with_token_ids: bool) -> Iterator[reward_pb2.Sample]:
+        """The samples that can be sent; the others fail at once."""
+        limit = self._config.max_request_bytes
+        for sample in batch.samples.values():
+            try:
+                message = encode_sample(sample, with_token_ids=with_token_ids)
+                num_bytes = message.ByteSize() + SAMPLE_OVERHEAD_BYTES + REQUEST_OVERHEAD_BYTES
+                if num_bytes > limit:
+                    raise ValueError(f"{num_bytes} bytes exceed max_request_bytes ({limit}); raise it here and there")
+            except ValueError as error:
+                text = f"sample {sample.id!r} cannot be sent: {error}"
+                batch.outcomes[sample.id] = Failure(code=FailureCode.INVALID_SAMPLE, message=text)
+            else:
+                yield message
+
+    async def _settle(self, batch: Batch, messages: Sequence[reward_pb2.Sample]) -> None:
+        """Score what fits one call, again and again until each outcome is final."""
+        pending = list(messages)
+
+        async def attempt() -> None:
+            batch.outcomes.update(await self._attempt_score(batch, pending))
+            pending[:] = [message for message in pending if is_retryable(batch.outcomes[message.id])]
+            raise_for([batch.outcomes[message.id] for message in pending])
+
+        await self._retry(attempt)
+
+    async def _attempt_score(self, batch: Batch, messages: Sequence[reward_pb2.Sample]) -> dict[str, Reward | Failure]:
+        """One call to one server, and every check of its reply."""
+        async with self._in_flight:
+            endpoint = self._pick()
+            description = await self._agreed_description(endpoint)
+            request = reward_pb2.ScoreRequest(request_id=uuid.uuid4().hex, samples=messages)
+            response = await endpoint.score(request)
+        fault = fault_in_reply(
+            asked=request.request_id,
+            answered=response.request_id,
+            sample_ids=[message.id for message in messages],
+            result_ids=[result.sample_id for result in response.results],
+        )
+        if fault is not None:
+            raise RewardContractError(f"{endpoint.address} broke the reward contract: {fault}")
+        return {
+            result.sample_id: checked_outcome(result, batch.samples[result.sample_id], description, endpoint.address)
+            for result in response.results
+        }
+
+    async def _attempt_describe(self) -> None:
+        """Ask every server; one answer is enough, as the others are asked again before their first call."""
+        answers = await asyncio.gather(*map(self._agreed_description, self._endpoints), return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        worst = next((error for error in errors if not isinstance(error, Outage)), None)
+        if worst is not None or len(errors) == len(answers):
+            raise worst or errors[0]
+        for error in errors:
+            logger.warning("a reward server is not there yet: %s", error)
+
+    async def _agreed_description(self, endpoint: Endpoint) -> RewardDescription:
+        found = await endpoint.describe()
+        self._description = self._description or found
+        if found != self._description:
+            raise RewardContractError(
+                f"{endpoint.address} serves another reward than the server that answered first: {found}, not "
+                f"{self._description}; give the addresses of one reward only"
+            )
+        return found
+
+    def _pick(self) -> Endpoint:
+        """The next server in turn that is not passed over; where all are, the one that is due first."""
+        first = self._num_calls % len(self._endpoints)
+        self._num_calls += 1
+        now = time.monotonic()
+        in_turn = self._endpoints[first:] + self._endpoints[:first]
+        return min(in_turn, key=lambda endpoint: max(endpoint.passed_over_until - now, 0.0))
+
+    async def _retry(self, attempt: Callable[[], Awaitable[None]], budget_s: float | None = None) -> None:
+        patience = Patience(self._config, budget_s)
+        try:
+            await patience.retry(attempt, self._warn)
+        except SampleFault:
+            pass  # The samples' last failures are their outcomes.
+        except CallFault as error:
+            raise RewardContractError(f"gave up after {self._config.max_attempts} attempts: {error}") from error
+        except Outage as error:
+            raise RewardUnavailable(
+                f"no answer from the reward service ({self._addresses}) for {patience.outage_s:.0f} s; the last error: "
+                f"{error}. Start it (`trireme reward serve`), test it (`trireme reward check`), or raise "
+                f"reward.unavailable_budget_s ({patience.budget_s:g})"
+            ) from error
+
+    def _warn(self, error: BaseException) -> None:
+        now = time.monotonic()
+        if now - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = now
+            logger.warning("scoring waits for the reward service (%s): %s", self._addresses, error)
+
+
+def checked_outcome(
+    result: reward_pb2.Result, sample: RewardSample, description: RewardDescription, address: str
+) -> Reward | Failure:
+    """The outcome in a result. Raises `RewardContractError` where the contract forbids it."""
+    outcome = decode_outcome(result)
+    fault = "it has neither a reward nor a failure" if outcome is None else None
+    if isinstance(outcome, Reward):
+        fault = fault_in_reward(outcome, description=description, completion=sample.completion)
+    if outcome is None or fault is not None:
+        raise RewardContractError(f"{address} broke the reward contract for sample {sample.id!r}: {fault}")
+    return outcome
+
+
+def split(messages: Iterable[reward_pb2.Sample], max_samples: int, max_bytes: int) -> Iterator[list[reward_pb2.Sample]]:
+    """Consecutive runs of samples, each small enough for one request."""
+    run: list[reward_pb2.Sample] = []
+    num_bytes = REQUEST_OVERHEAD_BYTES
+    for message in messages:
+        more_bytes = message.ByteSize() + SAMPLE_OVERHEAD_BYTES
+        if run and (len(run) >= max_samples or num_bytes + more_bytes > max_bytes):
+            yield run
+            run, num_bytes = [], REQUEST_OVERHEAD_BYTES
+        run.append(message)
+        num_bytes += more_bytes
+    if run:
+        yield run
+
+
+def is_retryable(outcome: Reward | Failure) -> bool:
+    """Whether the same sample may get a reward later."""
+    return isinstance(outcome, Failure) and outcome.retryable
+
+
+def raise_for(pending: Sequence[Reward | Failure]) -> None:
+    """Raise `Outage` when one of the pending failures is the service's, `SampleFault` when all are the samples'."""
+    failures = [outcome for outcome in pending if isinstance(outcome, Failure)]
+    of_service = [failure for failure in failures if failure.code in FAILURES_OF_THE_SERVICE]
+    for kind, shown in ((Outage, of_service), (SampleFault, failures)):
+        if shown:
+            raise kind(f"{len(shown)} samples failed, such as with {shown[0].code}: {shown[0].message}")
+
+
+async def all_or_cancel(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Wait for all; when one raises, cancel the others and raise its error."""
+    tasks = [asyncio.ensure_future(coroutine) for coroutine in coroutines]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,184 @@
+"""Reward records to protobuf messages and back; the only file that knows both shapes.
+
+It must not judge what it converts: see `reward_validation`. Invariant: a sample decodes to what was encoded, except
+that numbers in a reference follow JSON, where 18 and 18.0 are the same (both decode to 18). What would not survive
+the way (an integer beyond 2**53, a value that is not finite, a lone surrogate) is refused with a ValueError.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import get_args
+
+from google.protobuf.struct_pb2 import ListValue, Struct, Value
+
+from services.contracts.records import (
+    Failure,
+    FailureCode,
+    FinishReason,
+    Json,
+    Message,
+    Reward,
+    RewardDescription,
+    RewardSample,
+    Role,
+    StepReward,
+)
+from services.protos.reward.v1 import reward_pb2
+
+SERVICE_NAME = "trireme.reward.v1.RewardService"
+DEFAULT_MAX_BATCH_SAMPLES = 1024
+LARGEST_EXACT_INTEGER = 2**53
+
+_FINISH_REASONS: Mapping[int, FinishReason] = {
+    reward_pb2.FinishReason.Value(f"FINISH_REASON_{reason.upper()}"): reason for reason in get_args(FinishReason)
+}
+_FAILURE_CODES = {reward_pb2.FailureCode.Value(f"FAILURE_CODE_{code.name}"): code for code in FailureCode}
+_ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
+
+
+def encode_sample(sample: RewardSample, *, with_token_ids: bool) -> reward_pb2.Sample:
+    """The sample as a message, with token ids only where the service needs them.
+
+    Raises:
+        ValueError: naming what of the sample cannot be sent.
+    """
+    _refuse_lossy(sample.reference, "reference")
+    message = reward_pb2.Sample(
+        id=sample.id,
+        prompt=_text(sample.prompt, "prompt"),
+        messages=[reward_pb2.Message(role=m.role, content=_text(m.content, "message")) for m in sample.messages],
+        completion=_text(sample.completion, "completion"),
+        token_ids=sample.token_ids if with_token_ids else (),
+        policy_version=sample.policy_version,
+        finish_reason=f"FINISH_REASON_{sample.finish_reason.upper()}",
+    )
+    message.reference.update(sample.reference)
+    return message
+
+
+def decode_sample(message: reward_pb2.Sample) -> RewardSample:
+    """The message as a sample.
+
+    Raises:
+        ValueError: when a chat message has a role that does not exist.
+    """
+    return RewardSample(
+        id=message.id,
+        prompt=message.prompt,
+        messages=tuple(Message(role=_role(m.role), content=m.content) for m in message.messages),
+        completion=message.completion,
+        token_ids=tuple(message.token_ids),
+        reference=_decode_struct(message.reference),
+        policy_version=message.policy_version,
+        finish_reason=_FINISH_REASONS.get(message.finish_reason, "stop"),
+    )
+
+
+def encode_result(sample_id: str, outcome: Reward | Failure) -> reward_pb2.Result:
+    """The result of one sample as a message."""
+    if isinstance(outcome, Failure):
+        message = outcome.message.encode(errors="replace").decode()
+        code = f"FAILURE_CODE_{outcome.code.name}"
+        failure = reward_pb2.Failure(code=code, message=message, retryable=outcome.retryable)
+        return reward_pb2.Result(sample_id=sample_id, failure=failure)
+    steps = [reward_pb2.StepReward(start=step.start, end=step.end, value=step.value) for step in outcome.steps]
+    reward = reward_pb2.Reward(value=outcome.value, components=dict(outcome.components), steps=steps)
+    return reward_pb2.Result(sample_id=sample_id, reward=reward)
+
+
+def decode_outcome(result: reward_pb2.Result) -> Reward | Failure | None:
+    """The outcome in a result; None where the service set neither reward nor failure."""
+    match result.WhichOneof("outcome"):
+        case "reward":
+            return Reward(
+                value=result.reward.value,
+                components=dict(result.reward.components),
+                steps=tuple(StepReward(start=s.start, end=s.end, value=s.value) for s in result.reward.steps),
+            )
+        case "failure":
+            return Failure(
+                code=_FAILURE_CODES.get(result.failure.code, FailureCode.INTERNAL),
+                message=result.failure.message,
+                retryable=result.failure.retryable,
+            )
+    return None
+
+
+def encode_description(description: RewardDescription) -> reward_pb2.DescribeResponse:
+    """A service's description of itself as a message."""
+    return reward_pb2.DescribeResponse(
+        name=description.name,
+        version=description.version,
+        needs_token_ids=description.needs_token_ids,
+        minimum=description.minimum,
+        maximum=description.maximum,
+        max_batch_samples=description.max_batch_samples,
+    )
+
+
+def decode_description(message: reward_pb2.DescribeResponse) -> RewardDescription:
+    """The message as a description, with the contract's default for the batch size."""
+    return RewardDescription(
+        name=message.name,
+        version=message.version,
+        needs_token_ids=message.needs_token_ids,
+        minimum=message.minimum if message.HasField("minimum") else None,
+        maximum=message.maximum if message.HasField("maximum") else None,
+        max_batch_samples=message.max_batch_samples or DEFAULT_MAX_BATCH_SAMPLES,
+    )
+
+
+def _refuse_lossy(value: Json | Mapping[str, Json], where: str) -> None:
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            _refuse_lossy(part, f"{where}.{_text(key, where)}")
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            _refuse_lossy(part, f"{where}[{index}]")
+    elif isinstance(value, str):
+        _text(value, where)
+    elif isinstance(value, int) and abs(value) > LARGEST_EXACT_INTEGER:
+        raise ValueError(f"{where} is {value}, and integers beyond 2**53 lose digits on the way; give it as a string")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}, which JSON does not have; give it as a string")
+    elif value is not None and not isinstance(value, int | float):
+        raise ValueError(f"{where} is a {type(value).__name__}, which JSON does not have")
+
+
+def _text(text: str, where: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        broken = f"U+{ord(text[error.start]):04X}"
+        raise ValueError(f"{where} has the lone surrogate {broken} at character {error.start}; replace it") from error
+    return text
+
+
+def _role(role: str) -> Role:
+    if role not in _ROLES:
+        raise ValueError(f"a message has the role {role!r}; the roles are {', '.join(_ROLES)}")
+    return _ROLES[role]
+
+
+def _decode_struct(struct: Struct) -> dict[str, Json]:
+    return {key: _decode_value(value) for key, value in struct.fields.items()}
+
+
+def _decode_list(values: Iterable[Value]) -> list[Json]:
+    return [_decode_value(value) for value in values]
+
+
+def _decode_value(value: Value) -> Json:
+    kind = value.WhichOneof("kind")
+    if kind == "struct_value":
+        return _decode_struct(value.struct_value)
+    if kind == "list_value":
+        assert isinstance(value.list_value, ListValue)
+        return _decode_list(value.list_value.values)
+    if kind == "number_value":
+        number = value.number_value
+        is_whole = number.is_integer() and abs(number) <= LARGEST_EXACT_INTEGER
+        return int(number) if is_whole else number
+    if kind == "string_value":
+        return value.string_value
+    return value.bool_value if kind == "bool_value" else None

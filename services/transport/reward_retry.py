@@ -1,0 +1,75 @@
+"""When a call to a reward service is made again, and when to give up.
+
+It must not know gRPC or what the call does. Invariant: every wait is bounded. An outage is waited out for a time; an
+answer that is wrong in itself is tried a number of times.
+"""
+
+import time
+from collections.abc import Awaitable, Callable
+
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+
+from services.transport.reward_settings import RewardClientConfig
+
+
+class Outage(Exception):
+    """No answer for now: retried until the time for outages is spent."""
+
+
+class CallFault(Exception):
+    """The service failed at the call: retried until the attempts are spent."""
+
+
+class SampleFault(Exception):
+    """Some samples of an answered call failed retryably: retried until the attempts are spent."""
+
+
+class Patience:
+    """How long one call goes on: outages by the time since they began, faults by their number.
+
+    Args:
+        budget_s: time for outages; `config.unavailable_budget_s` where it is not given.
+    """
+
+    def __init__(self, config: RewardClientConfig, budget_s: float | None = None) -> None:
+        self.budget_s = config.unavailable_budget_s if budget_s is None else budget_s
+        self.outage_s = 0.0
+        self._config = config
+        self._num_faults = 0
+        self._out_since: float | None = None
+
+    async def retry(self, attempt: Callable[[], Awaitable[None]], on_retry: Callable[[BaseException], None]) -> None:
+        """Make `attempt` until it returns; `on_retry` is told why before each pause.
+
+        Raises:
+            Outage, CallFault, SampleFault: what the last attempt raised, when patience is spent.
+        """
+
+        def before_sleep(state: RetryCallState) -> None:
+            on_retry(_error(state))
+
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type((Outage, CallFault, SampleFault)),
+            stop=self._is_spent,
+            wait=wait_random_exponential(multiplier=self._config.backoff_initial_s, max=self._config.backoff_max_s),
+            before_sleep=before_sleep,
+            reraise=True,
+        )
+        await retrying(attempt)
+
+    def _is_spent(self, state: RetryCallState) -> bool:
+        if not isinstance(_error(state), Outage):
+            self._out_since = None
+            self._num_faults += 1
+            return self._num_faults >= self._config.max_attempts
+        now = time.monotonic()
+        self._out_since = now if self._out_since is None else self._out_since
+        self.outage_s = now - self._out_since
+        return self.outage_s >= self.budget_s
+
+
+def _error(state: RetryCallState) -> BaseException:
+    assert state.outcome is not None
+    error = state.outcome.exception()
+    assert error is not None
+    return error

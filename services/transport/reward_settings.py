@@ -1,0 +1,67 @@
+"""How a reward service is called: the client's settings, and the rule for addresses.
+
+It must not know gRPC or any reward, so that reading a configuration stays cheap. Invariant: an address that passed
+`check_addresses` is HOST:PORT, and nothing travels to another machine in plain text unless the user said so.
+"""
+
+import ipaddress
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from services.contracts.errors import UserError
+from services.contracts.settings import Section
+
+
+class RewardClientConfig(Section):
+    """Deadlines, retries and limits of the calls to a reward service."""
+
+    timeout_s: float = Field(default=60.0, gt=0)
+    """Deadline of one call, in seconds; a call that misses it is made again, on another server where there is one."""
+    max_attempts: int = Field(default=5, ge=1)
+    """Tries for a sample that fails retryably, and for a call that fails in the service, before it counts as failed."""
+    backoff_initial_s: float = Field(default=0.2, gt=0)
+    """Longest pause before the first retry, in seconds; it doubles with each, and the pause is random up to it."""
+    backoff_max_s: float = Field(default=5.0, gt=0)
+    """Longest pause before any retry, in seconds."""
+    max_in_flight_calls: int = Field(default=32, ge=1)
+    """Calls under way at the same time, over all servers; more wait here."""
+    max_request_bytes: int = Field(default=4_000_000, ge=1024)
+    """Largest request sent, in bytes; gRPC servers refuse more than 4 MiB unless they are told otherwise."""
+    max_response_bytes: int = Field(default=64_000_000, ge=1024)
+    """Largest response accepted, in bytes."""
+    unavailable_budget_s: float = Field(default=300.0, ge=0)
+    """How long to go on trying while no server answers, in seconds; then the run stops with what it has saved."""
+    eject_after: int = Field(default=2, ge=1)
+    """Missed deadlines in a row after which a server is passed over; one that cannot be reached is at once."""
+    eject_s: float = Field(default=10.0, ge=0)
+    """How long such a server is passed over, in seconds, while another answers."""
+    allow_plaintext: bool = False
+    """Permit addresses off this machine, although completions and references travel there unencrypted."""
+
+
+def check_addresses(addresses: Sequence[str], *, allow_plaintext: bool) -> None:
+    """Refuse what is no HOST:PORT, and a host off this machine unless `allow_plaintext`.
+
+    Raises:
+        UserError: naming the address, the rule and the fix.
+    """
+    for address in addresses:
+        host, separator, port = address.rpartition(":")
+        if not separator or not host or not port.isdigit() or int(port) > 65535:
+            raise UserError(f"reward address {address!r} is not HOST:PORT, such as 127.0.0.1:50051")
+        if not allow_plaintext and not is_loopback(host):
+            raise UserError(
+                f"reward address {address!r} is on another machine, and what is sent there is not encrypted; set "
+                "allow_plaintext: true if the network between is trusted, or use a tunnel that ends on 127.0.0.1"
+            )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether traffic to `host` stays on this machine."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
