@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted. It 
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -21,6 +22,8 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    # Ray forks while reward calls are open; gRPC's handlers for that only write warnings here.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

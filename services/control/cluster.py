@@ -7,6 +7,7 @@ failure inside an actor arrives as the typed error that was raised there; `close
 import asyncio
 import logging
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -146,12 +147,13 @@ class Cluster:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise UserError(f"no Ray cluster answers at cluster.address={config.address!r}: {error}") from error
             return
+        # Ray listens on every interface; a token of this run's own keeps others out.
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         ray.init(
             address="local",
             num_cpus=max(1, round(sum(demand.cpus for demand in self._demands))),
             include_dashboard=False,
             object_store_memory=int(config.object_store_gib * 2**30),
-            _node_ip_address="127.0.0.1",
             **quiet,
         )
 

@@ -20,7 +20,7 @@ from services.contracts.records import Publication, RolloutGroup, SampleRequest,
 from services.control.cluster import Actor, Cluster, Demand, constructed_by_start
 from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
 from services.control.learner_group import LearnerGroup
-from services.control.reward_service import start_reward_service
+from services.control.reward_service import open_reward_service
 from services.transport.reward_client import RewardClient
 
 _MARGIN_S = 15.0
@@ -71,7 +71,7 @@ async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncI
         DeadlineExceeded: a part that is not ready in time.
     """
     async with AsyncExitStack() as stack:
-        rewards = await stack.enter_async_context(start_reward_service(config.reward))
+        rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
         ranks = _rank_demands(config.learner, config.cluster) if with_learner else []
         workers = _worker_demands(config.rollout)
         cluster = stack.enter_context(Cluster(config.cluster, [*ranks, *workers]))

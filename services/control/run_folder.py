@@ -39,7 +39,8 @@ def hold(folder: Path, *, resume: bool) -> Iterator[None]:
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}; set run.dir") from error
     with lock:
         _lock(lock.fileno(), folder)
-        has_run = any((folder / name).exists() for name in (METRICS_FILE, CHECKPOINTS))
+        metrics = folder / METRICS_FILE
+        has_run = (folder / CHECKPOINTS).exists() or (metrics.exists() and metrics.stat().st_size > 0)
         if has_run and not resume:
             raise UserError(f"{folder} already holds a run; go on with --resume, or set run.dir to a new folder")
         if resume and not has_run:

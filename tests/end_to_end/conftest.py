@@ -1,0 +1,49 @@
+"""A task and a tiny model for the end-to-end tests, made once."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.tiny import write_tiny_model
+
+NUM_ROWS = 24
+
+
+@pytest.fixture(scope="session")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model`, and `rows.jsonl` of sums with their answers."""
+    folder = tmp_path_factory.mktemp("task")
+    write_tiny_model(folder / "model")
+    rows = [{"question": f"{n}+{n + 1}=", "answer": str(2 * n + 1)} for n in range(NUM_ROWS)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "digit_share.py").write_text(DIGIT_SHARE)
+    return folder
+
+
+DIGIT_SHARE = '''"""A reward that a random model earns some of: the share of digits among the characters."""
+
+
+def score(sample):
+    return sum(character.isdigit() for character in sample.completion) / max(1, len(sample.completion))
+'''
+
+
+def run_sections(task: Path, **changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """A configuration that trains the tiny model for a few seconds; `changes` are merged into its sections."""
+    sections: dict[str, dict[str, Any]] = {
+        "run": {"dir": "run"},
+        "model": {"path": str(task / "model"), "dtype": "float32"},
+        "data": {
+            "prompts": str(task / "rows.jsonl"),
+            "prompt_field": "question",
+            "reference_field": "answer",
+            "template": "plain",
+        },
+        "rollout": {"num_workers": 1, "samples_per_prompt": 4, "max_completion_tokens": 12, "kv_cache_gib": 0.1},
+        "reward": {"services": [{"name": f"{task / 'digit_share.py'}:score"}]},
+        "learner": {"algorithm": "ppo", "lr": 3e-3, "critic_lr": 3e-3, "num_minibatches": 2},
+        "train": {"num_steps": 6, "prompts_per_step": 4, "checkpoint_every": 2},
+    }
+    return {name: sections.get(name, {}) | changes.get(name, {}) for name in {**sections, **changes}}

@@ -1,0 +1,140 @@
+"""The whole loop on real parts: Ray, vLLM, gRPC and DeepSpeed, started by the command that a user types."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.command import json_lines, started, trireme, write_config
+from tests.end_to_end.conftest import run_sections
+
+TEN_LINES = """import sys
+
+from reward_server import serve
+
+
+def score(sample):
+    return sum(character.isdigit() for character in sample.completion) / max(1, len(sample.completion))
+
+
+serve(score, port=0)
+"""
+
+
+@pytest.fixture(scope="module")
+def undisturbed(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps with one worker; the runs that follow must give the same weights."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    finished = trireme("train", write_config(folder / "run.yaml", **run_sections(task)), cwd=folder)
+    assert finished.code == 0, finished.output
+    return folder / "run"
+
+
+def weights(run: Path) -> bytes:
+    return (run / "export" / "model.safetensors").read_bytes()
+
+
+def steps_done(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def test_a_run_writes_all_that_it_promises(undisturbed: Path, task: Path) -> None:
+    metrics = json_lines(undisturbed / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    ended = [event["prompt"] for event in json_lines(undisturbed / "events.jsonl") if event["event"] == "trained"]
+    assert len(ended) == len(set(ended)) == 24
+    for name in ("config.yaml", "samples.jsonl", "summary.json", "curves.png", "report.html"):
+        assert (undisturbed / name).stat().st_size > 0
+    assert sorted(path.name for path in (undisturbed / "checkpoints").iterdir()) == ["step_4", "step_6"]
+    assert weights(undisturbed) != (task / "model" / "model.safetensors").read_bytes()
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_a_resume_ends_in_the_same_weights(
+    undisturbed: Path, task: Path, tmp_path: Path
+) -> None:
+    config = write_config(tmp_path / "run.yaml", **run_sections(task))
+    with started("train", config, cwd=tmp_path) as running:
+        running.wait_until(lambda: steps_done(tmp_path / "run") >= 1, "the first step")
+        running.interrupt()
+        finished = running.finish()
+    assert finished.code == 130, finished.output
+    assert f"go on with: trireme train {config} --resume" in finished.output
+    assert steps_done(tmp_path / "run") < 6
+    resumed = trireme("train", config, "--resume", cwd=tmp_path)
+    assert resumed.code == 0, resumed.output
+    assert [row["step"] for row in json_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_three_workers_and_a_reward_by_address_change_no_weight(undisturbed: Path, task: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(TEN_LINES)
+    with subprocess.Popen(
+        [sys.executable, "reward.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, bufsize=1
+    ) as server:
+        try:
+            assert server.stdout is not None
+            address = server.stdout.readline().rsplit(" ", 1)[1].strip()
+            sections = run_sections(task, rollout={"num_workers": 3})
+            sections["reward"] = {"addresses": [address]}
+            sections["rollout"] = run_sections(task)["rollout"] | {"num_workers": 3}
+            finished = trireme("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
+        finally:
+            server.terminate()
+            server.wait(timeout=20)
+    assert finished.code == 0, finished.output
+    assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_trained(
+    task: Path, tmp_path: Path
+) -> None:
+    base = run_sections(task)
+    sections = run_sections(
+        task,
+        rollout=base["rollout"] | {"num_workers": 2},
+        learner=base["learner"] | {"num_ranks": 2, "zero_stage": 2, "kl_coefficient": 0.01},
+        train=base["train"] | {"num_steps": 3},
+        evaluate={"prompts": str(task / "rows.jsonl"), "num_samples": 2, "ks": [1, 2]},
+    )
+    finished = trireme("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
+    assert finished.code == 0, finished.output
+    assert "held-out accuracy" in finished.output
+    metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(float(str(row["sampler_gap/mean"])) <= 1e-5 for row in metrics)
+    assert all(float(str(row["sync/canary_error"])) <= 1e-5 for row in metrics)
+    workers = {event["worker"] for event in json_lines(tmp_path / "run" / "events.jsonl") if event["event"] == "synced"}
+    assert workers == {0, 1}
+    check = subprocess.run(
+        [sys.executable, "-m", "tests.end_to_end.same_logprobs", str(tmp_path / "run" / "export")],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+
+
+def test_a_reward_that_dies_stops_the_run_with_a_checkpoint(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(TEN_LINES)
+    server = subprocess.Popen([sys.executable, "reward.py"], cwd=tmp_path, stdout=subprocess.PIPE, text=True, bufsize=1)
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().rsplit(" ", 1)[1].strip()
+        base = run_sections(task)
+        sections = run_sections(task, train=base["train"] | {"num_steps": 500, "checkpoint_every": 0})
+        sections["reward"] = {"addresses": [address], "unavailable_budget_s": 2.0}
+        config = write_config(tmp_path / "run.yaml", **sections)
+        with started("train", config, cwd=tmp_path) as running:
+            running.wait_until(lambda: steps_done(tmp_path / "run") >= 2, "two steps")
+            server.kill()
+            finished = running.finish()
+    finally:
+        server.kill()
+        server.wait(timeout=20)
+    assert finished.code == 1, finished.output
+    assert address in finished.output
+    assert "go on with: trireme train" in finished.output
+    assert list((tmp_path / "run" / "checkpoints").glob("step_*/COMMIT"))
