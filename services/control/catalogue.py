@@ -1,0 +1,126 @@
+"""What the metrics are called, which unit they have, and which belong in one picture.
+
+The terminal, the curves and the report take titles and number formats from here, so that they agree. It must not know
+where a metric comes from or how it is drawn. A metric that is not listed still works: it is called by its own name.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+Unit = Literal["number", "count", "share", "seconds", "rate"]
+
+REWARD = "reward/mean"
+REWARD_SPREAD = "reward/std"
+ACCURACY = "evaluation/accuracy"
+STEP_SECONDS = "seconds/step"
+
+PHASES: Mapping[str, str] = {
+    "sampling": "#3987d6",
+    "scoring": "#dd9a1f",
+    "learning": "#2a9d78",
+    "sync": "#bf619d",
+}
+"""The phases of a step, each with the colour that it has everywhere."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Metric:
+    """How one metric is shown.
+
+    Attributes:
+        title: what it is called on its own.
+        unit: how its numbers are written.
+        panel: title of the picture that it is drawn in; None: in no picture.
+        label: what it is called in that picture, where it is not the only one.
+        only_when_it_varies: a constant is not worth a picture.
+    """
+
+    title: str
+    unit: Unit = "number"
+    panel: str | None = None
+    label: str = ""
+    only_when_it_varies: bool = False
+
+
+METRICS: Mapping[str, Metric] = {
+    REWARD: Metric(title="reward", panel="Reward"),
+    REWARD_SPREAD: Metric(title="reward spread"),
+    ACCURACY: Metric(title="accuracy", unit="share", panel="Held-out accuracy", label="greedy"),
+    "evaluation/sampled_accuracy": Metric(
+        title="sampled accuracy", unit="share", panel="Held-out accuracy", label="sampled"
+    ),
+    "loss": Metric(title="loss", panel="Loss"),
+    "kl/reference": Metric(title="KL to reference", panel="KL to the reference"),
+    "entropy": Metric(title="entropy", panel="Entropy"),
+    "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),
+    "policy_loss": Metric(title="policy loss", panel="Policy loss"),
+    "value_loss": Metric(title="value loss", panel="Value loss"),
+    "explained_variance": Metric(title="explained variance", panel="Explained variance"),
+    "clip_fraction": Metric(title="clip fraction", unit="share", panel="Clipped tokens"),
+    "gradient_norm/policy": Metric(title="policy gradient norm", panel="Gradient norm", label="policy"),
+    "gradient_norm/critic": Metric(title="critic gradient norm", panel="Gradient norm", label="critic"),
+    "sampler_gap/mean": Metric(title="sampler gap", panel="Sampler–learner gap"),
+    "staleness/mean": Metric(title="staleness", panel="Staleness", only_when_it_varies=True),
+    "kl_coefficient": Metric(title="KL coefficient", panel="KL coefficient", only_when_it_varies=True),
+    "learning_rate": Metric(title="learning rate", panel="Learning rate", only_when_it_varies=True),
+    "samples_per_second": Metric(title="samples/s", unit="rate", panel="Samples per second"),
+    "tokens_per_second": Metric(title="tokens/s", unit="rate", panel="Tokens per second"),
+    "policy_version": Metric(title="policy version", unit="count"),
+    STEP_SECONDS: Metric(title="step time", unit="seconds"),
+    **{f"seconds/{phase}": Metric(title=phase, unit="seconds") for phase in PHASES},
+}
+
+_NOT_COMPONENTS = ("mean", "std", "min", "max")
+_PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def describe(name: str) -> Metric:
+    """How the metric is shown; reward components and pass@k are recognised by their names."""
+    family, _, member = name.partition("/")
+    if name in METRICS:
+        return METRICS[name]
+    if family == "reward" and member not in _NOT_COMPONENTS:
+        return Metric(title=name, panel="Reward components", label=member)
+    if family == "evaluation":
+        return Metric(title=member, unit="share", panel="Held-out accuracy", label=member)
+    return Metric(title=name, unit="seconds" if family == "seconds" else "number")
+
+
+def shown(name: str, value: float) -> str:
+    """A metric's value as people read it, in the metric's unit."""
+    return written(value, describe(name).unit)
+
+
+def written(value: float, unit: Unit = "number") -> str:
+    """A number as people read it: three significant digits, a percentage, or with a prefix such as k."""
+    if not math.isfinite(value):
+        return str(value)
+    if unit == "count":
+        return f"{value:,.0f}"
+    if unit == "share":
+        return f"{value:.1%}"
+    if unit == "seconds":
+        return f"{_three_digits(value)} s" if value < 100 else clock(value)
+    for size, prefix in _PREFIXES:
+        if abs(value) >= size:
+            return f"{_three_digits(value / size)}{prefix}"
+    return _three_digits(value)
+
+
+def clock(seconds: float) -> str:
+    """A duration as 0:42, 12:05 or 3:04:05."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _three_digits(value: float) -> str:
+    size = abs(value)
+    if size == 0:
+        return "0"
+    if size < 1e-3:
+        return f"{value:.1e}"
+    decimals = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
+    return f"{value:.{decimals}f}"

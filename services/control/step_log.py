@@ -1,0 +1,82 @@
+"""A file of JSON lines, each about one step, that grows while a run goes on.
+
+It must not know what the lines say. Invariants: a line is on its way to the disk before `append` returns; steps never
+go back, also after a resume; whatever a crash tore is the last line and is left out.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from services.contracts.errors import UserError
+
+Line = Mapping[str, Any]  # Any: whatever JSON holds
+
+
+class StepLog:
+    """Appends lines, each with a `step`.
+
+    Args:
+        path: the file; lines already in it stay when they belong to `resume_step` or an earlier step.
+        resume_step: steps trained so far; 0 starts the file anew.
+    """
+
+    def __init__(self, path: Path, *, resume_step: int) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+        self._last_step = resume_step
+        self.last_line: Line | None = kept[-1] if kept else None
+        rewritten = path.with_name(f".{path.name}.partial")
+        rewritten.write_text("".join(map(_encode, kept)), encoding="utf-8", errors="backslashreplace")
+        rewritten.replace(path)
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+
+    def append(self, line: Line) -> None:
+        """Write one line; numbers that are not finite become null, which every JSON reader takes."""
+        assert line["step"] >= self._last_step, f"step {line['step']} after step {self._last_step}"
+        self._last_step = line["step"]
+        self._file.write(_encode(line))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:  # Any: whatever JSON holds
+    """Every whole line of the file; none when there is no file.
+
+    Raises:
+        UserError: a line before the last is damaged.
+    """
+    lines: list[dict[str, Any]] = []
+    encoded = path.read_bytes().split(b"\n") if path.exists() else []
+    while encoded and not encoded[-1]:
+        encoded.pop()
+    for number, text in enumerate(encoded, start=1):
+        try:
+            line = json.loads(text)
+            int(line["step"])
+        except (ValueError, TypeError, KeyError) as error:
+            if number < len(encoded):
+                raise UserError(
+                    f"{path}, line {number} is not a JSON object with a step: {text[:60]!r}; mend or delete that line"
+                ) from error
+        else:
+            lines.append(line)
+    return lines
+
+
+def _encode(line: Line) -> str:
+    return json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return value
