@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from ppo_learner import checkpoints
@@ -30,7 +31,7 @@ from ppo_learner.metrics import (
     trace_metrics,
 )
 from ppo_learner.networks import Networks
-from ppo_learner.publishing import default_canary, export_policy, publish_policy
+from ppo_learner.publishing import default_canary, export_policy, make_transport, publish_policy
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.updates import Rates, Updater
@@ -79,7 +80,6 @@ class LearnerRank:
             raise UserError(f"rollout.temperature {temperature} samples one answer only; RL needs one above 0")
         self._config = learner
         self._model = model
-        self._transport = transport
         self._total_steps = total_steps
         prepare_deepspeed()
         self._ranks = join(
@@ -89,8 +89,12 @@ class LearnerRank:
             master_port=master_port,
             timeout_s=learner.collective_timeout_s,
         )
-        seed_everything(seed)
-        self._networks = Networks(learner, model, self._ranks, temperature=temperature)
+        with ExitStack() as on_failure:
+            on_failure.callback(leave)
+            self._transport = make_transport(transport, self._ranks)
+            seed_everything(seed)
+            self._networks = Networks(learner, model, self._ranks, temperature=temperature)
+            on_failure.pop_all()
         self._updater = Updater(self._networks, learner, self._ranks, seed=seed)
         self._canary_sequences = canary_sequences or default_canary(self._networks.language_model.config.vocab_size)
         self._kl_coefficient = learner.kl_coefficient
@@ -133,8 +137,8 @@ class LearnerRank:
             self._networks.policy,
             self._model,
             self._ranks,
+            self._transport,
             version=version,
-            transport=self._transport,
             canary_sequences=self._canary_sequences,
         )
 

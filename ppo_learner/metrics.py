@@ -8,9 +8,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from statistics import fmean, pstdev
+from statistics import fmean
 from time import perf_counter
 
+import numpy as np
 from torch import Tensor
 
 from ppo_learner.batching import Batch
@@ -45,6 +46,7 @@ class Stopwatch:
 def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     """Rewards, their components, completion lengths, and groups from which a group baseline learns nothing."""
     rewards = [reward for scored in groups for reward in scored.rewards]
+    values = np.array([reward.value for reward in rewards])
     lengths = [rollout.num_completion_tokens for scored in groups for rollout in scored.group.rollouts]
     components: defaultdict[str, list[float]] = defaultdict(list)
     for reward in rewards:
@@ -52,12 +54,12 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
             components[name].append(value)
     flat = [len({reward.value for reward in scored.rewards}) == 1 for scored in groups]
     return {
-        "reward/mean": fmean(reward.value for reward in rewards),
-        "reward/std": pstdev([reward.value for reward in rewards]),
+        "reward/mean": values.mean(),
+        "reward/std": values.std(),
         "response_length/mean": fmean(lengths),
         "response_length/max": max(lengths),
         "zero_variance_groups": fmean(flat),
-    } | {f"reward/{name}": fmean(values) for name, values in components.items()}
+    } | {f"reward/{name}": fmean(parts) for name, parts in components.items()}
 
 
 def experience_metrics(experience: Experience, logprobs: Tensor, sampled_logprobs: Tensor) -> dict[str, float]:

@@ -19,6 +19,8 @@ from ppo_learner.batching import batch_demonstrations, collate
 from ppo_learner.engine import Engine
 from ppo_learner.models import LANGUAGE_MODEL, load_tokenizer
 from ppo_learner.ranks import Ranks
+from services.contracts.errors import UserError
+from services.contracts.interfaces import WeightTransport
 from services.contracts.records import Canary, Demonstration, Publication
 from services.contracts.settings import ModelConfig
 from services.transport.weights import TRANSPORTS, pack
@@ -28,13 +30,20 @@ CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 bfloat16 (8 bits of mantissa, so up to 0.03 on a logit of 8); a wrong tensor is off by 0.5 and more."""
 
 
+def make_transport(name: str, ranks: Ranks) -> WeightTransport | None:
+    """The transport that rank 0 publishes through, and no other rank. Raises `UserError` for a name there is not."""
+    if name not in TRANSPORTS:
+        raise UserError(f"weights.transport {name!r} does not exist; choose one of {', '.join(TRANSPORTS)}")
+    return TRANSPORTS[name]() if ranks.is_first else None
+
+
 def publish_policy(
     policy: Engine,
     model: ModelConfig,
     ranks: Ranks,
+    transport: WeightTransport | None,
     *,
     version: int,
-    transport: str,
     canary_sequences: Sequence[array[int]],
 ) -> Publication | None:
     """Make the present weights available as `version`. Every rank calls it; rank 0 receives the publication."""
@@ -43,12 +52,12 @@ def publish_policy(
         logprobs=_canary_logprobs(policy, ranks, canary_sequences),
         tolerance=CANARY_TOLERANCE[model.dtype],
     )
-    if not ranks.is_first:
+    if transport is None:
         for _ in _language_model(policy):
             pass  # Takes part in gathering each weight.
         return None
     manifest, buckets = pack(_language_model(policy), version=version, dtype=model.dtype, canary=canary)
-    return TRANSPORTS[transport]().publish(manifest, buckets)
+    return transport.publish(manifest, buckets)
 
 
 def default_canary(vocabulary_size: int) -> tuple[array[int], ...]:

@@ -8,7 +8,7 @@ import random
 import socket
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
@@ -105,6 +105,20 @@ def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
         for label, engine in engines.items()
         for name, tensor in engine.full_parameters()
     }
+
+
+def same_update(
+    start: Mapping[str, torch.Tensor], some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+) -> bool:
+    """Whether two updates from `start` are the same but for rounding.
+
+    AdamW divides each gradient by its own size, so a weight whose gradient is all rounding may go either way: the
+    updates are compared as whole vectors.
+    """
+    assert start.keys() == some.keys() == others.keys()
+    moved = sum(float((some[name].double() - start[name].double()).square().sum()) for name in start)
+    apart = sum(float((some[name].double() - others[name].double()).square().sum()) for name in start)
+    return moved > 0 and apart < 1e-5 * moved
 
 
 def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, deadline_s: float) -> None:

@@ -1,0 +1,83 @@
+"""Checkpoints in another process, and checkpoints that must be refused."""
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_learner.checkpoints import LearnerState, check_layout, load_state, save_state
+from ppo_learner.config import LearnerConfig, OptimizerConfig
+from ppo_learner.ranks import Ranks
+from services.contracts.errors import CheckpointError
+from tests.ppo_learner.builders import random_groups, run_in_processes, start_rank, weights_of
+
+RANKS = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+STATE = LearnerState(step=3, kl_coefficient=0.1, skipped_in_a_row=1)
+CONFIG = LearnerConfig(lr=1e-3, critic_lr=1e-3, num_epochs=2, num_minibatches=2, lr_schedule="cosine")
+
+
+def finish_in_another_process(model: Path, folder: Path) -> None:
+    rank = start_rank(CONFIG, model)
+    rank.load(folder / "checkpoint")
+    for step in (2, 3):
+        rank.step(random_groups(step))
+    torch.save(weights_of(rank), folder / "weights.pt")
+    rank.close()
+
+
+def test_a_run_resumed_by_a_new_process_gives_the_same_weights_to_the_bit(tiny_model: Path, tmp_path: Path) -> None:
+    rank = start_rank(CONFIG, tiny_model)
+    for step in range(4):
+        rank.step(random_groups(step))
+        if step == 1:
+            rank.save(tmp_path / "checkpoint")
+    straight = weights_of(rank)
+    rank.close()
+    run_in_processes(finish_in_another_process, [(tiny_model, tmp_path)], deadline_s=60)
+    resumed = torch.load(tmp_path / "weights.pt")
+    assert straight.keys() == resumed.keys()
+    assert all(torch.equal(weight, resumed[name]) for name, weight in straight.items())
+
+
+def test_counters_and_random_states_come_back(tmp_path: Path) -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))
+
+    save_state(tmp_path, STATE, OptimizerConfig(), RANKS)
+    expected = draws()
+    draws()
+    assert load_state(tmp_path, RANKS) == STATE
+    assert draws() == expected
+
+
+@pytest.mark.parametrize(
+    ("config", "world_size", "said"),
+    [
+        (OptimizerConfig(), 4, r"num_ranks 1, and this run has 4; resume with learner.num_ranks 1"),
+        (OptimizerConfig(zero_stage=2), 1, r"zero_stage 0, and this run has 2; resume with learner.zero_stage 0"),
+    ],
+)
+def test_another_layout_is_refused_with_both_numbers(
+    config: OptimizerConfig, world_size: int, said: str, tmp_path: Path
+) -> None:
+    save_state(tmp_path, STATE, OptimizerConfig(), RANKS)
+    with pytest.raises(CheckpointError, match=said):
+        check_layout(tmp_path, config, Ranks(rank=0, world_size=world_size, device=RANKS.device))
+
+
+def test_an_incomplete_checkpoint_is_refused_by_file_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"learner\.json"):
+        check_layout(tmp_path, OptimizerConfig(), RANKS)
+    save_state(tmp_path, STATE, OptimizerConfig(), RANKS)
+    (tmp_path / "random_rank_0.pt").unlink()
+    with pytest.raises(CheckpointError, match=r"random_rank_0\.pt"):
+        load_state(tmp_path, RANKS)
+
+
+def test_what_is_neither_weights_nor_random_state_is_readable_by_people(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE, OptimizerConfig(), RANKS)
+    content = json.loads((tmp_path / "learner.json").read_text())
+    assert content == {"world_size": 1, "zero_stage": 0, "step": 3, "kl_coefficient": 0.1, "skipped_in_a_row": 1}

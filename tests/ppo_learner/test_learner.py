@@ -1,0 +1,191 @@
+"""One rank's steps: what they report, what changes the weights and what must not."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ppo_learner.algorithms import ALGORITHMS
+from ppo_learner.config import LearnerConfig
+from ppo_learner.learner import LearnerRank
+from services.contracts.errors import NonFiniteStep, UserError
+from tests.ppo_learner.builders import make_group, random_groups, same_update, start_rank, weights_of
+
+FAST = {"lr": 1e-3, "critic_lr": 1e-3, "max_tokens_per_micro_batch": 64}
+VARIANTS: list[dict[str, Any]] = [
+    *({"algorithm": name} for name in ALGORITHMS),
+    {"critic": "value_head", "entropy_coefficient": 0.01, "num_epochs": 2, "num_minibatches": 3},
+    {"kl_coefficient": 0.1, "num_minibatches": 2, "loss_aggregation": "sequence_mean"},
+    {"algorithm": "grpo", "kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"},
+]
+
+
+@contextmanager
+def running(model: Path, options: dict[str, Any] | None = None, **config: Any) -> Iterator[LearnerRank]:
+    """A rank that is closed afterwards; `config` are learner settings, `options` the rank's other arguments."""
+    rank = start_rank(LearnerConfig.model_validate(FAST | config), model, **(options or {}))
+    try:
+        yield rank
+    finally:
+        rank.close()
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=str)
+def test_the_split_into_micro_batches_changes_neither_report_nor_weights(
+    config: dict[str, Any], tiny_model: Path
+) -> None:
+    outcomes = []
+    for budget in (40, 100_000):
+        with running(tiny_model, **config | {"max_tokens_per_micro_batch": budget}) as rank:
+            start = weights_of(rank)
+            report = rank.step(random_groups(0))
+            outcomes.append((report.metrics, weights_of(rank)))
+    (some, weights), (others, other_weights) = outcomes
+    assert some.keys() == others.keys()
+    for name in some.keys() - {name for name in some if "second" in name}:
+        assert some[name] == pytest.approx(others[name], rel=1e-4, abs=1e-5), name
+    assert same_update(start, weights, other_weights)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_rewarded_token_becomes_more_likely_and_a_worse_one_less(algorithm: str, tiny_model: Path) -> None:
+    group = make_group([[0, 0, 1], [0, 0, 1]], [1.0, 0.0])
+    good, bad = group.group.rollouts
+    bad.token_ids[:2] = good.token_ids[:2]
+    with running(tiny_model, {"canary_sequences": (good.token_ids, bad.token_ids)}, algorithm=algorithm) as rank:
+        before = rank.publish(0)
+        for _ in range(5):
+            rank.step([group])
+        after = rank.publish(1)
+    assert before and after
+    (good_before, bad_before), (good_after, bad_after) = (p.manifest.canary.logprobs for p in (before, after))
+    assert good_after[-1] > good_before[-1]
+    assert bad_after[-1] < bad_before[-1]
+
+
+def test_a_report_carries_what_the_run_watches(tiny_model: Path) -> None:
+    groups = random_groups(0)
+    with running(tiny_model, kl_coefficient=0.1) as rank:
+        report = rank.step(groups)
+    rewards = [reward.value for group in groups for reward in group.rewards]
+    lengths = [rollout.num_completion_tokens for group in groups for rollout in group.group.rollouts]
+    assert report.step == 1
+    assert report.metrics["reward/mean"] == pytest.approx(sum(rewards) / len(rewards))
+    assert report.metrics["reward/shape"] == pytest.approx(sum(rewards) / len(rewards) / 2)
+    assert report.metrics["response_length/max"] == max(lengths)
+    assert report.metrics["tokens"] == sum(len(r.token_ids) for group in groups for r in group.group.rollouts)
+    assert report.metrics["kl"] == pytest.approx(0, abs=1e-6)
+    wanted = {
+        "policy_loss", "value_loss", "entropy", "approximate_kl", "clip_fraction", "explained_variance",
+        "gradient_norm/policy", "gradient_norm/critic", "lr", "kl_coefficient", "advantage/mean", "advantage/std",
+        "sampler_gap/mean", "sampler_gap/max", "tokens_per_second", "seconds/train", "zero_variance_groups",
+    }  # fmt: skip
+    assert wanted <= report.metrics.keys()
+    assert all(type(value) is float and math.isfinite(value) for value in report.metrics.values())
+
+
+def test_the_sampler_gap_is_zero_for_the_learners_own_logprobs(tiny_model: Path) -> None:
+    groups = random_groups(0, num_groups=1)
+    sequences = tuple(rollout.token_ids for rollout in groups[0].group.rollouts)
+    with running(tiny_model, {"canary_sequences": sequences}, algorithm="grpo") as rank:
+        publication = rank.publish(0)
+        assert publication
+        for rollout, logprobs in zip(groups[0].group.rollouts, publication.manifest.canary.logprobs, strict=True):
+            rollout.logprobs[1:] = logprobs
+        report = rank.step(groups)
+    assert report.metrics["sampler_gap/max"] == pytest.approx(0, abs=1e-5)
+
+
+def test_reported_logprobs_may_stand_for_the_old_policy(tiny_model: Path) -> None:
+    with running(tiny_model, algorithm="grpo", old_logprobs="sampler") as rank:
+        report = rank.step(random_groups(0))
+    # The made-up logprobs are far from the model's, so most ratios are.
+    assert report.metrics["clip_fraction"] > 0.2
+    assert report.metrics["approximate_kl"] > 0.1
+
+
+def test_tokens_that_no_policy_sampled_change_nothing_but_what_follows_them(tiny_model: Path) -> None:
+    # The tool's last token is seen by no sampled token when the turn ends with it, so the update cannot depend on it.
+    outcomes = []
+    for last_token in (5, 30):
+        group = make_group([[0, 0, 1, 1, 0, 1, 0], [0, 0, 1, 0, 1, 1, 0]], [1.0, 0.0])
+        for rollout in group.group.rollouts:
+            rollout.token_ids[-1] = last_token
+        with running(tiny_model, kl_coefficient=0.1) as rank:
+            rank.step([group])
+            outcomes.append(weights_of(rank))
+    for name, weight in outcomes[0].items():
+        assert torch.equal(weight, outcomes[1][name]), name
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model: Path) -> None:
+    outcomes = []
+    for checkpointing in (False, True):
+        with running(tiny_model, gradient_checkpointing=checkpointing) as rank:
+            start = weights_of(rank)
+            rank.step(random_groups(0))
+            outcomes.append(weights_of(rank))
+    assert same_update(start, *outcomes)
+
+
+def test_the_critic_warms_up_while_the_policy_stands_still(tiny_model: Path) -> None:
+    with running(tiny_model, critic_warmup_steps=1) as rank:
+        start = weights_of(rank)
+        warm_up = rank.step(random_groups(0))
+        warm = weights_of(rank)
+        rank.step(random_groups(1))
+        trained = weights_of(rank)
+    policy = [name for name in start if name.startswith("policy.")]
+    critic = [name for name in start if name.startswith("critic.")]
+    assert all(torch.equal(start[name], warm[name]) for name in policy)
+    assert any(not torch.equal(start[name], warm[name]) for name in critic)
+    assert all(not torch.equal(warm[name], trained[name]) for name in policy)
+    assert "value_loss" in warm_up.metrics and "policy_loss" not in warm_up.metrics
+
+
+def test_a_kl_below_its_target_lowers_the_coefficient(tiny_model: Path) -> None:
+    with running(tiny_model, kl_coefficient=0.1, kl_target=5.0, kl_horizon=100) as rank:
+        first, second = rank.step(random_groups(0)), rank.step(random_groups(1))
+    assert first.metrics["kl_coefficient"] == 0.1
+    assert second.metrics["kl_coefficient"] == pytest.approx(0.1 * (1 - 0.2 * 12 / 100))
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # The infinite reward's own statistics.
+def test_a_non_finite_step_is_skipped_and_the_third_in_a_row_stops(tiny_model: Path) -> None:
+    broken = random_groups(0)
+    broken[0] = replace(broken[0], rewards=(replace(broken[0].rewards[0], value=math.inf), *broken[0].rewards[1:]))
+    with running(tiny_model) as rank:
+        start = weights_of(rank)
+        assert rank.step(broken).metrics["updates_skipped"] == 1
+        rank.step(broken)
+        assert all(torch.equal(weight, start[name]) for name, weight in weights_of(rank).items())
+        assert rank.step(random_groups(1)).metrics["updates_skipped"] == 0
+        assert not all(torch.equal(weight, start[name]) for name, weight in weights_of(rank).items())
+        rank.step(broken)
+        rank.step(broken)
+        with pytest.raises(NonFiniteStep, match="3 updates in a row"):
+            rank.step(broken)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"temperature": 0.0}, "temperature 0.0"),
+        ({"transport": "pigeon"}, "'pigeon' does not exist"),
+        ({"model": Path("/nowhere")}, "'/nowhere' cannot be loaded"),
+    ],
+)
+def test_a_rank_that_cannot_work_says_why(options: dict[str, Any], said: str, tiny_model: Path) -> None:
+    model = options.pop("model", tiny_model)
+    with pytest.raises(UserError, match=said):
+        start_rank(LearnerConfig(), model, **options)
+
+
+def test_a_step_without_a_sampled_token_is_refused(tiny_model: Path) -> None:
+    with running(tiny_model) as rank, pytest.raises(UserError, match="none of the step's 2 rollouts"):
+        rank.step([make_group([[0, 0], [0]], [1.0, 0.0])])

@@ -1,0 +1,158 @@
+"""One rank and two, at every ZeRO stage: the same reports, weights, canary and export, and resumes that leave no trace.
+
+The two ranks are real processes that live through all cases, because starting them is what takes time.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ppo_learner.config import LearnerConfig
+from services.contracts.errors import CheckpointError
+from tests.ppo_learner.builders import (
+    free_port,
+    random_groups,
+    run_in_processes,
+    same_update,
+    start_rank,
+    weights_of,
+)
+
+CRITIC = {
+    "lr": 1e-3,
+    "critic_lr": 1e-3,
+    "kl_coefficient": 0.1,
+    "kl_target": 1.0,
+    "num_epochs": 2,
+    "num_minibatches": 2,
+    "max_tokens_per_micro_batch": 64,
+}
+VALUE_HEAD = CRITIC | {"critic": "value_head", "gradient_checkpointing": True}
+CASES: dict[str, dict[str, Any]] = {
+    "critic": CRITIC,
+    "value_head": VALUE_HEAD,
+    **{f"critic_zero_{stage}": CRITIC | {"zero_stage": stage} for stage in (0, 2, 3)},
+    **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
+}
+TWO_RANKS = [name for name in CASES if "zero" in name]
+
+
+def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
+    """Four steps in one go, and two and two around a checkpoint; leave what came of them in `folder`."""
+    place = {"rank": rank, "world_size": world_size}
+    config = LearnerConfig.model_validate(CASES[name])
+    learner = start_rank(config, model, port=ports[0], **place)
+    start = weights_of(learner)
+    reports = []
+    for step in range(4):
+        reports.append(learner.step(random_groups(step)))
+        if step == 1:
+            learner.save(folder / "checkpoint")
+    weights = weights_of(learner)
+    publication = learner.publish(4)
+    assert (publication is not None) == (rank == 0)
+    learner.export(folder / "export")
+    learner.close()
+
+    resumed = start_rank(config, model, port=ports[1], **place)
+    resumed.load(folder / "checkpoint")
+    reports_after = [resumed.step(random_groups(step)) for step in (2, 3)]
+    outcome = {
+        "start": start,
+        "weights": weights,
+        "resumed": weights_of(resumed),
+        "metrics": [report.metrics for report in reports],
+        "metrics_resumed": [report.metrics for report in reports_after],
+        "steps": [report.step for report in (*reports, *reports_after)],
+        "canary": [list(logprobs) for logprobs in publication.manifest.canary.logprobs] if publication else None,
+    }
+    resumed.close()
+    torch.save(outcome, folder / f"outcome_{rank}.pt")
+
+
+def one_of_two(rank: int, model: Path, folder: Path, ports: dict[str, list[int]]) -> None:
+    torch.set_num_threads(1)
+    for name in TWO_RANKS:
+        (folder / name).mkdir(exist_ok=True)
+        train_and_resume(name, model, folder / name, rank=rank, world_size=2, ports=ports[name])
+
+
+@pytest.fixture(scope="module")
+def outcomes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """For each case what every rank found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    ports = {name: [free_port(), free_port()] for name in TWO_RANKS}
+    run_in_processes(one_of_two, [(rank, tiny_model, folder, ports) for rank in range(2)], deadline_s=150)
+    for name in CASES.keys() - set(TWO_RANKS):
+        (folder / name).mkdir()
+        train_and_resume(name, tiny_model, folder / name, rank=0, world_size=1, ports=[free_port(), free_port()])
+    return {name: [torch.load(path) for path in sorted((folder / name).glob("outcome_*.pt"))] for name in CASES} | {
+        "folder": [{name: folder / name for name in CASES}]
+    }
+
+
+def alone(name: str) -> str:
+    """The one-rank case that a two-rank case must agree with."""
+    return name.split("_zero_")[0]
+
+
+def without_seconds(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if "second" not in name}
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_two_ranks_train_the_weights_that_one_does(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    expected = outcomes[alone(name)][0]
+    for rank in outcomes[name]:
+        assert same_update(expected["start"], expected["weights"], rank["weights"])
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_two_ranks_report_what_one_does_and_agree_to_the_bit(
+    name: str, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    first, second = outcomes[name]
+    for here, there, expected in zip(
+        first["metrics"], second["metrics"], outcomes[alone(name)][0]["metrics"], strict=True
+    ):
+        assert without_seconds(here) == without_seconds(there)
+        assert without_seconds(here) == pytest.approx(without_seconds(expected), rel=5e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_resumed_run_is_the_same_to_the_bit(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    for rank in outcomes[name]:
+        assert rank["weights"].keys() == rank["resumed"].keys()
+        assert all(torch.equal(weight, rank["resumed"][key]) for key, weight in rank["weights"].items())
+        assert rank["steps"] == [1, 2, 3, 4, 3, 4]
+        for straight, resumed in zip(rank["metrics"][2:], rank["metrics_resumed"], strict=True):
+            assert without_seconds(straight) == without_seconds(resumed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_export_is_the_whole_model_however_it_was_sharded(
+    name: str, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    exported = AutoModelForCausalLM.from_pretrained(outcomes["folder"][0][name] / "export")
+    for key, weight in exported.named_parameters():
+        assert torch.equal(weight, outcomes[name][0]["weights"][f"policy.language_model.{key}"])
+
+
+@pytest.mark.parametrize("name", TWO_RANKS)
+def test_the_canary_is_the_one_of_a_single_rank(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    for found, expected in zip(outcomes[name][0]["canary"], outcomes[alone(name)][0]["canary"], strict=True):
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=2e-3)
+
+
+def test_a_checkpoint_of_two_ranks_is_refused_by_one_with_both_numbers(
+    tiny_model: Path, outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    config = LearnerConfig.model_validate(CASES["critic"])
+    folder = outcomes["folder"][0]
+    rank = start_rank(config, tiny_model)
+    with pytest.raises(CheckpointError, match=r"num_ranks 2, and this run has 1"):
+        rank.load(folder["critic_zero_0"] / "checkpoint")
+    rank.close()

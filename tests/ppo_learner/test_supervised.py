@@ -1,0 +1,114 @@
+"""Supervised training on one rank."""
+
+import math
+import random
+from array import array
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ppo_learner.config import OptimizerConfig
+from ppo_learner.supervised import SupervisedRank
+from services.contracts.errors import NonFiniteStep, UserError
+from services.contracts.records import Demonstration
+from services.contracts.settings import ModelConfig
+from tests.ppo_learner.builders import VOCABULARY, free_port
+
+
+def make_demonstrations(seed: int, count: int = 12) -> list[Demonstration]:
+    """Prompts of 3 random tokens with responses of 1 to 12; only responses are to be learnt."""
+    draw = random.Random(seed)
+    lengths = [draw.randint(1, 12) for _ in range(count)]
+    return [
+        Demonstration(
+            token_ids=array("i", (draw.randrange(2, VOCABULARY) for _ in range(3 + length))),
+            loss_mask=array("b", [0] * 3 + [1] * length),
+        )
+        for length in lengths
+    ]
+
+
+def start(model: Path, **settings: Any) -> SupervisedRank:
+    return SupervisedRank(
+        learner=OptimizerConfig.model_validate({"lr": 1e-2} | settings),
+        model=ModelConfig(path=str(model), dtype="float32"),
+        rank=0,
+        world_size=1,
+        master_address="127.0.0.1",
+        master_port=free_port(),
+        seed=0,
+        total_steps=10,
+    )
+
+
+def test_the_loss_is_the_cross_entropy_of_response_tokens_over_all_of_them(tiny_model: Path) -> None:
+    demonstrations = make_demonstrations(0)
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    total, count = 0.0, 0
+    for demonstration in demonstrations:
+        ids = torch.tensor(demonstration.token_ids)
+        labels = torch.where(torch.tensor(demonstration.loss_mask).bool(), ids, -100)
+        num_learnt = sum(demonstration.loss_mask)
+        total += float(model(ids[None], labels=labels[None]).loss.detach()) * num_learnt
+        count += num_learnt
+    for budget in (16, 10_000):
+        rank = start(tiny_model, max_tokens_per_micro_batch=budget)
+        assert rank.evaluate_loss(demonstrations) == pytest.approx(total / count, rel=1e-5)
+        assert rank.step(demonstrations).metrics["loss"] == pytest.approx(total / count, rel=1e-5)
+        rank.close()
+
+
+def test_demonstrations_are_learnt_and_the_export_has_learnt_them(tiny_model: Path, tmp_path: Path) -> None:
+    demonstrations = make_demonstrations(1)
+    rank = start(tiny_model, lr=3e-3)
+    losses = [rank.step(demonstrations).metrics["loss"] for _ in range(8)]
+    rank.export(tmp_path)
+    final = rank.evaluate_loss(demonstrations)
+    rank.close()
+    assert final < losses[-1] < losses[0] / 2
+    again = start(tmp_path)
+    assert again.evaluate_loss(demonstrations) == pytest.approx(final, rel=1e-5)
+    again.close()
+
+
+def test_evaluating_changes_nothing(tiny_model: Path) -> None:
+    rank = start(tiny_model)
+    losses = [rank.evaluate_loss(make_demonstrations(2)) for _ in range(2)]
+    rank.close()
+    assert losses[0] == losses[1]
+
+
+def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tiny_model: Path, tmp_path: Path) -> None:
+    rank = start(tiny_model, lr_schedule="linear")
+    reports = []
+    for step in range(4):
+        reports.append(rank.step(make_demonstrations(step)))
+        if step == 1:
+            rank.save(tmp_path)
+    rank.close()
+    resumed = start(tiny_model, lr_schedule="linear")
+    resumed.load(tmp_path)
+    again = [resumed.step(make_demonstrations(step)) for step in (2, 3)]
+    resumed.close()
+    for straight, after in zip(reports[2:], again, strict=True):
+        assert straight.step == after.step
+        for name in ("loss", "lr", "gradient_norm/policy"):
+            assert straight.metrics[name] == after.metrics[name]
+
+
+def test_a_rate_that_blows_up_stops_the_run(tiny_model: Path) -> None:
+    rank = start(tiny_model, lr=1e30, max_nonfinite_steps=2)
+    with pytest.raises(NonFiniteStep, match="2 updates in a row"):
+        for step in range(5):
+            assert math.isfinite(rank.step(make_demonstrations(step)).metrics["lr"])
+    rank.close()
+
+
+def test_demonstrations_without_a_response_are_refused(tiny_model: Path) -> None:
+    rank = start(tiny_model)
+    with pytest.raises(UserError, match="none of 1 demonstrations"):
+        rank.step([Demonstration(token_ids=array("i", [3, 4]), loss_mask=array("b", [0, 0]))])
+    rank.close()
