@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := runs/quickstart
 
-.PHONY: setup train test lint clean bench lock protos
+.PHONY: setup train test lint clean bench lock protos tree
 
 setup: $(READY)
 
@@ -42,6 +42,9 @@ clean:
 # For maintainers: regenerate what is committed.
 protos: setup
 	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. services/protos/reward/v1/reward.proto
+
+tree: setup
+	$(BIN)/python -m tests.readme_tree
 
 lock: setup
 	sed -i '/^[^#]/d' deploy/requirements-cpu.txt

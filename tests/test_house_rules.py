@@ -7,21 +7,11 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
+from tests import readme_tree
+from tests.readme_tree import ROOT, tracked_files
 
-ROOT = Path(__file__).parent.parent
-PACKAGES = ("services", "ppo_learner", "rollout_workers", "reward_server")
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
-
-
-def tracked_files() -> list[Path]:
-    """Files of the project: what git tracks or would track, or everything where there is no git."""
-    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if listed.returncode != 0:
-        pytest.skip("not a git checkout")
-    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
 
 
 def python_files() -> list[Path]:
@@ -43,36 +33,15 @@ def test_files_and_functions_stay_short() -> None:
 
 
 def test_every_module_says_what_it_is() -> None:
-    silent = [
-        path
-        for path in python_files()
-        if path.read_text().strip() and not ast.get_docstring(ast.parse(path.read_text()))
-    ]
+    texts = {path: path.read_text() for path in python_files()}
+    silent = [str(path) for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
     assert silent == []
 
 
-def test_the_readme_shows_every_file_of_the_packages_once_with_a_phrase() -> None:
-    readme = (ROOT / "README.md").read_text()
-    tree = re.search(r"<!-- tree -->\n```\n(.*?)```", readme, re.DOTALL)
-    assert tree, "README.md has no tree between <!-- tree --> and the end of its code block"
-    shown = set()
-    folders: list[str] = []
-    for line in tree.group(1).splitlines():
-        entry = re.match(r"( *)(\S+?)(/?)  +\S", line)
-        assert entry, f"a line of the tree without a phrase: {line!r}"
-        depth = len(entry.group(1)) // 2
-        folders[depth:] = [entry.group(2)]
-        if not entry.group(3):
-            shown.add("/".join(folders))
-    actual = {
-        str(path.relative_to(ROOT))
-        for path in tracked_files()
-        if path.relative_to(ROOT).parts[0] in PACKAGES
-        and path.name not in ("__init__.py", "py.typed")
-        and "_pb2" not in path.name
-    }
-    in_packages = {name for name in shown if name.split("/")[0] in PACKAGES}
-    assert in_packages == actual
+def test_the_tree_in_the_readme_is_fresh() -> None:
+    block = readme_tree.BLOCK.search((ROOT / "README.md").read_text())
+    assert block, "README.md has no code block after <!-- tree -->"
+    assert block[2] == readme_tree.render(), "the tree in README.md is stale: run `make tree`"
 
 
 def test_the_generated_protos_are_fresh(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A Qwen2-shaped model of a few thousand parameters with a character tokenizer, made on the spot, with no download.
+"""A Llama-shaped model of a few thousand parameters with a character tokenizer, made on the spot, with no download.
 
 It must not know which part is tested with it. Invariant: the same arguments give the same weights.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from services.contracts.records import Canary
 
@@ -20,7 +20,7 @@ PADDING = "<pad>"
 
 
 def write_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, **overrides: Any) -> Path:
-    """Write model and tokenizer to `folder` in Hugging Face format. `overrides` go to `Qwen2Config`."""
+    """Write model and tokenizer to `folder` in Hugging Face format. `overrides` go to `LlamaConfig`."""
     tokenizer = tiny_tokenizer()
     tiny_model(tied=tied, seed=seed, vocab_size=len(tokenizer), **overrides).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -56,7 +56,7 @@ def tiny_model(*, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:  #
         "dtype": "float32",
     }
     torch.manual_seed(seed)
-    return Qwen2ForCausalLM(Qwen2Config(**shape | overrides)).eval()
+    return LlamaForCausalLM(LlamaConfig(**shape | overrides)).eval()
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -19,6 +20,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from services.contracts.errors import DeadlineExceeded, TriremeError, UserError, WorkerLost
 from services.control.config import ClusterConfig
+
+_CONNECT_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -143,8 +146,9 @@ class Cluster:
         quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
         if config.address is not None:
             try:
+                _refuse_silence(config.address)
                 ray.init(address=config.address, **quiet)
-            except (ConnectionError, ValueError, RuntimeError) as error:
+            except (OSError, ValueError, RuntimeError) as error:
                 raise UserError(f"no Ray cluster answers at cluster.address={config.address!r}: {error}") from error
             return
         # Ray listens on every interface; a token of this run's own keeps others out.
@@ -201,6 +205,13 @@ def put(value: object) -> object:
     return ray.put(value)
 
 
+def _refuse_silence(address: str) -> None:
+    """Raise `OSError` when nothing listens at HOST:PORT; Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+
+
 def _original(error: RayTaskError, name: str, method: str) -> TriremeError:
     if isinstance(error.cause, TriremeError):
         return error.cause
@@ -208,8 +219,6 @@ def _original(error: RayTaskError, name: str, method: str) -> TriremeError:
 
 
 def _free_address() -> tuple[str, int]:
-    import socket
-
     host = ray.util.get_node_ip_address()
     with socket.socket() as listener:
         listener.bind((host, 0))

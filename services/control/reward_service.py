@@ -13,6 +13,7 @@ from reward_server.config import RewardConfig
 from services.transport.reward_client import RewardClient
 
 LOG_FILE = "reward_server.log"
+_ANSWERS_WITHIN_S = 15.0
 
 
 @asynccontextmanager
@@ -33,7 +34,7 @@ async def open_reward_service(config: RewardConfig, *, log_folder: Path) -> Asyn
         child = RewardServerChild(config.services, config.server, log=log_folder / LOG_FILE)
     client = RewardClient([child.address] if child else config.addresses, config)
     try:
-        await client.describe()
+        await client.describe(budget_s=_ANSWERS_WITHIN_S)
         yield client
     finally:
         await client.close()

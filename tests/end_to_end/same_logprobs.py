@@ -1,6 +1,6 @@
 """Loads an exported model in transformers and in vLLM and fails unless both give the same logprobs.
 
-Run as a program, because vLLM reads its environment when it is imported: python -m tests.end_to_end.same_logprobs FOLDER
+Run as a program, because vLLM reads its environment at import: python -m tests.end_to_end.same_logprobs FOLDER
 """
 
 import os

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.command import json_lines, started, trireme, write_config
-from tests.end_to_end.conftest import run_sections
+from tests.end_to_end.tiny_run import run_sections
 
 TEN_LINES = """import sys
 

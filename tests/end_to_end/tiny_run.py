@@ -1,20 +1,16 @@
-"""A task and a tiny model for the end-to-end tests, made once."""
+"""A task, a tiny model and a configuration that trains it in seconds."""
 
 import json
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.tiny import write_tiny_model
 
 NUM_ROWS = 24
 
 
-@pytest.fixture(scope="session")
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model`, and `rows.jsonl` of sums with their answers."""
-    folder = tmp_path_factory.mktemp("task")
+def write_task(folder: Path) -> Path:
+    """Write `model`, `rows.jsonl` with sums and their answers, and `digit_share.py` into a folder."""
     write_tiny_model(folder / "model")
     rows = [{"question": f"{n}+{n + 1}=", "answer": str(2 * n + 1)} for n in range(NUM_ROWS)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

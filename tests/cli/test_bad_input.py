@@ -1,0 +1,127 @@
+"""Wrong input ends a command at once, with exit code 2 and one message that says what to do; nothing was started."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from services.cli.__main__ import main
+from services.control.run_folder import METRICS_FILE
+from tests.end_to_end.command import write_config
+from tests.end_to_end.tiny_run import run_sections
+
+
+@pytest.fixture
+def sections(task: Path, tmp_path: Path) -> dict[str, dict[str, Any]]:
+    return run_sections(task, run={"dir": str(tmp_path / "run")})
+
+
+def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
+    """The one message that a refused command writes."""
+    assert main(argv) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "messages"),
+    [
+        (["--learner.algoritm", "ppo"], ["flag --learner.algoritm is not a setting", "learner.algorithm?"]),
+        (["--learner.algorithm", "pppo"], ["learner.algorithm", "'pppo'", "ppo, grpo, rloo"]),
+        (["--model.path", "/nowhere/model"], ["model.path '/nowhere/model' is no folder with a config.json"]),
+        (["--data.prompts", "nowhere.jsonl"], ["data file 'nowhere.jsonl' does not exist"]),
+        (["--data.prompt_field", "prompt"], ["row 0: no column 'prompt'; the row has ['answer', 'question']"]),
+        (["--data.template", "chat"], ["has no chat template; set data.template to plain"]),
+        (["--data.max_prompt_tokens", "3"], ["row 0: the prompt has 4 tokens and 3 fit", "data.long_prompts"]),
+        (["--model.max_length", "12"], ["rollout.max_completion_tokens is 12", "at most 12 tokens"]),
+        (["--model.max_length", "9999"], ["model.max_length is 9999", "takes at most 512 tokens"]),
+        (["--weights.transport", "pigeon"], ["weights.transport is 'pigeon'; there are shared_memory, disk"]),
+        (["--train.max_staleness", "1"], ["train.max_staleness", "less than or equal to 0"]),
+        (["--metrics.sinks", '["paper"]'], ["metrics.sinks", "'paper'", "tensorboard"]),
+        (["--resume"], ["holds no run to go on with"]),
+    ],
+)
+def test_a_wrong_setting_is_refused(
+    sections: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[str],
+    messages: list[str],
+) -> None:
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections), *flags)
+    for message in messages:
+        assert message in error
+
+
+def test_a_reward_that_does_not_exist_is_refused_with_those_that_do(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections["reward"] = {"services": [{"name": "exact_mtach"}]}
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
+    assert "there is no reward 'exact_mtach'; built in are exact_match" in error
+
+
+def test_rewards_come_from_one_place(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections["reward"] = {"addresses": ["127.0.0.1:1"], "services": [{"name": "exact_match"}]}
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
+    assert "either reward.addresses" in error
+
+
+def test_plaintext_to_another_machine_is_refused(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections["reward"] = {"addresses": ["rewards.example:50051"]}
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
+    assert "'rewards.example:50051' is on another machine" in error
+
+
+def test_a_tokenizer_of_another_model_is_refused(
+    sections: dict[str, dict[str, Any]], task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import shutil
+
+    model = tmp_path / "smaller"
+    shutil.copytree(task / "model", model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections), "--model.path", str(model))
+    assert "tokens and model" in error
+    assert "has room for 10" in error
+
+
+def test_a_folder_with_a_run_in_it_is_not_written_over(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / METRICS_FILE).write_text('{"step": 1, "time_s": 1.0}\n')
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
+    assert "already holds a run; go on with --resume" in error
+
+
+def test_a_cluster_that_is_not_there_is_named(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "run.yaml", **sections)
+    error = refuse(capsys, "train", config, "--cluster.address", "127.0.0.1:1")
+    assert "no Ray cluster answers at cluster.address='127.0.0.1:1'" in error
+
+
+def test_an_unknown_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    error = refuse(capsys, "trian")
+    assert "no command 'trian'" in error
+    assert "train" in error
+
+
+def test_a_dry_run_shows_settings_processes_and_the_first_prompt(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", write_config(tmp_path / "run.yaml", **sections), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    for expected in ("samples_per_prompt: 4", "rollout worker 0", "learner rank 0", "24 prompts", "0+1="):
+        assert expected in shown
+    assert not (tmp_path / "run").exists()
