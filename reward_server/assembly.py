@@ -7,10 +7,12 @@ server listens.
 import functools
 import importlib
 import importlib.util
+import json
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
 
@@ -41,13 +43,13 @@ def load_reward(service: RewardServiceConfig) -> RewardFunction:
         UserError: there is no such reward, its code does not load, or an option is wrong.
     """
     if ":" in service.name:
-        return _user_reward(service)
+        return _with_options_in_version(_user_reward(service), service)
     if service.name not in REWARDS:
         raise UserError(
             f"there is no reward {service.name!r}; built in are {', '.join(REWARDS)}; "
             "your own is given as my_reward.py:score"
         )
-    return _with_options(REWARDS[service.name], service)
+    return _with_options_in_version(_with_options(REWARDS[service.name], service), service)
 
 
 def _part(service: RewardServiceConfig, config: RewardServerConfig) -> Scorer:
@@ -91,6 +93,14 @@ def _with_arguments(function: RewardFunction, service: RewardServiceConfig) -> R
         return function
     score = functools.partial(function.score, **service.options)
     return replace(function, score=score, name=function.description.name)
+
+
+def _with_options_in_version(function: RewardFunction, service: RewardServiceConfig) -> RewardFunction:
+    """Servers that differ in their options alone must not pass for one reward."""
+    if not service.options:
+        return function
+    digest = blake2b(json.dumps(service.options, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
+    return replace(function, version=f"{function.version}-{digest}")
 
 
 def _load_file(path: Path) -> ModuleType:

@@ -54,6 +54,10 @@ class RewardServerChild:
         self.address = self._wait_until_ready(timeout_s)
 
     @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
     def is_alive(self) -> bool:
         return self._process.poll() is None
 

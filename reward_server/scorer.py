@@ -163,11 +163,18 @@ def to_outcome(returned: object, sample: RewardSample, description: RewardDescri
     if isinstance(returned, Raised):
         return _internal(f"the reward raised {type(returned.error).__name__}: {returned.error}")
     try:
-        reward = returned if isinstance(returned, Reward) else Reward(value=float(cast(SupportsFloat, returned)))
+        reward = returned if isinstance(returned, Reward) else Reward(value=_number(returned))
         fault = fault_in_reward(reward, description=description, completion=sample.completion)
     except (TypeError, ValueError, OverflowError):
         return _internal(f"the reward returned {returned!r:.80}; it must return a float, a Reward or a Failure")
     return reward if fault is None else _internal(fault)
+
+
+def _number(returned: object) -> float:
+    """A number of any library as a float; text is none, although float() would read it."""
+    if not isinstance(returned, SupportsFloat):
+        raise TypeError(returned)
+    return float(returned)
 
 
 def _internal(message: str) -> Failure:

@@ -16,9 +16,10 @@ from fractions import Fraction
 from reward_server.function import RewardFunction, RewardOptions, Score
 from services.contracts.records import Failure, FailureCode, RewardSample
 
-# What introduces an answer: GSM8K's mark, and words; `\boxed{` is found by its braces.
-HASHES = re.compile(r"####[ \t]*(?P<answer>[^\n]+)")
-WORDS = re.compile(r"\banswer(?:[ \t]+is|[ \t]*[:=])[ \t*:]*(?P<answer>[^\n]+)", re.IGNORECASE)
+# What introduces an answer: GSM8K's mark, and words; `\boxed{` is found by its braces. The answer itself is only looked
+# at, not consumed, so that a later mark on the same line is found too.
+HASHES = re.compile(r"####[ \t]*(?=(?P<answer>[^\n]+))")
+WORDS = re.compile(r"\banswer(?:[ \t]+is|[ \t]*[:=])[ \t*:]*(?=(?P<answer>[^\n]+))", re.IGNORECASE)
 BOXED = r"\boxed{"
 LATEX = re.compile(
     r"\$(?!\s)(?P<dollars>[^$\n]+?)(?<!\s)\$(?!\d)|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]", re.DOTALL
@@ -39,6 +40,7 @@ NOT_UNITS = frozenset(
 # Powers that computer algebra would work out until it is killed: no right answer looks like this unless word for word.
 EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*-?\d{4,}|(?:\^|\*\*)\s*(?:\{[^{}]*|\w\s*)(?:\^|\*\*)|\d\s*!")
 MAX_ANSWER_CHARACTERS = 400
+MAX_BOX_CHARACTERS = 1000
 
 
 class MathAnswer(RewardOptions):
@@ -104,7 +106,7 @@ def last_box(text: str) -> Found | None:
     start = len(text)
     while (start := text.rfind(BOXED, 0, start)) >= 0:
         depth = 1
-        for end in range(start + len(BOXED), len(text)):
+        for end in range(start + len(BOXED), min(start + MAX_BOX_CHARACTERS, len(text))):
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             if depth == 0:
                 return Found(text[start + len(BOXED) : end], start)

@@ -2,8 +2,8 @@
 
 It must not know gRPC, what a reward means, or what is done with it. Invariants: every sample gets exactly one outcome,
 in order; a number comes only from a reply that passed every check of `reward_validation`; every failure ends in a
-retry, a typed `Failure` of the sample, or a typed error. A server is asked to describe itself before its first call
-and after each outage, so servers that disagree never mix.
+retry, a typed `Failure` of the sample, or a typed error. A server is asked to describe itself on each new
+connection, so servers that disagree never mix.
 """
 
 import asyncio

@@ -33,13 +33,13 @@ class Endpoint:
         self.passed_over_until = float("-inf")
         self._config = config
         self._channel: Any = None  # Any: grpc has no types
-        self._stub: Any = None  # Any: as above
         self._description: RewardDescription | None = None
         self._num_missed = 0
 
     async def describe(self) -> RewardDescription:
-        """What this server says of itself; asked again after an outage, from which it may return as another reward."""
-        if self._description is None:
+        """What this server says of itself; asked again on each new connection, which may be to another reward."""
+        channel = self._connection()
+        if self._description is None or channel.get_state() is not grpc.ChannelConnectivity.READY:
             description = decode_description(await self._call("Describe", reward_pb2.DescribeRequest()))
             fault = fault_in_description(description)
             if fault is not None:
@@ -57,11 +57,9 @@ class Endpoint:
             await self._channel.close()
 
     async def _call(self, method: str, request: Any) -> Any:  # Any: the messages of either method
-        if self._channel is None:  # Not earlier: a channel belongs to the event loop that runs when it is made.
-            self._channel = grpc.aio.insecure_channel(self.address, options=channel_options(self._config))
-            self._stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+        stub = reward_pb2_grpc.RewardServiceStub(self._connection())
         try:
-            response = await getattr(self._stub, method)(request, timeout=self._config.timeout_s)
+            response = await getattr(stub, method)(request, timeout=self._config.timeout_s)
         except grpc.aio.AioRpcError as error:
             self._note_failure(error.code())
             raise self._typed(method, error, request.ByteSize()) from error
@@ -69,9 +67,12 @@ class Endpoint:
         self.passed_over_until = float("-inf")
         return response
 
+    def _connection(self) -> Any:  # Any: grpc has no types
+        if self._channel is None:  # Not earlier: a channel belongs to the event loop that runs when it is made.
+            self._channel = grpc.aio.insecure_channel(self.address, options=channel_options(self._config))
+        return self._channel
+
     def _note_failure(self, code: grpc.StatusCode) -> None:
-        if code in (Status.UNAVAILABLE, Status.CANCELLED):
-            self._description = None
         self._num_missed = self._num_missed + 1 if code is Status.DEADLINE_EXCEEDED else 0
         if code is Status.UNAVAILABLE or self._num_missed >= self._config.eject_after:
             self.passed_over_until = time.monotonic() + self._config.eject_s

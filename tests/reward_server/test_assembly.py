@@ -1,0 +1,131 @@
+"""From names and options to rewards, and every mistake told before anything is served."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from reward_server.assembly import build_scorer, load_reward
+from reward_server.config import RewardConfig, RewardServerConfig, RewardServerFile, RewardServiceConfig
+from services.contracts.errors import UserError
+from services.contracts.records import Reward
+from tests.reward_server.serving import make_sample
+
+MY_REWARD = '''
+"""Every form in which a user may write a reward."""
+from reward_server import RewardFunction, RewardOptions
+
+def score(sample):
+    return 1.0
+
+def scaled(sample, scale=1.0):
+    return scale
+
+described = RewardFunction(lambda samples: [0.5] * len(samples), name="half", batched=True, minimum=0.0, maximum=1.0)
+
+class Configured(RewardOptions):
+    level: float = 0.0
+    """The value of every sample."""
+
+    def reward(self):
+        return RewardFunction(lambda sample: self.level, name="configured")
+
+number = 3
+'''
+
+
+@pytest.fixture
+def my_reward(tmp_path: Path) -> Path:
+    path = tmp_path / "my-reward.py"
+    path.write_text(MY_REWARD)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("attribute", "options", "name", "value"),
+    [
+        ("score", {}, "my_reward_score", 1.0),
+        ("scaled", {"scale": 0.25}, "my_reward_scaled", 0.25),
+        ("described", {}, "half", 0.5),
+        ("Configured", {"level": 3}, "configured", 3.0),
+    ],
+)
+async def test_a_users_reward_is_loaded_from_its_file(
+    my_reward: Path, attribute: str, options: dict[str, float], name: str, value: float
+) -> None:
+    service = RewardServiceConfig(name=f"{my_reward}:{attribute}", options=options)
+    scorer = build_scorer([service], RewardServerConfig())
+
+    assert scorer.description.name == name
+    assert await scorer.score([make_sample()]) == [Reward(value=value, components={name: value})]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("math_anwser", {}, "built in are exact_match, length_penalty, math_answer, required_format"),
+        ("exact_match", {"fold": True}, "'exact_match': fold: Extra inputs.*reference_field, strip, ignore_case"),
+        ("missing.py:score", {}, "no reward file missing.py"),
+        ("{file}:absent", {}, "has no 'absent'"),
+        ("{file}:number", {}, "must be a function"),
+        ("{file}:Configured", {"level": "high"}, "level: Input should be a valid number"),
+        ("no.such.module:score", {}, "does not load: ModuleNotFoundError"),
+    ],
+)
+def test_a_mistake_names_itself_and_what_would_be_right(
+    my_reward: Path, name: str, options: dict[str, object], words: str
+) -> None:
+    with pytest.raises(UserError, match=words):
+        load_reward(RewardServiceConfig(name=name.format(file=my_reward), options=options))
+
+
+def test_a_file_that_raises_is_named_with_its_error(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("import nothing_like_this")
+    with pytest.raises(UserError, match=r"broken\.py does not load: ModuleNotFoundError.*nothing_like_this"):
+        load_reward(RewardServiceConfig(name=f"{tmp_path}/broken.py:score"))
+
+
+async def test_a_file_that_serves_when_imported_is_told_about_the_guard(tmp_path: Path) -> None:
+    (tmp_path / "unguarded.py").write_text("from reward_server import serve\nserve(lambda sample: 1.0)\n")
+    with pytest.raises(UserError, match='if __name__ == "__main__":'):
+        build_scorer([RewardServiceConfig(name=f"{tmp_path}/unguarded.py:score")], RewardServerConfig())
+
+
+def test_options_are_part_of_the_version() -> None:
+    versions = {
+        load_reward(RewardServiceConfig(name="exact_match", options=options)).version
+        for options in ({}, {"strip": False}, {"ignore_case": True})
+    }
+    assert len(versions) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({}, "neither was given"),
+        ({"addresses": ["127.0.0.1:1"], "services": [{"name": "exact_match"}]}, "both was given"),
+        ({"addresses": ["10.1.1.1:1"]}, "allow_plaintext"),
+        ({"addresses": ["localhost"]}, "HOST:PORT"),
+        ({"addresses": ["127.0.0.1:1"], "timeout": 3}, "timeout"),
+        ({"services": [{"name": "exact_match", "weight": float("nan")}]}, "finite"),
+    ],
+)
+def test_a_run_says_in_one_way_where_its_rewards_come_from(values: dict[str, object], words: str) -> None:
+    with pytest.raises(ValidationError, match=words):
+        RewardConfig(**values)  # type: ignore[arg-type]  # a mapping of several types
+
+
+def test_every_setting_of_a_run_is_documented() -> None:
+    for section in (RewardConfig, RewardServerFile):
+        assert all(field.description for field in section.model_fields.values())
+
+
+def test_a_server_listens_beyond_loopback_only_when_allowed() -> None:
+    with pytest.raises(ValidationError, match="allow_plaintext"):
+        RewardServerConfig(host="0.0.0.0")
+    assert RewardServerConfig(host="0.0.0.0", allow_plaintext=True).host == "0.0.0.0"
+
+
+def test_a_full_call_must_fit_the_queue() -> None:
+    with pytest.raises(ValidationError, match="max_pending_samples is 10, less than max_samples_per_call"):
+        RewardServerConfig(max_pending_samples=10)

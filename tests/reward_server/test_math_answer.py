@@ -1,0 +1,126 @@
+"""The math reward: which answer it takes, and what it takes for equal."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from reward_server.rewards.math_answer import MathAnswer, last_answer
+from services.contracts.records import Failure, FailureCode
+from tests.reward_server.serving import make_sample
+
+GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+
+
+def score(completion: str, reference: str | float, **options: object) -> object:
+    return MathAnswer(**options).score(make_sample(completion=completion, answer=reference))
+
+
+@pytest.fixture(scope="module")
+def gsm8k_answers() -> list[str]:
+    if not GSM8K.is_file():
+        pytest.skip("the GSM8K test split is not beside the repository (../shared/data/gsm8k/test.jsonl)")
+    return [json.loads(line)["answer"] for line in GSM8K.read_text().splitlines()]
+
+
+def test_every_gold_solution_of_gsm8k_scores_one(gsm8k_answers: list[str]) -> None:
+    assert len(gsm8k_answers) == 1319
+    assert [answer for answer in gsm8k_answers if score(answer, answer) != 1.0] == []
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["#### {}", "The answer is {}.", "so \\boxed{{{}}}", "She makes ${} per day.", "**Answer:** {} eggs", "x = {}"],
+)
+@pytest.mark.parametrize("number_format", ["{}", "{:,}"])
+def test_every_answer_of_gsm8k_is_told_from_its_neighbours(
+    gsm8k_answers: list[str], form: str, number_format: str
+) -> None:
+    wrong = []
+    for gold in gsm8k_answers:
+        number = int(gold.rpartition("####")[2].replace(",", ""))
+        for offset, wanted in ((0, 1.0), (1, 0.0), (-1, 0.0)):
+            completion = form.format(number_format.format(number + offset))
+            if score(completion, gold) != wanted:
+                wrong.append((completion, number))
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer"),
+    [
+        ("The answer is 3. No: the answer is 4.", "4."),
+        ("\\boxed{3}, wait, \\boxed{4}", "4"),
+        ("#### 3\n#### 4", "4"),
+        ("\\boxed{3} The answer is 4", "4"),
+        ("The answer is 3, or rather \\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("3 apples and 4 pears", "4"),
+        ("it is $x^2$", "x^2"),
+        ("it costs $10 now and $8 then", "$8"),
+        ("\\boxed{4} and then \\boxed{cut", "4"),
+        ("nothing", None),
+        ("", None),
+    ],
+)
+def test_the_last_answer_counts(completion: str, answer: str | None) -> None:
+    assert last_answer(completion) == answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference"),
+    [
+        ("\\boxed{18.0}", "18"),
+        ("\\boxed{1,234}", 1234),
+        ("\\boxed{-3}", "-3"),
+        ("\\boxed{18\\text{ dollars}}", "18"),
+        ("the answer is $18", "18"),
+        ("the answer is 18, because 3 + 15 = 18", "18"),
+        ("the answer is 50%", "50"),
+        ("the answer is 50%", "0.5"),
+        ("\\boxed{1/2}", "0.5"),
+        ("\\boxed{\\frac{1}{2}}", "0.5"),
+        ("the answer is $x^2 + 2x + 1$.", "(x+1)^2"),
+        ("\\boxed{(1, 2)}", "(1,2)"),
+        ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}"),
+        ("x = 5", "5"),
+        ("\\boxed{7}", "so it is \\boxed{7}"),
+    ],
+)
+def test_equal_answers_score_one(completion: str, reference: str | float) -> None:
+    assert score(completion, reference) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("completion", "reference"),
+    [
+        ("the answer is 2 pi", "2"),
+        ("the answer is 5 million", "5"),
+        ("\\boxed{3x}", "3"),
+        ("2:30", "2"),
+        ("\\boxed{(2, 1)}", "(1,2)"),
+        ("\\boxed{\\{3, 4\\}}", "4"),
+        ("1.0001", "1"),
+        ("", "3"),
+    ],
+)
+def test_other_answers_score_zero(completion: str, reference: str) -> None:
+    assert score(completion, reference) == 0.0
+
+
+@pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "2^{99999999}", "100000!", "(((((((1" * 200, "9**9**9**9"])
+def test_an_answer_that_would_keep_algebra_busy_is_wrong_at_once(answer: str) -> None:
+    assert score(f"\\boxed{{{answer}}}", "3") == 0.0
+
+
+def test_an_unmarked_number_counts_only_where_no_mark_is_required() -> None:
+    assert score("it is 7", "7") == 1.0
+    assert score("it is 7", "7", require_mark=True) == 0.0
+    assert score("the answer is 7", "7", require_mark=True) == 1.0
+
+
+@pytest.mark.parametrize("reference", ["", [7], None, {"value": 7}])
+def test_a_sample_without_a_right_answer_fails(reference: object) -> None:
+    outcome = score("7", reference)  # type: ignore[arg-type]  # the wrong type is the point
+    assert isinstance(outcome, Failure)
+    assert outcome.code is FailureCode.INVALID_SAMPLE
+    assert "reference.answer" in outcome.message
