@@ -18,7 +18,7 @@ STEP_SECONDS = "seconds/step"
 
 PHASES: Mapping[str, str] = {
     "sampling": "#3987d6",
-    "scoring": "#dd9a1f",
+    "scoring": "#cf8a14",
     "learning": "#2a9d78",
     "sync": "#bf619d",
 }
@@ -107,6 +107,21 @@ def written(value: float, unit: Unit = "number") -> str:
         if abs(value) >= size:
             return f"{_three_digits(value / size)}{prefix}"
     return _three_digits(value)
+
+
+def phase_shares(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Each phase's share of the step's time, and what is left of it as `other`.
+
+    Phases that overlap can add up to more than the step; they are scaled to it then.
+    """
+    seconds = {phase: metrics[f"seconds/{phase}"] for phase in PHASES if f"seconds/{phase}" in metrics}
+    step = metrics.get(STEP_SECONDS, 0.0)
+    whole = max(step, sum(seconds.values()))
+    if not seconds or not whole > 0:
+        return {}
+    shares = {phase: value / whole for phase, value in seconds.items()}
+    other = 1 - sum(shares.values())
+    return shares | ({"other": other} if other > 0.005 else {})
 
 
 def clock(seconds: float) -> str:

@@ -17,7 +17,18 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from services.control.catalogue import ACCURACY, PHASES, REWARD, REWARD_SPREAD, STEP_SECONDS, clock, describe, shown
+from services.control.catalogue import (
+    ACCURACY,
+    PHASES,
+    REWARD,
+    REWARD_SPREAD,
+    STEP_SECONDS,
+    clock,
+    describe,
+    phase_shares,
+    shown,
+)
+from services.control.thinning import thinned
 
 _BARS = "▁▂▃▄▅▆▇█"
 _SPARKLINE_WIDTH = 32
@@ -104,28 +115,13 @@ def plain_line(snapshot: Snapshot, *, is_evaluated: bool) -> str:
 
 def sparkline(values: Sequence[float], *, width: int) -> str:
     """The values as a row of little bars from their least to their greatest; a gap where one is not finite."""
-    resampled = [_mean(bucket) for bucket in _buckets(values, width)]
+    resampled = thinned(values, width)
     finite = [value for value in resampled if math.isfinite(value)]
     if not finite:
         return " " * len(resampled)
     low, span = min(finite), max(finite) - min(finite)
     heights = ((value - low) / span if span else 0.5 for value in resampled)
     return "".join(_BARS[min(7, int(height * 8))] if math.isfinite(height) else " " for height in heights)
-
-
-def phase_shares(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Each phase's share of the step's time, and what is left of it as `other`.
-
-    Phases that overlap can add up to more than the step; they are scaled to it then.
-    """
-    seconds = {phase: metrics[f"seconds/{phase}"] for phase in PHASES if f"seconds/{phase}" in metrics}
-    step = metrics.get(STEP_SECONDS, 0.0)
-    whole = max(step, sum(seconds.values()))
-    if not seconds or not whole > 0:
-        return {}
-    shares = {phase: value / whole for phase, value in seconds.items()}
-    other = 1 - sum(shares.values())
-    return shares | ({"other": other} if other > 0.005 else {})
 
 
 def _bar(snapshot: Snapshot) -> RenderableType:
@@ -211,13 +207,3 @@ def _share_legend(shares: Mapping[str, float]) -> Columns:
         ],
         padding=(0, 3),
     )
-
-
-def _buckets(values: Sequence[float], width: int) -> list[Sequence[float]]:
-    count = min(width, len(values))
-    return [values[i * len(values) // count : (i + 1) * len(values) // count] for i in range(count)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan

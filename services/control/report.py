@@ -1,0 +1,106 @@
+"""The report of a run: `curves.png`, and `report.html`, one file that needs no other and no network.
+
+It must not know how a run was made, only what it left in its folder. Invariant: text that a model wrote is shown as
+text; nothing in it can become markup, run, or reach out of the page.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from services.control.catalogue import written
+from services.control.panels import COLOURS, Panel, comparison_panels, run_panels
+from services.control.run_facts import early_and_late, headlines, median_phases, statistics, subtitle
+from services.control.run_record import RunRecord, read_run
+
+CURVES_FILE = "curves.png"
+REPORT_FILE = "report.html"
+
+_TEMPLATE = Path(__file__).with_name("report.html")
+_LONGEST_TEXT = 4000
+"""Characters of a prompt or completion that are shown; the rest is in samples.jsonl."""
+
+
+def write_report(folder: Path) -> Path:
+    """Write `curves.png` and `report.html` into a run's folder and return where the report lies.
+
+    Raises:
+        UserError: there is no such folder, no finished step in it, or a file of it is damaged.
+    """
+    run = read_run(folder)
+    page = _page(
+        title=run.name,
+        subtitle=subtitle(run),
+        panels=run_panels(run),
+        picture=folder / CURVES_FILE,
+        run=run,
+        headlines=headlines(run),
+        phases=median_phases(run.rows),
+        samples=early_and_late(run.samples),
+        statistics=statistics(run.rows),
+    )
+    return _write(page, folder / REPORT_FILE)
+
+
+def write_comparison(folders: Sequence[Path], report: Path) -> Path:
+    """Write one report of several runs to `report`, its picture beside it; return where the report lies.
+
+    Raises:
+        UserError: as `write_report`, for any of the folders.
+    """
+    runs = _distinct([read_run(folder) for folder in folders], folders)
+    page = _page(
+        title=f"{len(runs)} runs",
+        subtitle=" · ".join(run.name for run in runs),
+        panels=comparison_panels(runs),
+        picture=report.with_suffix(".png"),
+        comparison=[(run.name, {line.label: line for line in headlines(run)}) for run in runs],
+    )
+    return _write(page, report)
+
+
+def _distinct(runs: Sequence[RunRecord], folders: Sequence[Path]) -> list[RunRecord]:
+    """The runs, those that share a name called by their folders."""
+    count = Counter(run.name for run in runs)
+    return [
+        replace(run, name=str(folder)) if count[run.name] > 1 else run
+        for run, folder in zip(runs, folders, strict=True)
+    ]
+
+
+def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, **sections: object) -> str:
+    """Draw the panels and fill the template; a section that is not given is left out."""
+    # Drawing takes matplotlib, which costs every command half a second if it is imported with this file.
+    from services.control.curves import PAGE_COLOURS, draw_page, draw_svg
+
+    draw_page(panels, picture, title=title, subtitle=subtitle)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"readable": _readable, "written": written}
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    empty = dict.fromkeys(("run", "headlines", "comparison", "phases", "samples", "statistics"))
+    return template.render(
+        empty | sections,
+        title=title,
+        subtitle=subtitle,
+        colours=COLOURS,
+        page_colour=lambda colour: PAGE_COLOURS.get(colour, "var(--grid)"),
+        # The drawings hold numbers and titles from the catalogue, no text of a run.
+        panels=[(panel, Markup(draw_svg(panel))) for panel in panels],
+    )
+
+
+def _write(page: str, report: Path) -> Path:
+    report.write_text(page, encoding="utf-8", errors="replace")
+    return report
+
+
+def _readable(text: str) -> str:
+    """Hostile or endless text made fit to read: no control characters, and not longer than anyone would read."""
+    visible = "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
+    if len(visible) <= _LONGEST_TEXT:
+        return visible
+    return f"{visible[:_LONGEST_TEXT]}… and {len(visible) - _LONGEST_TEXT:,} more characters, in samples.jsonl"
