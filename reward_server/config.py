@@ -78,6 +78,13 @@ class RewardServerFile(Section):
     """The server's own settings."""
 
 
+class OwnServerConfig(RewardServerConfig):
+    """The server that a run starts for itself."""
+
+    port: int = Field(default=0, ge=0, le=65535)
+    """Port to listen on; 0 takes a free one."""
+
+
 class RewardConfig(RewardClientConfig):
     """Where rewards come from: running servers by address, or services that the run itself starts."""
 
@@ -85,7 +92,7 @@ class RewardConfig(RewardClientConfig):
     """Servers of one reward service, each HOST:PORT; calls go round all of them."""
     services: tuple[RewardServiceConfig, ...] = ()
     """Rewards for which the run starts one server on this machine; their weighted sum is the reward."""
-    server: RewardServerConfig = RewardServerConfig(port=0)
+    server: OwnServerConfig = OwnServerConfig()
     """Settings of the server that the run starts for `services`."""
 
     @model_validator(mode="after")

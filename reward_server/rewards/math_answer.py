@@ -16,13 +16,17 @@ from fractions import Fraction
 from reward_server.function import RewardFunction, RewardOptions, Score
 from services.contracts.records import Failure, FailureCode, RewardSample
 
+# Longer answers are cut or not seen, which keeps every search below linear, whatever a policy writes.
+MAX_ANSWER_CHARACTERS = 1000
+SHORT = f"{{1,{MAX_ANSWER_CHARACTERS}}}"
 # What introduces an answer: GSM8K's mark, and words; `\boxed{` is found by its braces. The answer itself is only looked
 # at, not consumed, so that a later mark on the same line is found too.
-HASHES = re.compile(r"####[ \t]*(?=(?P<answer>[^\n]+))")
-WORDS = re.compile(r"\banswer(?:[ \t]+is|[ \t]*[:=])[ \t*:]*(?=(?P<answer>[^\n]+))", re.IGNORECASE)
+HASHES = re.compile(rf"####[ \t]*(?=(?P<answer>[^\n]{SHORT}))")
+WORDS = re.compile(rf"\banswer(?:[ \t]+is|[ \t]*[:=])[ \t*:]{{0,9}}(?=(?P<answer>[^\n]{SHORT}))", re.IGNORECASE)
 BOXED = r"\boxed{"
 LATEX = re.compile(
-    r"\$(?!\s)(?P<dollars>[^$\n]+?)(?<!\s)\$(?!\d)|\\\((?P<round>.+?)\\\)|\\\[(?P<square>.+?)\\\]", re.DOTALL
+    rf"\$(?!\s)(?P<dollars>[^$\n]{SHORT}?)(?<!\s)\$(?!\d)|\\\((?P<round>.{SHORT}?)\\\)|\\\[(?P<square>.{SHORT}?)\\\]",
+    re.DOTALL,
 )
 BARE_NUMBER = re.compile(r"(?<![\w.,])(?:(?<![\d)])-)?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?(?!\w)")
 
@@ -39,8 +43,7 @@ NOT_UNITS = frozenset(
 )
 # Powers that computer algebra would work out until it is killed: no right answer looks like this unless word for word.
 EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*-?\d{4,}|(?:\^|\*\*)\s*(?:\{[^{}]*|\w\s*)(?:\^|\*\*)|\d\s*!")
-MAX_ANSWER_CHARACTERS = 400
-MAX_BOX_CHARACTERS = 1000
+MAX_NUMBER_DIGITS = 100
 
 
 class MathAnswer(RewardOptions):
@@ -106,7 +109,7 @@ def last_box(text: str) -> Found | None:
     start = len(text)
     while (start := text.rfind(BOXED, 0, start)) >= 0:
         depth = 1
-        for end in range(start + len(BOXED), min(start + MAX_BOX_CHARACTERS, len(text))):
+        for end in range(start + len(BOXED), min(start + MAX_ANSWER_CHARACTERS, len(text))):
             depth += {"{": 1, "}": -1}.get(text[end], 0)
             if depth == 0:
                 return Found(text[start + len(BOXED) : end], start)
@@ -120,7 +123,7 @@ def is_equal(reference: str, answer: str) -> bool:
         return wanted.equals(found)
     if _bare(reference) == _bare(answer):
         return True
-    if len(answer) > MAX_ANSWER_CHARACTERS or EXPLOSIVE.search(answer):
+    if EXPLOSIVE.search(_formula(answer)):
         return False
     parse, verify = _math_verify()
     return bool(verify(parse(reference), parse(answer)))
@@ -155,9 +158,12 @@ def as_number(text: str) -> Number | None:
     text = TEXT_COMMAND.sub(r" \1", SPACING.sub("", text)).strip(" \t\n*_`=")
     text = ASSIGNED.sub("", text.strip("$"), count=1) if ASSIGNED.match(text.strip("$")) else text
     match = NUMBER.fullmatch(text.removeprefix("$") if text.endswith("$") else text)
-    if match is None or (match["unit"] or "").lower() in NOT_UNITS or match["divisor"] in ("0", "00"):
+    if match is None or (match["unit"] or "").lower() in NOT_UNITS:
         return None
-    value = Fraction(match["number"].replace(",", "")) / int(match["divisor"] or 1)
+    number, divisor = match["number"].replace(",", ""), match["divisor"] or "1"
+    if len(number + divisor) > MAX_NUMBER_DIGITS or not divisor.strip("0"):
+        return None
+    value = Fraction(number) / int(divisor)
     return Number(-value if match["sign"] in ("-", "−") else value, match["percent"] is not None)
 
 
@@ -169,10 +175,8 @@ def _last_match(mark: re.Pattern[str], text: str) -> Found | None:
 
 
 def _bare(text: str) -> str:
-    """The formula without delimiters and white space."""
-    formula = LATEX.search(text)
-    inner = text if formula is None else formula.group(formula.lastgroup or 0)
-    return re.sub(r"\s+", "", inner).strip("$*`.")
+    """The formula without white space and emphasis."""
+    return re.sub(r"\s+", "", _formula(text)).strip("$*`.")
 
 
 @functools.cache
@@ -191,6 +195,7 @@ def _math_verify() -> tuple[Callable[[str], list[object]], Callable[[object, obj
 
 
 def _formula(text: str) -> str:
+    """What the text has between the first delimiters of a formula; the whole text where it has none."""
     formula = LATEX.search(text)
     inner = text if formula is None else formula.group(formula.lastgroup or 0)
     return inner.strip().rstrip(".")

@@ -115,6 +115,11 @@ def test_a_run_says_in_one_way_where_its_rewards_come_from(values: dict[str, obj
         RewardConfig(**values)  # type: ignore[arg-type]  # a mapping of several types
 
 
+def test_the_server_of_a_run_takes_a_free_port_whatever_else_is_set() -> None:
+    values = {"services": [{"name": "exact_match"}], "server": {"timeout_s": 3.0}}
+    assert RewardConfig.model_validate(values).server.port == 0
+
+
 def test_every_setting_of_a_run_is_documented() -> None:
     for section in (RewardConfig, RewardServerFile):
         assert all(field.description for field in section.model_fields.values())

@@ -1,6 +1,7 @@
 """The math reward: which answer it takes, and what it takes for equal."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,7 @@ def test_the_last_answer_counts(completion: str, answer: str | None) -> None:
         ("\\boxed{\\sqrt{8}}", "2\\sqrt{2}"),
         ("x = 5", "5"),
         ("\\boxed{7}", "so it is \\boxed{7}"),
+        ("the answer is $x + 1$ because " + "of this and that " * 100, "1 + x"),
     ],
 )
 def test_equal_answers_score_one(completion: str, reference: str | float) -> None:
@@ -110,6 +112,16 @@ def test_other_answers_score_zero(completion: str, reference: str) -> None:
 @pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "2^{99999999}", "100000!", "(((((((1" * 200, "9**9**9**9"])
 def test_an_answer_that_would_keep_algebra_busy_is_wrong_at_once(answer: str) -> None:
     assert score(f"\\boxed{{{answer}}}", "3") == 0.0
+
+
+@pytest.mark.parametrize(
+    "babble", ["answer is ", "####1", "\\boxed{", "\\(", "\\[", "$a", "$a ", "1", "1,", "1/", "answer:: ", "\\text{"]
+)
+def test_repetitive_babble_is_wrong_without_taking_long(babble: str) -> None:
+    started = time.process_time()
+
+    assert score("the answer is " + babble * (20_000 // len(babble)), "5") == 0.0
+    assert time.process_time() - started < 3.0
 
 
 def test_an_unmarked_number_counts_only_where_no_mark_is_required() -> None:
