@@ -3,7 +3,8 @@
     python examples/quickstart/prepare.py runs/quickstart --seed 0
 
 The task is to add two numbers of up to two digits ("27+58=" → "85"). All 10,000 sums are shuffled and split into
-disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on.
+disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on. The demonstrations for the warm-up come
+from someone who often forgets to carry ("27+58=" → "75"); so there is something left that only a reward can teach.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 NUM_HELD_OUT = 500
+SHARE_WITHOUT_CARRY = 0.6
 SPECIAL_TOKENS = ("<pad>", "<end>", "<unknown>")
 
 
@@ -54,10 +56,20 @@ def tiny_model(vocabulary_size: int, end_token: int, seed: int) -> LlamaForCausa
 
 
 def sums(seed: int) -> list[dict[str, str]]:
-    """Every sum of two numbers below 100, in random order."""
-    rows = [{"question": f"{a}+{b}=", "answer": str(a + b)} for a in range(100) for b in range(100)]
-    random.Random(seed).shuffle(rows)
+    """Every sum of two numbers below 100 with its answer and a fallible demonstration of it, in random order."""
+    draw = random.Random(seed)
+    rows = []
+    for a in range(100):
+        for b in range(100):
+            demonstrated = add_without_carry(a, b) if draw.random() < SHARE_WITHOUT_CARRY else a + b
+            rows.append({"question": f"{a}+{b}=", "answer": str(a + b), "demonstration": str(demonstrated)})
+    draw.shuffle(rows)
     return rows
+
+
+def add_without_carry(a: int, b: int) -> int:
+    """The sum of each column modulo ten: 27 and 58 give 75."""
+    return (a // 10 + b // 10) % 10 * 10 + (a + b) % 10
 
 
 def write_lines(path: Path, rows: Iterable[dict[str, str]]) -> None:

@@ -98,10 +98,10 @@ class Cluster:
         self,
         process: type,
         demand: Demand,
+        arguments: Mapping[str, object],
         *,
         environment: Mapping[str, str],
         concurrency: int = 1,
-        **arguments: object,
     ) -> Actor:
         """Start `process(**arguments)` in a process of its own, in the room of `demand`; does not wait for it.
 
@@ -190,7 +190,7 @@ def constructed_by_start(process: type) -> type:
     An error in an actor's constructor reaches the caller as text only; one in a method arrives as it was raised.
     """
 
-    class Deferred(process):  # type: ignore[misc, valid-type]  # a base that is known only at run time
+    class Deferred(process):  # type: ignore[misc]  # a base that is known only at run time
         def __init__(self, **arguments: object) -> None:
             self._arguments = arguments
 

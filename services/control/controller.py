@@ -14,7 +14,7 @@ workers finish; with `max_staleness = 0` nothing is sampled while the learner wo
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, replace
 
 from rollout_workers.prompts import PromptStream
@@ -89,7 +89,7 @@ class Controller:
         self.version = step
         self.trained_steps = step
 
-    async def steps(self, num_steps: int) -> AsyncIterator[Step]:
+    async def steps(self, num_steps: int) -> AsyncGenerator[Step, None]:
         """Train up to step `num_steps`, yielding each step once its weights are served.
 
         Raises:

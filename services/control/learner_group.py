@@ -32,10 +32,12 @@ class LearnerGroup:
         await self._call("start", timeout_s=self._start_timeout_s)
 
     async def step(self, batch: Sequence[ScoredGroup] | Sequence[Demonstration]) -> LearnerReport:
-        return (await self._call("step", put(list(batch))))[0]
+        report: LearnerReport = await self._call("step", put(list(batch)))
+        return report
 
     async def publish(self, version: int) -> Publication:
-        return (await self._call("publish", version))[0]
+        publication: Publication = await self._call("publish", version)
+        return publication
 
     async def save(self, folder: Path) -> None:
         await self._call("save", folder)
@@ -48,4 +50,5 @@ class LearnerGroup:
 
     async def _call(self, method: str, *args: object, timeout_s: float | None = None) -> Any:  # Any: rank 0's result
         deadline = timeout_s or self._timeout_s
-        return await asyncio.gather(*(rank.call(method, *args, timeout_s=deadline) for rank in self._ranks))
+        results = await asyncio.gather(*(rank.call(method, *args, timeout_s=deadline) for rank in self._ranks))
+        return results[0]

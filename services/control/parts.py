@@ -90,9 +90,7 @@ async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator
     """Start the ranks of a supervised run."""
     ranks = _rank_demands(config.learner, config.cluster)
     with Cluster(config.cluster, ranks) as cluster:
-        group = _spawn_ranks(
-            cluster, ranks, SupervisedRank, config, learner=config.learner, model=config.model, seed=config.run.seed
-        )
+        group = _spawn_ranks(cluster, ranks, SupervisedRank, config, learner=config.learner)
         await group.ready()
         yield group
 
@@ -109,9 +107,7 @@ def _start_learner(cluster: Cluster, ranks: Sequence[Demand], config: RunConfig)
         LearnerRank,
         config,
         learner=config.learner,
-        model=config.model,
         transport=config.weights.transport,
-        seed=config.run.seed,
         temperature=config.rollout.temperature,
     )
 
@@ -128,13 +124,17 @@ def _spawn_ranks(
         cluster.spawn(
             constructed_by_start(process),
             demand,
+            {
+                "rank": rank,
+                "world_size": len(ranks),
+                "master_address": host,
+                "master_port": port,
+                "model": config.model,
+                "seed": config.run.seed,
+                "total_steps": config.train.num_steps,
+                **arguments,
+            },
             environment={"OMP_NUM_THREADS": f"{demand.cpus:g}"},
-            rank=rank,
-            world_size=len(ranks),
-            master_address=host,
-            master_port=port,
-            total_steps=config.train.num_steps,
-            **arguments,
         )
         for rank, demand in enumerate(ranks)
     ]
@@ -145,12 +145,9 @@ def _spawn_worker(cluster: Cluster, demand: Demand, config: RunConfig, worker: i
     return cluster.spawn(
         RolloutWorker,
         demand,
+        {"worker": worker, "rollout": config.rollout, "model": config.model, "transport": transport},
         environment=engine_environment(config.rollout, cuda=bool(demand.gpus)),
         concurrency=_CALLS_AT_ONCE,
-        worker=worker,
-        rollout=config.rollout,
-        model=config.model,
-        transport=transport,
     )
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Self
 
 from services.control import run_folder, run_state
-from services.control.config import MetricsConfig, RunSection, TrainConfig
+from services.control.config import RunSection, TrainConfig
 from services.control.learner_group import LearnerGroup
-from services.control.metrics import MetricsWriter
+from services.control.metrics import MetricsConfig, MetricsWriter
 from services.control.progress import Progress
 from services.control.run_state import RunState
 

@@ -1,0 +1,56 @@
+"""The files in `examples/` do what they say, on a tiny model."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from services.cli.arguments import load_config
+from services.control.config import RunConfig, SupervisedRunConfig
+from tests.end_to_end.command import json_lines, trireme
+from tests.tiny import write_tiny_model
+
+ROOT = Path(__file__).parents[2]
+GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
+CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
+
+
+@pytest.mark.parametrize("name", ["gsm8k.yaml", "gpu.yaml", "quickstart/ppo.yaml"])
+def test_an_example_is_a_valid_configuration(name: str) -> None:
+    config = load_config(RunConfig, [str(ROOT / "examples" / name)], prog="", summary="")
+    assert config.model_dump(mode="json")["run"]["dir"].startswith("runs/")
+
+
+def test_the_warm_up_is_a_valid_configuration() -> None:
+    config = load_config(SupervisedRunConfig, [str(ROOT / "examples/quickstart/sft.yaml")], prog="", summary="")
+    assert config.data.response_field == "demonstration"
+
+
+@pytest.mark.skipif(not GSM8K.is_dir(), reason="needs the GSM8K files in ../shared/data/gsm8k")
+def test_gsm8k_is_loaded_templated_sampled_scored_and_trained_on(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model", max_position_embeddings=2048)
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    flags = {
+        "run.dir": tmp_path / "run",
+        "model.path": model,
+        "model.dtype": "float32",
+        "data.prompts": GSM8K / "train.jsonl",
+        "evaluate.prompts": GSM8K / "test.jsonl",
+        "evaluate.limit": 4,
+        "rollout.num_workers": 1,
+        "rollout.samples_per_prompt": 2,
+        "rollout.max_completion_tokens": 16,
+        "rollout.kv_cache_gib": 0.5,
+        "train.num_steps": 2,
+        "train.prompts_per_step": 4,
+    }
+    arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    finished = trireme("train", str(ROOT / "examples/gsm8k.yaml"), *arguments, cwd=tmp_path)
+    assert finished.code == 0, finished.output
+    metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2]
+    assert all("reward/math_answer" in row for row in metrics)
+    sample = json_lines(tmp_path / "run" / "samples.jsonl")[0]
+    assert str(sample["prompt"]).startswith("system: Reason step by step")
+    assert "####" in str(sample["reference"])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["subset"] == "main"
