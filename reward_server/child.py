@@ -47,7 +47,10 @@ class RewardServerChild:
         self._drain_s = config.drain_s
         command = [sys.executable, "-m", "reward_server", "-", "--parent-pid", str(os.getpid())]
         with log.open("ab") as output:
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output)
+            # A session of its own: Ctrl-C at the terminal is for the run, which needs rewards to finish its step.
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+            )
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
             pipe.write(RewardServerFile(services=tuple(services), server=config).model_dump_json().encode())

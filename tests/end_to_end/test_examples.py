@@ -1,5 +1,8 @@
 """The files in `examples/` do what they say, on a tiny model."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -54,3 +57,26 @@ def test_gsm8k_is_loaded_templated_sampled_scored_and_trained_on(tmp_path: Path)
     assert str(sample["prompt"]).startswith("system: Reason step by step")
     assert "####" in str(sample["reference"])
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["subset"] == "main"
+
+
+def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> None:
+    prepared = subprocess.run(
+        [sys.executable, str(ROOT / "examples/quickstart/prepare.py"), "runs/quickstart"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert prepared.returncode == 0, prepared.stderr
+    warm_up = trireme("sft", str(ROOT / "examples/quickstart/sft.yaml"), "--train.num_steps", "20", cwd=tmp_path)
+    assert warm_up.code == 0, warm_up.output
+    losses = [float(str(row["loss"])) for row in json_lines(tmp_path / "runs/quickstart/sft/metrics.jsonl")]
+    assert len(losses) == 20
+    assert losses[-1] < losses[0] / 2
+    flags = ["--evaluate.limit", "20", "--evaluate.num_samples", "4", "--evaluate.ks", "1,4"]
+    evaluated = trireme("evaluate", str(ROOT / "examples/quickstart/ppo.yaml"), *flags, cwd=tmp_path)
+    assert evaluated.code == 0, evaluated.output
+    measured = json.loads(evaluated.output.splitlines()[-1])
+    assert measured["prompts"] == 20
+    assert 0 <= measured["pass@1"] <= measured["pass@4"] <= 1
