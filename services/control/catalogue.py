@@ -114,10 +114,10 @@ def phase_shares(metrics: Mapping[str, float]) -> dict[str, float]:
 
     Phases that overlap can add up to more than the step; they are scaled to it then.
     """
-    seconds = {phase: metrics[f"seconds/{phase}"] for phase in PHASES if f"seconds/{phase}" in metrics}
-    step = metrics.get(STEP_SECONDS, 0.0)
-    whole = max(step, sum(seconds.values()))
-    if not seconds or not whole > 0:
+    timed = {phase: metrics.get(f"seconds/{phase}", math.nan) for phase in PHASES}
+    seconds = {phase: value for phase, value in timed.items() if math.isfinite(value)}
+    whole = max(sum(seconds.values()), metrics.get(STEP_SECONDS, 0.0))
+    if not seconds or whole <= 0:
         return {}
     shares = {phase: value / whole for phase, value in seconds.items()}
     other = 1 - sum(shares.values())

@@ -6,6 +6,7 @@ It must not know what a panel is about. Invariant: the same code draws both, so 
 import io
 import math
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,8 @@ def draw_page(panels: Sequence[Panel], path: Path, *, title: str, subtitle: str)
     columns = 3 if len(panels) in (5, 6) else min(4, max(2, len(panels)))
     rows = max(1, math.ceil(len(panels) / columns))
     width, height = _PANEL_INCHES
-    with matplotlib.rc_context(dict(_STYLE)):
+    with matplotlib.rc_context(dict(_STYLE)), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # A run may be named in a script that the font lacks.
         size = (width * columns, height * rows + _HEAD_INCHES)
         head, margin = _HEAD_INCHES / size[1], 0.14 / size[0]
         layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, rect=(0, 0, 1, 1 - head))

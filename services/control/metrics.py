@@ -95,8 +95,16 @@ def read_metrics(folder: Path) -> list[MetricsRow]:
 
 
 def _row(line: Mapping[str, float | None]) -> MetricsRow:
-    numbers = {name: math.nan if value is None else float(value) for name, value in line.items()}
+    numbers = _numbers(line)
     return MetricsRow(step=int(numbers.pop("step")), time_s=numbers.pop("time_s"), metrics=numbers)
+
+
+def _numbers(values: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: _number(value) for name, value in values.items()}
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -145,7 +153,10 @@ class SampleLog:
 
 def read_samples(folder: Path) -> list[SampleRecord]:
     """The completions a run kept, in order of steps. Raises `UserError` on a damaged file."""
-    return [SampleRecord(**line) for line in read_lines(folder / SAMPLES_FILE)]
+    return [
+        SampleRecord(**{**line, "reward": _number(line["reward"]), "components": _numbers(line["components"])})
+        for line in read_lines(folder / SAMPLES_FILE)
+    ]
 
 
 def _by_sample_index(groups: Sequence[ScoredGroup]) -> Iterator[tuple[Rollout, Reward, ScoredGroup]]:

@@ -6,7 +6,7 @@ character is printed; on the way out the terminal is left as it was found.
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, Self
 
 from rich.console import Console
@@ -15,6 +15,7 @@ from rich.text import Text
 
 from services.control.catalogue import ACCURACY, REWARD, clock
 from services.control.progress_view import Snapshot, panel, plain_line
+from services.control.visible_text import visible
 
 _MOST_PLAIN_LINES = 100
 """About how many step lines a long run prints where nothing can be redrawn."""
@@ -35,13 +36,24 @@ class Progress:
         title: what the run is called.
         console: where it is shown.
         live: redraw a panel in place; else print lines.
+        now: the time in seconds.
     """
 
-    def __init__(self, total_steps: int, *, title: str, console: Console, live: bool) -> None:
+    def __init__(
+        self,
+        total_steps: int,
+        *,
+        title: str,
+        console: Console,
+        live: bool,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._total_steps = total_steps
         self._title = title
-        self._started = time.monotonic()
-        self._marks: list[tuple[int, float]] = []
+        self._now = now
+        self._started = now()
+        self._first: tuple[int, float] | None = None
+        self._last: tuple[int, float] = (0, self._started)
         self._metrics: Mapping[str, float] = {}
         self._rewards: list[float] = []
         self._accuracies: list[float] = []
@@ -58,7 +70,8 @@ class Progress:
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show a finished step; a metric that this step does not have keeps its last value."""
         self._metrics = {**self._metrics, **metrics}  # A new mapping, because another thread may be drawing the old.
-        self._marks.append((step, time.monotonic()))
+        self._last = (step, self._now())
+        self._first = self._first or self._last
         if REWARD in metrics:
             self._rewards.append(metrics[REWARD])
         if ACCURACY in metrics:
@@ -68,29 +81,29 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Print an event, above the live view where there is one."""
-        self._rendering.say(f"{clock(time.monotonic() - self._started):>7}  {_printable(text)}")
+        self._rendering.say(f"{clock(self._now() - self._started):>7}  {visible(text)}")
 
     def snapshot(self) -> Snapshot:
         """All there is to show now."""
         return Snapshot(
-            title=_printable(self._title),
-            step=self._marks[-1][0] if self._marks else 0,
+            title=visible(self._title),
+            step=self._last[0],
             total_steps=self._total_steps,
             metrics=self._metrics,
             rewards=tuple(self._rewards),
             accuracies=tuple(self._accuracies),
             accuracy_step=self._accuracy_step,
-            elapsed_s=time.monotonic() - self._started,
+            elapsed_s=self._now() - self._started,
             left_s=self._left_s(),
         )
 
     def _left_s(self) -> float | None:
         """Time left at the pace from the first step seen to the last, which leaves out the start-up."""
-        if len(self._marks) < 2:
+        if self._first is None or self._first[0] == self._last[0]:
             return None
-        (first_step, first_time), (step, last_time) = self._marks[0], self._marks[-1]
+        (first_step, first_time), (step, last_time) = self._first, self._last
         pace = (last_time - first_time) / (step - first_step)
-        return max(0.0, pace * (self._total_steps - step) - (time.monotonic() - last_time))
+        return max(0.0, pace * (self._total_steps - step) - (self._now() - last_time))
 
 
 class _Rendering(Protocol):
@@ -156,8 +169,3 @@ class _PlainRendering:
         encoding = self._console.encoding
         self._console.file.write(line.encode(encoding, "replace").decode(encoding) + "\n")
         self._console.file.flush()
-
-
-def _printable(text: str) -> str:
-    """The text without control characters, which could rewrite what a terminal shows."""
-    return "".join(character if character.isprintable() or character == "\n" else "�" for character in text)

@@ -7,22 +7,25 @@ text; nothing in it can become markup, run, or reach out of the page.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from services.control.catalogue import written
+from services.control.metrics import SAMPLES_FILE
 from services.control.panels import COLOURS, Panel, comparison_panels, run_panels
 from services.control.run_facts import early_and_late, headlines, median_phases, statistics, subtitle
 from services.control.run_record import RunRecord, read_run
+from services.control.visible_text import shortened, visible
 
 CURVES_FILE = "curves.png"
 REPORT_FILE = "report.html"
 
 _TEMPLATE = Path(__file__).with_name("report.html")
 _LONGEST_TEXT = 4000
-"""Characters of a prompt or completion that are shown; the rest is in samples.jsonl."""
+"""Characters of a prompt, completion or reference that are shown."""
 
 
 def write_report(folder: Path) -> Path:
@@ -77,9 +80,14 @@ def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, 
     # Drawing takes matplotlib, which costs every command half a second if it is imported with this file.
     from services.control.curves import PAGE_COLOURS, draw_page, draw_svg
 
-    draw_page(panels, picture, title=title, subtitle=subtitle)
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"readable": _readable, "written": written}
+    draw_page(panels, picture, title=visible(title), subtitle=visible(subtitle))
+    environment = Environment(
+        autoescape=True, finalize=_printed, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "written": written,
+        "shortened": partial(shortened, longest=_LONGEST_TEXT, rest_is_in=SAMPLES_FILE),
+    }
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     empty = dict.fromkeys(("run", "headlines", "comparison", "phases", "samples", "statistics"))
     return template.render(
@@ -98,9 +106,6 @@ def _write(page: str, report: Path) -> Path:
     return report
 
 
-def _readable(text: str) -> str:
-    """Hostile or endless text made fit to read: no control characters, and not longer than anyone would read."""
-    visible = "".join(character if character.isprintable() or character in "\n\t" else "�" for character in text)
-    if len(visible) <= _LONGEST_TEXT:
-        return visible
-    return f"{visible[:_LONGEST_TEXT]}… and {len(visible) - _LONGEST_TEXT:,} more characters, in samples.jsonl"
+def _printed(value: object) -> object:
+    """Whatever the template writes: text of any origin made visible, everything else as it is."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
