@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from rich.box import ROUNDED
 from rich.columns import Columns
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
 from rich.segment import Segment
@@ -145,15 +146,25 @@ def _curves(snapshot: Snapshot) -> Table:
     grid = Table.grid(padding=(0, 2))
     if REWARD in metrics:
         spread = f"± {shown(REWARD_SPREAD, metrics[REWARD_SPREAD])}" if REWARD_SPREAD in metrics else ""
-        grid.add_row("reward", _value(REWARD, metrics, style="bold"), _history(snapshot.rewards), Text(spread, "dim"))
+        grid.add_row("reward", _value(REWARD, metrics, style="bold"), _History(snapshot.rewards), Text(spread, "dim"))
     if ACCURACY in metrics:
         when = Text(f"after step {snapshot.accuracy_step}", "dim")
-        grid.add_row("accuracy", _value(ACCURACY, metrics, style="bold"), _history(snapshot.accuracies), when)
+        grid.add_row("accuracy", _value(ACCURACY, metrics, style="bold"), _History(snapshot.accuracies), when)
     return grid
 
 
-def _history(values: Sequence[float]) -> Text:
-    return Text(sparkline(values, width=_SPARKLINE_WIDTH).ljust(_SPARKLINE_WIDTH), style=PHASES["learning"])
+class _History:
+    """A sparkline as wide as there is room, up to a limit, so that the newest value always shows."""
+
+    def __init__(self, values: Sequence[float]) -> None:
+        self._values = values
+
+    def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
+        return Measurement(1, _SPARKLINE_WIDTH).clamp(max_width=options.max_width)
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        width = min(options.max_width, _SPARKLINE_WIDTH)
+        yield Text(sparkline(self._values, width=width).ljust(width), style=PHASES["learning"])
 
 
 def _facts(metrics: Mapping[str, float]) -> list[Table]:

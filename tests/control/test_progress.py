@@ -99,6 +99,12 @@ def test_the_panel_fits_any_terminal(width: int) -> None:
     assert max(len(line) for line in text.splitlines()) <= width
 
 
+def test_a_narrow_terminal_still_shows_the_newest_reward() -> None:
+    rewards = [0.0] * 99 + [1.0]
+    text = rendered(Snapshot(title="quickstart", step=42, total_steps=80, metrics=STEP, rewards=rewards), width=44)
+    assert re.search(r"▁+█ ", text)
+
+
 def test_a_loss_that_is_not_finite_is_shown_as_it_is() -> None:
     snapshot = Snapshot(title="quickstart", step=1, total_steps=2, metrics={"policy_loss": math.nan})
     assert re.search(r"policy loss +nan", rendered(snapshot))
