@@ -157,7 +157,7 @@ def collate(batch: Batch, sequences: Sequence[int], device: torch.device) -> Mic
         rows=torch.repeat_interleave(torch.arange(len(counts)), counts).to(device),
         columns=(columns - 1).to(device),
         targets=torch.cat([nothing, *targets]).to(device),
-        actions=torch.cat([nothing, *actions]),
+        actions=torch.cat([nothing, *actions]).to(device),
     )
 
 

@@ -75,8 +75,7 @@ class Engine:
 
         A non-finite loss poisons the gradient, so that the update is skipped even if the gradient itself is finite.
         """
-        if not torch.isfinite(loss.detach()):
-            loss = loss * float("nan")
+        loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks; the losses given here add up instead.
         self._engine.backward(loss * self._world_size)

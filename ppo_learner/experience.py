@@ -5,7 +5,8 @@ alike on every rank, so no number of ranks changes it. B sequences, T sampled to
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -48,6 +49,15 @@ class Experience:
     reference_logprobs: Tensor | None
     old_values: Tensor | None
     returns: Tensor | None
+
+    def to(self, device: torch.device) -> "Experience":
+        """The same with its columns on another device."""
+        columns: dict[str, Any] = {  # Any: names and values are this class's own
+            field.name: column.to(device)
+            for field in fields(self)
+            if isinstance(column := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **columns)
 
 
 def make_experience(

@@ -23,7 +23,7 @@ from services.contracts.records import ScoredGroup
 
 
 class Stopwatch:
-    """Seconds of each named phase; `metrics` gives them as `seconds/<phase>`."""
+    """Seconds of each named phase; `metrics` gives them as `seconds/learner/<phase>`."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
@@ -39,8 +39,8 @@ class Stopwatch:
     def metrics(self, *, num_tokens: int) -> dict[str, float]:
         """Seconds of each phase and of all, and tokens per second over all."""
         total = sum(self._seconds.values())
-        phases = {f"seconds/{phase}": seconds for phase, seconds in self._seconds.items()}
-        return phases | {"seconds/learner": total, "tokens": num_tokens, "tokens_per_second": num_tokens / total}
+        phases = {f"seconds/learner/{phase}": seconds for phase, seconds in self._seconds.items()}
+        return phases | {"learner/tokens": num_tokens, "learner/tokens_per_second": num_tokens / total}
 
 
 def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
@@ -53,13 +53,14 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         for name, value in reward.components.items():
             components[name].append(value)
     flat = [len({reward.value for reward in scored.rewards}) == 1 for scored in groups]
-    return {
+    # The total's own names come last, so that no component can take them.
+    return {f"reward/{name}": fmean(parts) for name, parts in components.items()} | {
         "reward/mean": values.mean(),
         "reward/std": values.std(),
-        "response_length/mean": fmean(lengths),
-        "response_length/max": max(lengths),
+        "completion_tokens/mean": fmean(lengths),
+        "completion_tokens/max": max(lengths),
         "zero_variance_groups": fmean(flat),
-    } | {f"reward/{name}": fmean(parts) for name, parts in components.items()}
+    }
 
 
 def experience_metrics(experience: Experience, logprobs: Tensor, sampled_logprobs: Tensor) -> dict[str, float]:
@@ -77,7 +78,7 @@ def experience_metrics(experience: Experience, logprobs: Tensor, sampled_logprob
         "sampler_gap/max": float(gap.max()),
     }
     if experience.reference_logprobs is not None:
-        metrics["kl"] = float(k3(logprobs, experience.reference_logprobs).mean())
+        metrics["kl/reference"] = float(k3(logprobs, experience.reference_logprobs).mean())
         metrics["kl/completion"] = kl_per_completion(experience.batch, logprobs, experience.reference_logprobs)
     if experience.returns is not None and experience.old_values is not None:
         residual = (experience.returns - experience.old_values).var(correction=0)
@@ -107,8 +108,8 @@ def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> di
 
 def rate_metrics(rates: Rates, *, has_critic: bool) -> dict[str, float]:
     """What the step trained with."""
-    metrics = {"lr": rates.lr, "kl_coefficient": rates.kl_coefficient}
-    return metrics | ({"critic_lr": rates.critic_lr} if has_critic else {})
+    metrics = {"learning_rate": rates.lr, "kl_coefficient": rates.kl_coefficient}
+    return metrics | ({"learning_rate/critic": rates.critic_lr} if has_critic else {})
 
 
 def as_floats(metrics: Mapping[str, float]) -> dict[str, float]:

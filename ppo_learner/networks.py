@@ -75,14 +75,14 @@ class Networks:
         if not (with_policy or self.critic or self._reference):
             return Evaluation()
         # Rows: logprobs, entropy, reference logprobs, values. Each rank fills its own entries of zeros.
-        columns = torch.zeros(4, batch.num_actions)
+        columns = torch.zeros(4, batch.num_actions, device=self._ranks.device)
         parts = plan_micro_batches(
             batch.lengths, max_tokens=self._config.max_tokens_per_micro_batch, num_ranks=self._ranks.world_size
         )
         for part in parts[self._ranks.rank]:
             micro_batch = collate(batch, part, self._ranks.device)
             for row, outcome in self._outcomes(micro_batch, with_policy).items():
-                columns[row, micro_batch.actions] = outcome.cpu()
+                columns[row, micro_batch.actions] = outcome
         columns = self._ranks.sum(columns)
         return Evaluation(
             logprobs=columns[0] if with_policy else None,

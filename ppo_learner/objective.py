@@ -15,7 +15,7 @@ from ppo_learner.experience import Experience
 from ppo_learner.kl import KL_ESTIMATORS, k3
 from ppo_learner.losses import POLICY_LOSSES, value_loss
 
-SUMS = ("policy_loss", "entropy", "approximate_kl", "clip_fraction", "value_loss", "value_clip_fraction")
+SUMS = ("policy_loss", "entropy", "kl/old", "clip_fraction", "value_loss", "value_clip_fraction")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,18 +43,15 @@ def policy_objective(
         entropy: (N,).
         weights: (N,) what each token counts.
     """
-
-    def column(values: Tensor) -> Tensor:
-        return values[batch.actions].to(logprobs.device)
-
-    old = logprobs.detach() if experience.old_logprobs is None else column(experience.old_logprobs)
-    advantages = column(experience.advantages)
+    here = batch.actions
+    old = logprobs.detach() if experience.old_logprobs is None else experience.old_logprobs[here]
+    advantages = experience.advantages[here]
     losses, clipped = POLICY_LOSSES[config.parts.loss](logprobs, old, advantages, config)
     policy_loss = (weights * losses).sum()
     mean_entropy = (weights * entropy).sum()
     loss = policy_loss - config.entropy_coefficient * mean_entropy
     if experience.reference_logprobs is not None and config.kl_placement == "loss":
-        kl = KL_ESTIMATORS[config.kl_estimator](logprobs, column(experience.reference_logprobs))
+        kl = KL_ESTIMATORS[config.kl_estimator](logprobs, experience.reference_logprobs[here])
         loss = loss + kl_coefficient * (weights * kl).sum()
     approximate_kl = (weights * k3(old, logprobs.detach())).sum()
     return Objective(
@@ -72,7 +69,7 @@ def value_objective(
         weights: (N,) what each token counts.
     """
     assert experience.old_values is not None and experience.returns is not None
-    old_values, returns = (c[batch.actions].to(values.device) for c in (experience.old_values, experience.returns))
+    old_values, returns = experience.old_values[batch.actions], experience.returns[batch.actions]
     losses, clipped = value_loss(values, old_values, returns, clip=config.value_clip)
     loss = (weights * losses).sum()
     return Objective(
@@ -81,4 +78,6 @@ def value_objective(
 
 
 def _sums(*parts: Tensor | None) -> Tensor:
-    return torch.stack([torch.zeros(()) if part is None else part.detach().cpu().float() for part in parts]).double()
+    device = next(part.device for part in parts if part is not None)
+    nothing = torch.zeros((), device=device)
+    return torch.stack([nothing if part is None else part.detach().float() for part in parts]).double()

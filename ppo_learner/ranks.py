@@ -30,9 +30,9 @@ class Ranks:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Elementwise sum over every rank, the same on each; `values` lies on the CPU and is left as it is."""
+        """Elementwise sum over every rank, on the CPU; `values` may lie anywhere and is left as it is."""
         if self.world_size == 1:
-            return values
+            return values.cpu()
         total = values.to(self.device, copy=True)
         distributed.all_reduce(total)
         return total.cpu()

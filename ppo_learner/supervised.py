@@ -19,7 +19,7 @@ from ppo_learner.models import load_policy
 from ppo_learner.publishing import export_policy
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
-from ppo_learner.updates import SkipCounter
+from ppo_learner.skip_counter import SkipCounter
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration, LearnerReport
 from services.contracts.settings import ModelConfig
@@ -91,7 +91,7 @@ class SupervisedRank:
         self._step += 1
         measured = {
             "loss": loss,
-            "lr": lr,
+            "learning_rate": lr,
             "gradient_norm/policy": update.gradient_norm,
             "updates_skipped": float(not update.applied),
         } | clock.metrics(num_tokens=sum(batch.lengths))

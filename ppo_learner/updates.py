@@ -5,21 +5,19 @@ all ranks; the order of mini-batches is a function of seed, step and epoch; all 
 """
 
 import random
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ppo_learner.batching import MicroBatch, collate, plan_micro_batches
+from ppo_learner.batching import Batch, MicroBatch, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
-from ppo_learner.engine import Update
 from ppo_learner.experience import Experience
 from ppo_learner.losses import token_weights
 from ppo_learner.networks import Networks
 from ppo_learner.objective import SUMS, policy_objective, value_objective
 from ppo_learner.ranks import Ranks
-from services.contracts.errors import NonFiniteStep
+from ppo_learner.skip_counter import SkipCounter
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,43 +35,18 @@ class Trace:
     """What the updates of one learner step measured.
 
     Attributes:
-        sums: (len(SUMS),) means over each update, added up over updates, of every rank.
+        sums: (len(SUMS),) means over each update, added up over updates.
+        logprobs: (A,) of each token when it was first trained on.
         gradient_norms: of each network, one per update.
-        logprobs: (A,) of each token when it was first trained on, of every rank.
         num_updates: optimizer steps, skipped ones included.
         num_skipped: optimizer steps left out for a non-finite gradient.
     """
 
-    sums: Tensor = field(default_factory=lambda: torch.zeros(len(SUMS), dtype=torch.float64))
-    gradient_norms: dict[str, list[float]] = field(default_factory=dict)
+    sums: Tensor
     logprobs: Tensor
+    gradient_norms: dict[str, list[float]] = field(default_factory=dict)
     num_updates: int = 0
     num_skipped: int = 0
-
-
-class SkipCounter:
-    """Stops the run after too many skipped updates in a row.
-
-    Attributes:
-        in_a_row: updates skipped since the last one that moved the weights; part of the checkpoint.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.in_a_row = 0
-
-    def count(self, updates: Mapping[str, Update]) -> None:
-        """Note the updates of each network at one optimizer step. Raises `NonFiniteStep` at the limit."""
-        if all(update.applied for update in updates.values()):
-            self.in_a_row = 0
-            return
-        self.in_a_row += 1
-        if self.in_a_row >= self._limit:
-            norms = ", ".join(f"{name} {update.gradient_norm}" for name, update in updates.items())
-            raise NonFiniteStep(
-                f"{self.in_a_row} updates in a row had a gradient that is not finite (norms: {norms}) and changed no "
-                "weight; resume from the last checkpoint with a lower learner.lr, or look at the rewards"
-            )
 
 
 class Updater:
@@ -87,13 +60,18 @@ class Updater:
         self.skips = SkipCounter(config.max_nonfinite_steps)
 
     def train(self, experience: Experience, rates: Rates, *, step: int) -> Trace:
-        """All epochs over `experience`.
+        """All epochs over `experience`; the trace is of every rank.
 
         Raises:
             NonFiniteStep: too many updates in a row were skipped.
         """
+        device = self._ranks.device
+        experience = experience.to(device)
+        trace = Trace(
+            sums=torch.zeros(len(SUMS), dtype=torch.float64, device=device),
+            logprobs=torch.zeros(experience.batch.num_actions, device=device),
+        )
         self._networks.train()
-        trace = Trace(logprobs=torch.zeros(experience.batch.num_actions))
         for epoch in range(self._config.num_epochs):
             for sequences in self._minibatches(len(experience.batch.token_ids), step=step, epoch=epoch):
                 self._update(experience, sequences, rates, trace, first_sight=epoch == 0)
@@ -112,34 +90,41 @@ class Updater:
         self, experience: Experience, sequences: Tensor, rates: Rates, trace: Trace, *, first_sight: bool
     ) -> None:
         """One optimizer step of each network on some sequences of the batch."""
-        batch = experience.batch
-        weights = torch.zeros(len(batch.token_ids), dtype=torch.float64)
-        weights[sequences] = token_weights(batch.counts[sequences], self._config.loss_aggregation)
-        weight_column = torch.repeat_interleave(weights, batch.counts).float()  # (A,)
-        chosen = sequences.tolist()
-        parts = plan_micro_batches(
-            [batch.lengths[i] for i in chosen],
-            max_tokens=self._config.max_tokens_per_micro_batch,
-            num_ranks=self._ranks.world_size,
-        )[self._ranks.rank]
-        for number, part in enumerate(parts):
-            micro_batch = collate(batch, [chosen[i] for i in part], self._ranks.device)
-            token_weight = weight_column[micro_batch.actions].to(self._ranks.device)
-            last = number == len(parts) - 1
+        weights = self._weight_column(experience.batch, sequences)
+        micro_batches = self._micro_batches(experience.batch, sequences.tolist())
+        for number, part in enumerate(micro_batches, start=1):
+            batch = collate(experience.batch, part, self._ranks.device)
+            here, last = weights[batch.actions], number == len(micro_batches)
             if rates.train_policy:
-                logprobs = self._descend_policy(micro_batch, experience, token_weight, rates, trace, last=last)
+                logprobs = self._descend_policy(batch, experience, here, rates, trace, last=last)
                 if first_sight:
-                    trace.logprobs[micro_batch.actions] = logprobs
+                    trace.logprobs[batch.actions] = logprobs
             if self._networks.critic:
-                values = self._networks.critic(micro_batch)
-                objective = value_objective(values, micro_batch, experience, token_weight, self._config)
+                objective = value_objective(self._networks.critic(batch), batch, experience, here, self._config)
                 self._networks.critic.backward(objective.loss, last=last)
                 trace.sums += objective.sums
         self._apply(rates, trace)
 
+    def _weight_column(self, batch: Batch, sequences: Tensor) -> Tensor:
+        """(A,) what each token of the chosen sequences counts."""
+        weights = torch.zeros(len(batch.token_ids), dtype=torch.float64)
+        weights[sequences] = token_weights(batch.counts[sequences], self._config.loss_aggregation)
+        return torch.repeat_interleave(weights, batch.counts).float().to(self._ranks.device)
+
+    def _micro_batches(self, batch: Batch, sequences: list[int]) -> list[list[int]]:
+        """This rank's share of the chosen sequences."""
+        lengths = batch.lengths
+        plan = plan_micro_batches(
+            [lengths[i] for i in sequences],
+            max_tokens=self._config.max_tokens_per_micro_batch,
+            num_ranks=self._ranks.world_size,
+        )
+        return [[sequences[i] for i in part] for part in plan[self._ranks.rank]]
+
     def _descend_policy(
         self, batch: MicroBatch, experience: Experience, weights: Tensor, rates: Rates, trace: Trace, *, last: bool
     ) -> Tensor:
+        """Add the gradient of the policy, and of the value head on it; returns the logprobs (N,)."""
         logprobs, entropy, values = self._networks.act(batch)
         objective = policy_objective(
             logprobs, entropy, batch, experience, weights, self._config, kl_coefficient=rates.kl_coefficient
@@ -151,7 +136,7 @@ class Updater:
             loss = loss + beside.loss
             trace.sums += beside.sums
         self._networks.policy.backward(loss, last=last)
-        return logprobs.detach().cpu()
+        return logprobs.detach()
 
     def _apply(self, rates: Rates, trace: Trace) -> None:
         updates = {}

@@ -77,13 +77,14 @@ def test_a_report_carries_what_the_run_watches(tiny_model: Path) -> None:
     assert report.step == 1
     assert report.metrics["reward/mean"] == pytest.approx(sum(rewards) / len(rewards))
     assert report.metrics["reward/shape"] == pytest.approx(sum(rewards) / len(rewards) / 2)
-    assert report.metrics["response_length/max"] == max(lengths)
-    assert report.metrics["tokens"] == sum(len(r.token_ids) for group in groups for r in group.group.rollouts)
-    assert report.metrics["kl"] == pytest.approx(0, abs=1e-6)
+    assert report.metrics["completion_tokens/max"] == max(lengths)
+    assert report.metrics["learner/tokens"] == sum(len(r.token_ids) for group in groups for r in group.group.rollouts)
+    assert report.metrics["kl/reference"] == pytest.approx(0, abs=1e-6)
     wanted = {
-        "policy_loss", "value_loss", "entropy", "approximate_kl", "clip_fraction", "explained_variance",
-        "gradient_norm/policy", "gradient_norm/critic", "lr", "kl_coefficient", "advantage/mean", "advantage/std",
-        "sampler_gap/mean", "sampler_gap/max", "tokens_per_second", "seconds/train", "zero_variance_groups",
+        "policy_loss", "value_loss", "entropy", "kl/old", "clip_fraction", "explained_variance",
+        "gradient_norm/policy", "gradient_norm/critic", "learning_rate", "kl_coefficient", "advantage/mean",
+        "advantage/std", "sampler_gap/mean", "sampler_gap/max", "learner/tokens_per_second", "seconds/learner/train",
+        "zero_variance_groups",
     }  # fmt: skip
     assert wanted <= report.metrics.keys()
     assert all(type(value) is float and math.isfinite(value) for value in report.metrics.values())
@@ -106,7 +107,7 @@ def test_reported_logprobs_may_stand_for_the_old_policy(tiny_model: Path) -> Non
         report = rank.step(random_groups(0))
     # The made-up logprobs are far from the model's, so most ratios are.
     assert report.metrics["clip_fraction"] > 0.2
-    assert report.metrics["approximate_kl"] > 0.1
+    assert report.metrics["kl/old"] > 0.1
 
 
 def test_tokens_that_no_policy_sampled_change_nothing_but_what_follows_them(tiny_model: Path) -> None:

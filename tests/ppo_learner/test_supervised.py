@@ -95,7 +95,7 @@ def test_a_resumed_run_goes_on_as_if_it_had_never_stopped(tiny_model: Path, tmp_
     resumed.close()
     for straight, after in zip(reports[2:], again, strict=True):
         assert straight.step == after.step
-        for name in ("loss", "lr", "gradient_norm/policy"):
+        for name in ("loss", "learning_rate", "gradient_norm/policy"):
             assert straight.metrics[name] == after.metrics[name]
 
 
@@ -103,7 +103,7 @@ def test_a_rate_that_blows_up_stops_the_run(tiny_model: Path) -> None:
     rank = start(tiny_model, lr=1e30, max_nonfinite_steps=2)
     with pytest.raises(NonFiniteStep, match="2 updates in a row"):
         for step in range(5):
-            assert math.isfinite(rank.step(make_demonstrations(step)).metrics["lr"])
+            assert math.isfinite(rank.step(make_demonstrations(step)).metrics["learning_rate"])
     rank.close()
 
 
