@@ -40,6 +40,15 @@ def score(sample):
     return 1.0
 '''
 
+STUCK_REWARD = '''
+"""Says that it was called, then never lets go of the interpreter's lock."""
+import pathlib, re
+
+def score(sample):
+    (pathlib.Path(__file__).parent / "called").touch()
+    re.match(r"(a+)+b", "a" * 64)
+'''
+
 BLOCKED_IMPORTS = """
 import importlib.abc, sys
 
@@ -185,6 +194,21 @@ async def test_a_server_and_its_processes_die_with_the_run_that_started_them(tmp
         parent.kill()
         parent.wait()
         await until(lambda: not any(is_running(member) for member in family))
+
+
+async def test_a_stuck_process_dies_with_its_server(tmp_path: Path) -> None:
+    (tmp_path / "stuck.py").write_text(STUCK_REWARD)
+    path = tmp_path / "rewards.yaml"
+    path.write_text(f"services: [{{name: '{tmp_path}/stuck.py:score', isolate: true}}]\nserver: {{num_processes: 1}}\n")
+    with process("-m", "reward_server", path, "--port", "0") as (server, address):
+        async with client_of(address) as client:
+            scoring = asyncio.create_task(client.score([make_sample()]))
+            await until((tmp_path / "called").exists)
+            (stuck,) = psutil.Process(server.pid).children()
+            server.kill()
+            server.wait()
+            await until(lambda: not is_running(stuck))
+            scoring.cancel()
 
 
 def is_running(member: psutil.Process) -> bool:

@@ -153,6 +153,12 @@ def with_bad_step(request: reward_pb2.ScoreRequest) -> Message:
     return response(request, changed)
 
 
+def with_infinite_step(request: reward_pb2.ScoreRequest) -> Message:
+    changed = results(request)
+    changed[0].reward.steps.add(start=0, end=1, value=math.inf)
+    return response(request, changed)
+
+
 @pytest.mark.parametrize(
     ("lie", "words"),
     [
@@ -166,6 +172,7 @@ def with_bad_step(request: reward_pb2.ScoreRequest) -> Message:
         (valued(1.5), r"1.5 lies outside the declared range \[0.0, 1.0\]"),
         (with_bad_component, "component 'part' is nan"),
         (with_bad_step, "completion of 1"),
+        (with_infinite_step, r"the step at characters \[0, 1\) is inf"),
     ],
 )
 async def test_a_lying_server_is_named_and_never_believed(
@@ -228,6 +235,19 @@ async def test_no_more_calls_are_in_flight_than_allowed() -> None:
         await RewardClient([address], config).score(make_samples(12))
 
     assert most == 3
+
+
+async def test_one_broken_call_ends_the_others_at_once() -> None:
+    async def lie_or_hang(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+        if request.samples[0].completion == "0":
+            return reward_pb2.ScoreResponse(request_id="another")
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    patient = IMPATIENT.model_copy(update={"timeout_s": 60.0})
+    async with scripted(lie_or_hang, max_batch_samples=1) as (address, _):
+        with pytest.raises(RewardContractError):
+            await asyncio.wait_for(RewardClient([address], patient).score(make_samples(3)), 5.0)
 
 
 async def test_cancelling_a_score_cancels_its_calls() -> None:
