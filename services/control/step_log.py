@@ -1,14 +1,15 @@
 """A file of JSON lines, each about one step, that grows while a run goes on.
 
 It must not know what the lines say. Invariants: a line is on its way to the disk before `append` returns; steps never
-go back, also after a resume; whatever a crash tore is the last line and is left out.
+go back, also after a resume; whatever a crash tore is the last line and is left out; there is no file before there is
+a line, so that a run which never made a step leaves none.
 """
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 from services.contracts.errors import UserError
 
@@ -24,24 +25,25 @@ class StepLog:
     """
 
     def __init__(self, path: Path, *, resume_step: int) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [line for line in read_lines(path) if line["step"] <= resume_step]
+        self._path = path
+        self._file: TextIO | None = None
         self._last_step = resume_step
         self.last_line: Line | None = kept[-1] if kept else None
-        rewritten = path.with_name(f".{path.name}.partial")
-        rewritten.write_text("".join(map(_encode, kept)), encoding="utf-8", errors="backslashreplace")
-        rewritten.replace(path)
-        self._file = path.open("a", encoding="utf-8", errors="backslashreplace")
+        _rewrite(path, kept)
 
     def append(self, line: Line) -> None:
         """Write one line; numbers that are not finite become null, which every JSON reader takes."""
         assert line["step"] >= self._last_step, f"step {line['step']} after step {self._last_step}"
         self._last_step = line["step"]
+        if self._file is None:
+            self._file = _open(self._path, "a")
         self._file.write(_encode(line))
         self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:  # Any: whatever JSON holds
@@ -66,6 +68,22 @@ def read_lines(path: Path) -> list[dict[str, Any]]:  # Any: whatever JSON holds
         else:
             lines.append(line)
     return lines
+
+
+def _rewrite(path: Path, lines: Sequence[Line]) -> None:
+    """Leave these lines in the file, or no file where there is none: at any moment either all of the old or the new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not lines:
+        path.unlink(missing_ok=True)
+        return
+    rewritten = path.with_name(f".{path.name}.partial")
+    with _open(rewritten, "w") as file:
+        file.writelines(map(_encode, lines))
+    rewritten.replace(path)
+
+
+def _open(path: Path, mode: str) -> TextIO:
+    return cast(TextIO, path.open(mode, encoding="utf-8", errors="backslashreplace"))
 
 
 def _encode(line: Line) -> str:

@@ -93,6 +93,13 @@ def test_a_resume_drops_the_rows_of_later_steps_and_its_clock_goes_on(tmp_path: 
     assert 300.0 <= rows[3].time_s < 400.0
 
 
+def test_a_run_that_never_made_a_step_leaves_no_file(tmp_path: Path) -> None:
+    write(tmp_path, range(0))
+    with SampleLog(tmp_path, samples_per_step=1):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_step_is_never_written_twice(tmp_path: Path) -> None:
     write(tmp_path, range(1, 4))
     writer = MetricsWriter(tmp_path, (), resume_step=3)
