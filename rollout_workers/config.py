@@ -101,7 +101,8 @@ def engine_environment(rollout: RolloutConfig, *, cuda: bool) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
     }
     if cuda:
-        return common
+        # Triton's attention, which float32 models get, would else multiply in TF32: 1e-4 to 1e-3 off in logprob.
+        return common | {"TRITON_F32_DEFAULT": "ieee"}
     return common | {
         "TORCHDYNAMO_DISABLE": "1",
         "OMP_NUM_THREADS": str(rollout.cpus_per_worker),

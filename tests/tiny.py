@@ -62,7 +62,7 @@ def tiny_model(*, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:  #
 @torch.no_grad()
 def token_logprobs(model: Any, token_ids: Sequence[int], *, temperature: float = 1.0) -> list[float]:
     """(T - 1,) log-probabilities of tokens 1 … T-1, each given all before it."""
-    ids = torch.tensor([list(token_ids)])
+    ids = torch.tensor([list(token_ids)], device=model.device)
     logits = model(ids).logits[0, :-1].float() / temperature
     return logits.log_softmax(dim=-1).gather(-1, ids[0, 1:, None])[:, 0].tolist()  # type: ignore[no-any-return]
 
