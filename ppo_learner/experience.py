@@ -23,7 +23,6 @@ class Evaluation:
     """What the networks say of a batch before an update, as columns (A,); None where nobody asked."""
 
     logprobs: Tensor | None = None
-    entropy: Tensor | None = None
     reference_logprobs: Tensor | None = None
     values: Tensor | None = None
 

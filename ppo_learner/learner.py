@@ -109,8 +109,9 @@ class LearnerRank:
         """
         clock = Stopwatch()
         rates = self._rates()
-        batch = _nonempty(batch_rollouts(groups))
-        sampled = sampler_logprobs(groups, batch)
+        with clock.measure("batch"):
+            batch = _nonempty(batch_rollouts(groups))
+            sampled = sampler_logprobs(groups, batch)
         with clock.measure("evaluate"):
             evaluation = self._networks.evaluate(batch, logprobs=self._needs_logprobs(rates))
         with clock.measure("advantages"):

@@ -74,8 +74,8 @@ class Networks:
         with_policy = logprobs or self._has_value_head
         if not (with_policy or self.critic or self._reference):
             return Evaluation()
-        # Rows: logprobs, entropy, reference logprobs, values. Each rank fills its own entries of zeros.
-        columns = torch.zeros(4, batch.num_actions, device=self._ranks.device)
+        # Rows: logprobs, reference logprobs, values. Each rank fills its own entries of zeros.
+        columns = torch.zeros(3, batch.num_actions, device=self._ranks.device)
         parts = plan_micro_batches(
             batch.lengths, max_tokens=self._config.max_tokens_per_micro_batch, num_ranks=self._ranks.world_size
         )
@@ -86,9 +86,8 @@ class Networks:
         columns = self._ranks.sum(columns)
         return Evaluation(
             logprobs=columns[0] if with_policy else None,
-            entropy=columns[1] if with_policy else None,
-            reference_logprobs=columns[2] if self._reference else None,
-            values=columns[3] if self._config.parts.needs_critic else None,
+            reference_logprobs=columns[1] if self._reference else None,
+            values=columns[2] if self._config.parts.needs_critic else None,
         )
 
     def save(self, folder: Path) -> None:
@@ -110,12 +109,13 @@ class Networks:
             self.critic.close()
 
     def _outcomes(self, batch: MicroBatch, with_policy: bool) -> dict[int, Tensor]:
+        """Row of the columns and what goes into it (N,)."""
         outcomes: dict[int, Tensor] = {}
         if with_policy:
-            logprobs, entropy, values = self.policy(batch)
-            outcomes = {0: logprobs, 1: entropy} | ({3: values} if values is not None else {})
+            logprobs, _, values = self.policy(batch)
+            outcomes = {0: logprobs} | ({2: values} if values is not None else {})
         if self._reference:
-            outcomes[2] = self._reference(batch)[0]
+            outcomes[1] = self._reference(batch)[0]
         if self.critic:
-            outcomes[3] = self.critic(batch)
+            outcomes[2] = self.critic(batch)
         return outcomes

@@ -14,6 +14,7 @@ from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
 from services.contracts.errors import NonFiniteStep, UserError
+from services.contracts.records import ScoredGroup
 from tests.ppo_learner.builders import make_group, random_groups, same_update, start_rank, weights_of
 
 FAST = {"lr": 1e-3, "critic_lr": 1e-3, "max_tokens_per_micro_batch": 64}
@@ -33,6 +34,11 @@ def running(model: Path, options: dict[str, Any] | None = None, **config: Any) -
         yield rank
     finally:
         rank.close()
+
+
+def with_infinite_reward(groups: list[ScoredGroup]) -> list[ScoredGroup]:
+    first, *others = groups[0].rewards
+    return [replace(groups[0], rewards=(replace(first, value=math.inf), *others)), *groups[1:]]
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=str)
@@ -158,8 +164,7 @@ def test_a_kl_below_its_target_lowers_the_coefficient(tiny_model: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # The infinite reward's own statistics.
 def test_a_non_finite_step_is_skipped_and_the_third_in_a_row_stops(tiny_model: Path) -> None:
-    broken = random_groups(0)
-    broken[0] = replace(broken[0], rewards=(replace(broken[0].rewards[0], value=math.inf), *broken[0].rewards[1:]))
+    broken = with_infinite_reward(random_groups(0))
     with running(tiny_model) as rank:
         start = weights_of(rank)
         assert rank.step(broken).metrics["updates_skipped"] == 1
@@ -171,6 +176,24 @@ def test_a_non_finite_step_is_skipped_and_the_third_in_a_row_stops(tiny_model: P
         rank.step(broken)
         with pytest.raises(NonFiniteStep, match="3 updates in a row"):
             rank.step(broken)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_every_stage_and_format_skips_what_is_not_finite_and_trains_what_is(
+    zero_stage: int, dtype: str, tiny_model: Path
+) -> None:
+    with running(tiny_model, {"dtype": dtype}, algorithm="grpo", zero_stage=zero_stage, lr=1e-2) as rank:
+        start = weights_of(rank)
+        skipped = rank.step(with_infinite_reward(random_groups(0)))
+        between = weights_of(rank)
+        trained = rank.step(random_groups(0))
+        end = weights_of(rank)
+    assert skipped.metrics["updates_skipped"] == 1 and not math.isfinite(skipped.metrics["gradient_norm/policy"])
+    assert all(torch.equal(weight, start[name]) for name, weight in between.items())
+    assert trained.metrics["updates_skipped"] == 0 and trained.metrics["gradient_norm/policy"] > 0
+    assert all(not torch.equal(weight, start[name]) for name, weight in end.items())
 
 
 @pytest.mark.parametrize(
