@@ -63,12 +63,13 @@ async def measure(model: Any, folder: Path, *, num_workers: int, num_pairs: int)
     receipts: list[SyncReceipt] = []
     packing: list[float] = []
     version = 0
+    buckets: list[memoryview] = []
 
     async def ours() -> float:
-        nonlocal version
+        nonlocal version, buckets
         started = time.monotonic()
-        packed = pack(tensors, version=version, dtype="float32", canary=canary)
-        publication = transport.publish(*packed)
+        manifest, buckets = pack(tensors, version=version, dtype="float32", canary=canary, reuse=buckets)
+        publication = transport.publish(manifest, buckets)
         packing.append(time.monotonic() - started)
         receipts.extend(await pool.load_weights(publication))
         version += 1

@@ -36,6 +36,7 @@ def pack(
     dtype: str,
     canary: Canary,
     bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+    reuse: Sequence[memoryview] = (),
 ) -> tuple[WeightManifest, list[memoryview]]:
     """Copy tensors, once, into buckets of at most `bucket_bytes` (a larger tensor has a bucket of its own).
 
@@ -44,13 +45,15 @@ def pack(
         version: the policy version that these weights are.
         dtype: number format to send; tensors of another are cast during the copy.
         canary: what a worker must reproduce once it has loaded them.
+        reuse: buckets of an earlier call, which are overwritten; touching new memory costs more than the copy itself. A
+            transport has copied them by the time that its `publish` returns.
 
     Raises:
         UserError: a number format that is not sent.
     """
     if dtype not in _DTYPES:
         raise UserError(f"weights cannot be sent as {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    packer = _Packer(dtype, bucket_bytes)
+    packer = _Packer(dtype, bucket_bytes, reuse)
     for name, tensor in tensors:
         packer.add(name, tensor)
     buckets = packer.finish()
@@ -94,10 +97,11 @@ def checksum(bucket: memoryview) -> str:
 class _Packer:
     """Fills one bucket after the other; `entries` says where each tensor went."""
 
-    def __init__(self, dtype: _Dtype, bucket_bytes: int) -> None:
+    def __init__(self, dtype: _Dtype, bucket_bytes: int, reuse: Sequence[memoryview]) -> None:
         self.entries: list[TensorEntry] = []
         self._dtype = dtype
         self._bucket_bytes = bucket_bytes
+        self._spare = list(reuse)
         self._full: list[memoryview] = []
         self._open: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._used = 0
@@ -123,11 +127,18 @@ class _Packer:
         offset = math.ceil(self._used / ALIGNMENT_BYTES) * ALIGNMENT_BYTES
         if offset + num_bytes > len(self._open):
             self._close()
-            # Pages that no tensor reaches are never touched, so a small model costs no whole bucket.
-            self._open = np.empty(max(self._bucket_bytes, num_bytes), np.uint8)
+            self._open = self._bucket(num_bytes)
             return 0
         self._open[self._used : offset] = 0
         return offset
+
+    def _bucket(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+        while self._spare:
+            spare = self._spare.pop(0)
+            if len(spare) >= num_bytes:
+                return np.frombuffer(spare, np.uint8)
+        # Pages that no tensor reaches are never touched, so a small model costs no whole bucket.
+        return np.empty(max(self._bucket_bytes, num_bytes), np.uint8)
 
     def _close(self) -> None:
         if self._used:

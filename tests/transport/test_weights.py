@@ -77,6 +77,26 @@ def test_packing_twice_gives_the_same_checksums() -> None:
     assert first.checksums == second.checksums
 
 
+def test_buckets_that_are_given_again_are_filled_again() -> None:
+    first, buckets = pack(tensors(), version=1, dtype="float32", canary=CANARY, bucket_bytes=300)
+    doubled = [(name, 2 * tensor) for name, tensor in tensors()]
+
+    second, reused = pack(doubled, version=2, dtype="float32", canary=CANARY, bucket_bytes=300, reuse=buckets)
+
+    assert second.tensors == first.tensors
+    assert [bytes(bucket) for bucket in reused] == [bytes(bucket) for bucket in buckets]
+    assert all(torch.equal(found, sent) for (_, found), (_, sent) in zip(unpack(second, reused), doubled, strict=True))
+
+
+def test_buckets_too_small_for_other_tensors_are_not_reused() -> None:
+    _, buckets = pack(tensors(1), version=1, dtype="float32", canary=CANARY)
+    large = [("large", torch.arange(1000.0))]
+
+    manifest, reused = pack(large, version=2, dtype="float32", canary=CANARY, reuse=buckets)
+
+    assert torch.equal(dict(unpack(manifest, reused))["large"], large[0][1])
+
+
 def test_a_flipped_bit_anywhere_is_found_and_its_bucket_named() -> None:
     manifest, buckets = pack(tensors(), version=7, dtype="float32", canary=CANARY, bucket_bytes=300)
     buckets[1][len(buckets[1]) - 1] ^= 1
