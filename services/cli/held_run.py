@@ -43,7 +43,8 @@ def run_in_folder(
         except (TriremeError, KeyboardInterrupt):
             _print_resume(folder, f"{command} {shlex.join(argv)}")
             raise
-        write_report(folder)
+        if (folder / run_folder.METRICS_FILE).exists():
+            write_report(folder)
     if interrupted:
         _print_resume(folder, f"{command} {shlex.join(argv)}")
         return INTERRUPTED

@@ -152,7 +152,7 @@ class Cluster:
                 raise UserError(f"no Ray cluster answers at cluster.address={config.address!r}: {error}") from error
             return
         # By default Ray's workers yield to every other process, and a learner that shares its cores crawls.
-        os.environ["RAY_worker_niceness"] = "0"
+        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray spells it so
         # Ray listens on every interface; a token of this run's own keeps others out.
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
         ray.init(

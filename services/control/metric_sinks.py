@@ -31,8 +31,8 @@ class TensorBoardSink:
     """Event files below `tensorboard/`, written without TensorFlow or torch."""
 
     def __init__(self, folder: Path, *, run_name: str, resume_step: int) -> None:
-        from tensorboard.compat.proto import event_pb2, summary_pb2  # type: ignore[import-untyped]  # has no types
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # type: ignore[import-untyped]  # same
+        from tensorboard.compat.proto import event_pb2, summary_pb2  # has no types
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter  # same
 
         self._event = event_pb2.Event
         self._summary = summary_pb2.Summary

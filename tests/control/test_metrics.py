@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]  # has no types
+from tensorboard.backend.event_processing.event_accumulator import (  # has no types
     EventAccumulator,
 )
 
