@@ -3,8 +3,8 @@
     python examples/quickstart/prepare.py runs/quickstart --seed 0
 
 The task is to add two numbers of up to two digits ("27+58=" → "85"). All 10,000 sums are shuffled and split into
-disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on. The demonstrations for the warm-up come
-from someone who often forgets to carry ("27+58=" → "75"); so there is something left that only a reward can teach.
+disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on. The demonstrations for the warm-up
+come from someone who often forgets to carry ("27+58=" → "75"), which leaves something for the reward to teach.
 """
 
 import argparse

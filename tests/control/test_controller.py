@@ -103,7 +103,7 @@ async def test_a_prompt_that_cannot_be_scored_fails_and_another_takes_its_place(
 async def test_too_many_failed_prompts_stop_the_run_with_the_last_reason(tmp_path: Path) -> None:
     learner = FakeLearner()
     controller = make_controller(tmp_path, learner=learner, rewards=FakeRewards(refuse), max_failed_prompts=2)
-    with pytest.raises(SampleNotScorable, match=r"\d prompts .* max_failed_prompts is 2.*no answer"):
+    with pytest.raises(SampleNotScorable, match=r"\d prompts .*max_failed_prompts is 2.*no answer"):
         await run(controller, 1)
     assert learner.batches == []
 

@@ -1,3 +1,5 @@
+"""The canary check on hand-made logprobs: what agrees, what differs, and what the error says."""
+
 from array import array
 
 import pytest

@@ -1,3 +1,5 @@
+"""Rollout settings that contradict each other, and the environment that an engine gets."""
+
 import subprocess
 import sys
 

@@ -1,3 +1,5 @@
+"""The pool on fake workers: dispatch, requeue, weight loads, joining and leaving."""
+
 import asyncio
 
 import pytest

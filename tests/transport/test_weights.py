@@ -1,3 +1,5 @@
+"""Packing, checksums, and the contract of every weight transport."""
+
 import subprocess
 import sys
 from array import array
