@@ -69,10 +69,11 @@ def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> No
         check=False,
     )
     assert prepared.returncode == 0, prepared.stderr
-    warm_up = trireme("sft", str(ROOT / "examples/quickstart/sft.yaml"), "--train.num_steps", "20", cwd=tmp_path)
+    short = ["--train.num_steps", "30", "--learner.warmup_steps", "5"]
+    warm_up = trireme("sft", str(ROOT / "examples/quickstart/sft.yaml"), *short, cwd=tmp_path)
     assert warm_up.code == 0, warm_up.output
     losses = [float(str(row["loss"])) for row in json_lines(tmp_path / "runs/quickstart/sft/metrics.jsonl")]
-    assert len(losses) == 20
+    assert len(losses) == 30
     assert losses[-1] < losses[0] / 2
     flags = ["--evaluate.limit", "20", "--evaluate.num_samples", "4", "--evaluate.ks", "1,4"]
     evaluated = trireme("evaluate", str(ROOT / "examples/quickstart/ppo.yaml"), *flags, cwd=tmp_path)
