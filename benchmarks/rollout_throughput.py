@@ -9,6 +9,7 @@ is asked for token ids and logprobs alone.
 
 import argparse
 import asyncio
+import os
 import random
 import tempfile
 import time
@@ -77,6 +78,18 @@ class RemoteWorker:
         return await self._actor.load_weights.remote(publication)
 
 
+def start_ray(*, object_store_memory: int) -> None:
+    """Start Ray on this machine, for two workers at normal priority."""
+    os.environ.update(RAY_worker_niceness="0")
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=object_store_memory,
+        include_dashboard=False,
+        log_to_driver=False,
+    )
+
+
 def orders(rollout: RolloutConfig) -> list[SampleRequest]:
     letters = random.Random(0)
     prompts = [
@@ -130,7 +143,7 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    ray.init(num_cpus=2, object_store_memory=200 * 2**20, include_dashboard=False, log_to_driver=False)
+    start_ray(object_store_memory=200 * 2**20)
     with tempfile.TemporaryDirectory() as folder:
         write_reference_model(Path(folder))
         ratio = asyncio.run(measure(arguments, Path(folder)))

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.pairs import Ratio, in_turn, report
 from benchmarks.reference_model import write_reference_model
-from benchmarks.rollout_throughput import RemoteWorker
+from benchmarks.rollout_throughput import RemoteWorker, start_ray
 from rollout_workers.config import RolloutConfig, engine_environment
 from rollout_workers.pool import RolloutPool
 from rollout_workers.worker import RolloutWorker
@@ -104,7 +104,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = write_reference_model(Path(folder), hidden_size=arguments.hidden, num_layers=arguments.layers)
         for num_workers in (1, 2):
-            ray.init(num_cpus=2, object_store_memory=2 * 2**30, include_dashboard=False, log_to_driver=False)
+            start_ray(object_store_memory=2 * 2**30)
             ratios.append(asyncio.run(measure(model, Path(folder), num_workers=num_workers, num_pairs=arguments.pairs)))
             ray.shutdown()
     report(ratios, output=arguments.output)

@@ -15,6 +15,7 @@ from services.contracts.errors import CanaryMismatch
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
 from services.contracts.settings import ModelConfig
 from services.transport.disk_weights import DiskWeights
+from tests.local_ray import local_ray
 from tests.tiny import write_tiny_model
 
 ROLLOUT = RolloutConfig(kv_cache_gib=0.05, sample_timeout_s=60, start_timeout_s=120, sync_timeout_s=60)
@@ -85,10 +86,9 @@ class HostedWorker:
 
 @pytest.fixture(scope="package")
 def host() -> Iterator[Any]:
-    ray.init(num_cpus=2, object_store_memory=100 * 2**20, include_dashboard=False, log_to_driver=False)
     environment = {"env_vars": engine_environment(ROLLOUT, cuda=False)}
-    yield ray.remote(WorkerHost).options(max_concurrency=64, runtime_env=environment).remote()
-    ray.shutdown()
+    with local_ray(num_cpus=2):
+        yield ray.remote(WorkerHost).options(max_concurrency=64, runtime_env=environment).remote()
 
 
 VARIANTS = {

@@ -15,6 +15,7 @@ from services.contracts.interfaces import WeightTransport
 from services.contracts.records import Canary
 from services.transport.disk_weights import DiskWeights
 from services.transport.weights import ALIGNMENT_BYTES, TRANSPORTS, pack, unpack, verify_checksums
+from tests.local_ray import local_ray
 
 CANARY = Canary(sequences=(array("i", [1, 2]),), logprobs=(array("f", [-0.5]),), tolerance=1e-4)
 
@@ -122,18 +123,15 @@ def test_what_cannot_be_sent_is_refused() -> None:
 
 
 @pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    import ray
-
-    ray.init(num_cpus=1, object_store_memory=100 * 1024**2, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
+def started_ray() -> Iterator[None]:
+    with local_ray(num_cpus=1):
+        yield
 
 
 @pytest.fixture(params=sorted(TRANSPORTS))
 def transport(request: pytest.FixtureRequest) -> WeightTransport:
     if request.param == "shared_memory":
-        request.getfixturevalue("local_ray")
+        request.getfixturevalue("started_ray")
     return TRANSPORTS[request.param]()
 
 
