@@ -2,9 +2,9 @@
 
     python examples/quickstart/prepare.py runs/quickstart --seed 0
 
-The task is to add two numbers of up to two digits ("27+58=" → "85"). All 10,000 sums are shuffled and split into
+The task is to add two numbers of two digits ("27+58=" → "085"). All 10,000 sums are shuffled and split into
 disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on. The demonstrations for the warm-up
-come from someone who often forgets to carry ("27+58=" → "75"), which leaves something for the reward to teach.
+come from someone who often forgets to carry ("27+58=" → "075"), which leaves something for the reward to teach.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def sums(seed: int) -> list[dict[str, str]]:
     for a in range(100):
         for b in range(100):
             demonstrated = add_without_carry(a, b) if draw.random() < SHARE_WITHOUT_CARRY else a + b
-            rows.append({"question": f"{a}+{b}=", "answer": str(a + b), "demonstration": str(demonstrated)})
+            rows.append({"question": f"{a:02}+{b:02}=", "answer": f"{a + b:03}", "demonstration": f"{demonstrated:03}"})
     draw.shuffle(rows)
     return rows
 
