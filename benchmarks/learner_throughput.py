@@ -4,7 +4,7 @@ Both take the same rollouts, micro-batches, padding, loss, fused AdamW and clipp
 gradient norms are asserted equal at every step. The bare loop finds its micro-batches ready made and reports nothing;
 the learner starts from scored groups and measures what a run watches.
 
-    python -m benchmarks.learner_throughput [--pairs 5] [--dtype float32] [--budget 2048] [--output results.json]
+    python -m benchmarks.learner_throughput [--pairs 5] [--algorithms grpo ppo] [--dtype float32] [--budget 2048]
 """
 
 import argparse
@@ -189,13 +189,14 @@ async def measure(arguments: argparse.Namespace, folder: Path, algorithm: str) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--algorithms", nargs="+", choices=["grpo", "ppo"], default=["grpo", "ppo"])
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--budget", type=int, default=2048)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_reference_model(Path(folder))
-        ratios = [asyncio.run(measure(arguments, Path(folder), algorithm)) for algorithm in ("grpo", "ppo")]
+        ratios = [asyncio.run(measure(arguments, Path(folder), algorithm)) for algorithm in arguments.algorithms]
     report(ratios, output=arguments.output)
 
 

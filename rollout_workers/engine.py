@@ -63,10 +63,11 @@ class Engine:
         repack_tied_head: see `weight_loader.repack`; False only in the test that shows why.
 
     Raises:
-        UserError: vLLM refuses the model or the settings.
+        UserError: vLLM refuses the model or the settings, or is the build for other devices.
     """
 
     def __init__(self, model: ModelConfig, rollout: RolloutConfig, *, repack_tied_head: bool = True) -> None:
+        _check_build(rollout, for_cpu=current_platform.is_cpu())
         try:
             self._llm = LLMEngine.from_engine_args(EngineArgs(**engine_arguments(model, rollout)))
         except (ValueError, OSError, VLLMError) as error:
@@ -209,6 +210,16 @@ class Engine:
     def _forget_all(self) -> None:
         self._held = []
         self._llm.abort_request(list(self._llm.output_processor.request_states), internal=True)
+
+
+def _check_build(rollout: RolloutConfig, *, for_cpu: bool) -> None:
+    """Each build of vLLM knows one kind of device, and would take it whatever the settings say."""
+    if for_cpu == bool(rollout.gpus_per_worker):
+        builds = ("CPUs", "gpu") if for_cpu else ("GPUs", "cpu")
+        raise UserError(
+            f"rollout.gpus_per_worker is {rollout.gpus_per_worker} and the installed vLLM is built for {builds[0]}; "
+            f"set it to {0 if for_cpu else 1}, or pip install 'trireme-rlhf[{builds[1]}]' in an environment of its own"
+        )
 
 
 def _sampling_params(sampling: Sampling, room: int, seed: int) -> SamplingParams:
