@@ -12,6 +12,7 @@ import struct
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
+from contextlib import suppress
 
 from reward_server.config import RewardServerConfig, RewardServiceConfig
 from reward_server.function import RewardFunction
@@ -21,6 +22,7 @@ from services.contracts.settings import Section
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_outcome, encode_sample
 
+REAP_TIMEOUT_S = 2.0
 START_TIMEOUT_S = 60.0
 LENGTH = struct.Struct(">I")
 """What precedes each frame on the pipes: its length in bytes."""
@@ -70,7 +72,7 @@ class IsolatedScorer:
             message = f"the reward did not return within {self._timeout_s:g} s (timeout_s); its process was killed"
             return Failure(code=FailureCode.TIMEOUT, message=message, retryable=True)
         except (EOFError, ConnectionError):
-            message = f"the reward's process ended with code {await child.kill()} while it scored this sample"
+            message = f"the reward's process ended with code {await child.reap()} while it scored this sample"
             return Failure(code=FailureCode.INTERNAL, message=message)
         except UserError as error:
             return Failure(code=FailureCode.UNAVAILABLE, message=str(error), retryable=True)
@@ -101,7 +103,7 @@ class Child:
         try:
             await asyncio.wait_for(self._exchange(self._order.model_dump_json().encode()), START_TIMEOUT_S)
         except (EOFError, ConnectionError, TimeoutError) as error:
-            code = await self.kill()
+            code = await self.reap()
             raise UserError(
                 f"reward {self._order.service.name!r} did not load in a process of its own (exit code {code}); its "
                 "error is above; set isolate: false to run it in the server's process"
@@ -113,6 +115,14 @@ class Child:
         outcome = decode_outcome(reward_pb2.Result.FromString(reply))
         assert outcome is not None
         return outcome
+
+    async def reap(self) -> int | None:
+        """The exit code of a process that closed its pipes; it is killed when it does not end by itself."""
+        # Signalling a process that has just ended would take its exit code from the event loop.
+        if self._process is not None:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._process.wait(), REAP_TIMEOUT_S)
+        return await self.kill()
 
     async def kill(self) -> int | None:
         """End the process and return its exit code; None where there was none."""

@@ -182,7 +182,10 @@ def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Promp
     elif isinstance(value, str):
         text = value
     else:
-        raise UserError(f"{where}, column {data.prompt_field!r}: a list of turns needs data.template: chat")
+        raise UserError(
+            f"{where}, column {data.prompt_field!r}: a plain prompt is a string, not {type(value).__name__}; "
+            "a list of turns needs data.template: chat"
+        )
     _check_encodable(text, where)
     # A chat template writes its own special tokens.
     token_ids = tokenizer.encode(text, add_special_tokens=data.template == "plain")

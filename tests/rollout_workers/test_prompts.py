@@ -86,14 +86,18 @@ def test_long_prompts_follow_the_policy_and_are_counted(
     ("rows", "changes", "message"),
     [
         ([{"question": "x"}], {}, r"row 0: no column 'prompt'; the row has \['question'\]"),
-        ([{"prompt": "x"}, {"prompt": 7}], {}, "row 1: a prompt is a string or a list of"),
-        ([{"prompt": "x\ud800"}], {}, "row 0: not Unicode, a lone surrogate stands at character"),
+        ([{"prompt": "x"}, {"prompt": 7}], {}, "row 1, column 'prompt': a plain prompt is a string, not int"),
+        ([{"prompt": "x\ud800"}], {}, "row 0: the text has a lone surrogate at character 1"),
         ([{"prompt": "123456"}], {}, "row 0: the prompt has 6 tokens and 5 fit; raise model.max_length"),
         ([{"prompt": ""}], {}, "row 0: the prompt is empty"),
         ([], {}, "the data set is empty"),
         ([[1]], {}, "row 0: expected an object with named columns, found list"),
         ([{"prompt": "x"}], {"reference_field": "gold"}, "no column 'gold'"),
-        ([{"prompt": "x"}], {"prompt_format": "{y}"}, r"data.prompt_format names column 'y'; the row has \['prompt'\]"),
+        (
+            [{"prompt": "x"}],
+            {"prompt_format": "{y}"},
+            r"data.prompt_format names the column 'y', and the row has \['prompt'\]",
+        ),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_column(
