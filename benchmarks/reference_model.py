@@ -1,4 +1,4 @@
-"""The model of the reference case: Qwen2-shaped, 3.3 million parameters, 99 characters, made on the spot.
+"""The model of the reference case: Llama-shaped, 3.3 million parameters, 99 characters, made on the spot.
 
 Untrained, it gives every token about the same chance; so completions end by chance, with long tails, as geometric
 lengths do.
@@ -8,17 +8,17 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 NUM_CHARACTERS = 97
 
 
-def write_reference_model(folder: Path, *, hidden_size: int = 192, num_layers: int = 6) -> Qwen2ForCausalLM:
+def write_reference_model(folder: Path, *, hidden_size: int = 192, num_layers: int = 6) -> LlamaForCausalLM:
     """Write model and tokenizer to `folder` in Hugging Face format; returns the model."""
     _tokenizer().save_pretrained(folder)
     torch.manual_seed(0)
-    model = Qwen2ForCausalLM(
-        Qwen2Config(
+    model = LlamaForCausalLM(
+        LlamaConfig(
             vocab_size=NUM_CHARACTERS + 2,
             hidden_size=hidden_size,
             intermediate_size=4 * hidden_size,

@@ -117,7 +117,8 @@ class Cluster:
                 num_gpus=demand.gpus,
                 max_concurrency=concurrency,
                 max_restarts=0,
-                runtime_env={"env_vars": dict(environment)},
+                # Ray leaves every GPU in sight of a process that asked for none.
+                runtime_env={"env_vars": ({} if demand.gpus else {"CUDA_VISIBLE_DEVICES": ""}) | dict(environment)},
                 scheduling_strategy=self._place(demand),
             )
             .remote(**arguments)
