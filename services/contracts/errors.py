@@ -69,6 +69,10 @@ class WorkerLost(TriremeError):
     """A process of the run died or stopped answering."""
 
 
+class LearnerLost(TriremeError):
+    """A rank of the learner died or stopped answering: all ranks start anew from the last checkpoint."""
+
+
 class NonFiniteStep(TriremeError):
     """Several learner steps in a row had a NaN or infinite loss or gradient."""
 

@@ -15,6 +15,7 @@ from services.contracts.records import (
     Reward,
     RewardSample,
     RolloutGroup,
+    RunStatus,
     SampleRequest,
     ScoredGroup,
     SyncReceipt,
@@ -75,4 +76,35 @@ class WeightTransport(Protocol):
 
     def fetch(self, publication: Publication, *, timeout_s: float) -> Sequence[memoryview]:
         """The buckets' bytes, not yet verified, without a copy where possible. Raises `DeadlineExceeded`."""
+        ...
+
+
+class RunControl(Protocol):
+    """What an operator may ask of a live run. Each call returns once the run has taken it up."""
+
+    def status(self) -> RunStatus:
+        """The run as it is now."""
+        ...
+
+    async def scale(self, num_workers: int) -> None:
+        """Have so many rollout workers from now on; joining and draining go on after this returns.
+
+        Raises `UserError` when the number is out of bounds, naming them, or the cluster has no room.
+        """
+        ...
+
+    async def pause(self) -> None:
+        """Admit and train nothing more until `resume`; what is being sampled or trained comes to its end."""
+        ...
+
+    async def resume(self) -> None:
+        """Go on after `pause`."""
+        ...
+
+    async def checkpoint(self, *, timeout_s: float) -> Path:
+        """Commit the newest whole step; returns the checkpoint's folder. Raises `CheckpointError`, `DeadlineExceeded`."""
+        ...
+
+    async def drain(self) -> None:
+        """Admit nothing more, train what can still make whole steps, checkpoint, and end the run with exit code 0."""
         ...
