@@ -4,6 +4,7 @@ It must not know how a run does what it is asked. Invariants: every call has a d
 leaves this machine only behind TLS; what goes wrong is told in words, with the run's address, never with the token.
 """
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ def find_run(run: str, *, token: str | None = None, token_from: str = "", ca_fil
             "or into a file for --token-file"
         )
     plaintext = ca_file is None and is_loopback(host)
-    authority = None if ca_file is None else _read_file(ca_file)
+    authority = None if ca_file is None else _read_certificates(ca_file)
     return RunAddress(address=run, token=token, token_from=token_from, plaintext=plaintext, authority=authority)
 
 
@@ -160,8 +161,9 @@ def _likely_cause(run: RunAddress) -> str:
     return "it has ended, or does not speak TLS, or its certificate is not one that --ca-file vouches for"
 
 
-def _read_file(path: Path) -> bytes:
+def _read_certificates(path: Path) -> bytes:
     try:
+        ssl.create_default_context(cafile=path)
         return path.read_bytes()
     except OSError as error:
-        raise UserError(f"--ca-file {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"--ca-file {path} cannot be used: {error}; give a file with PEM certificates") from error

@@ -92,12 +92,10 @@ def _read(folder: Path) -> ControlFile:
 
 def _is_alive(pid: int) -> bool:
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
         return False
-    except PermissionError:
-        return True
-    return True
+    return state not in ("Z", "X")  # killed, and only not yet taken note of by its parent
 
 
 def _way_on(folder: Path) -> str:
