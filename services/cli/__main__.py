@@ -16,6 +16,7 @@ COMMANDS = {
     "sft": "train a policy on demonstrations",
     "evaluate": "measure accuracy and pass@k on a data file",
     "report": "make curves and a one-file HTML report of a run",
+    "verify": "check that a run kept its promises, from its ledger and checkpoints",
     "reward": "serve a reward, or check a reward service",
 }
 INTERRUPTED = 130
