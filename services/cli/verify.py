@@ -25,10 +25,10 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     report = verify_run(arguments.run, same_as=arguments.same_as)
     if arguments.json:
-        print(json.dumps({"held": report.held, **asdict(report)}, indent=2))
+        print(json.dumps({"held": not report.violations, **asdict(report)}, indent=2))
     else:
         _show(report, arguments.run)
-    return int(not report.held)
+    return int(bool(report.violations))
 
 
 def _show(report: Report, folder: Path) -> None:
@@ -41,10 +41,8 @@ def _show(report: Report, folder: Path) -> None:
     console.print(table)
     for line in (*_lines(report.totals), *report.notes):
         console.print(escape(visible(line)), highlight=False)
-    num_violated = sum(verdict.result == "violated" for verdict in report.verdicts)
-    console.print(
-        f"[red]{num_violated} of {len(report.verdicts)} promises violated[/]" if num_violated else "every promise held"
-    )
+    num_violated = len(report.violations)
+    console.print(f"[red]{num_violated} of the promises violated[/]" if num_violated else "every promise held")
 
 
 def _found(verdict: Verdict) -> str:

@@ -61,6 +61,6 @@ class LedgerFile:
 
     def _too_old(self) -> str:
         return (
-            f"{self._path} does not begin with run_started, as ledgers do that Trireme {version('trireme-rlhf')} writes: "
-            "an older version wrote it, and not all that can be verified; start the run anew to have a ledger that can"
+            f"{self._path} does not begin with run_started, as ledgers of Trireme {version('trireme-rlhf')} do: an "
+            "older version wrote it, and not all that can be verified; start the run anew to have a ledger that can"
         )

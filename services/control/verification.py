@@ -71,9 +71,11 @@ class Report:
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def held(self) -> bool:
-        """No invariant is violated."""
-        return all(verdict.result != "violated" for verdict in self.verdicts)
+    def violations(self) -> dict[str, str]:
+        """The first few facts against each invariant that is violated, a line each; empty when all held."""
+        return {
+            verdict.invariant: "\n".join(verdict.facts) for verdict in self.verdicts if verdict.result == "violated"
+        }
 
 
 def verify_events(events: Iterable[Event], *, live: bool = False) -> Report:
