@@ -26,8 +26,8 @@ COPY rollout_workers rollout_workers
 COPY ppo_learner ppo_learner
 RUN pip install --no-deps .
 
-RUN useradd --uid 1000 --create-home trireme
+RUN useradd --uid 1000 --create-home --home-dir /var/lib/trireme trireme
 USER 1000
-WORKDIR /home/trireme
+WORKDIR /var/lib/trireme
 # No entry point: KubeRay starts `ray` in this image, a person starts `trireme`.
 CMD ["trireme", "--help"]

@@ -23,8 +23,8 @@ COPY ppo_learner ppo_learner
 RUN grep -v '^apache-tvm-ffi==' lock.txt > constraints.txt \
     && pip install --constraint constraints.txt '.[gpu]'
 
-RUN useradd --uid 1000 --create-home trireme
+RUN useradd --uid 1000 --create-home --home-dir /var/lib/trireme trireme
 USER 1000
-WORKDIR /home/trireme
+WORKDIR /var/lib/trireme
 # No entry point: KubeRay starts `ray` in this image, a person starts `trireme`.
 CMD ["trireme", "--help"]

@@ -17,9 +17,9 @@ COPY ppo_learner ppo_learner
 RUN pip install --constraint constraints.txt .
 
 # A number, so that Kubernetes can tell that it is not root.
-RUN useradd --uid 1000 --create-home trireme
+RUN useradd --uid 1000 --create-home --home-dir /var/lib/trireme trireme
 USER 1000
-WORKDIR /home/trireme
+WORKDIR /var/lib/trireme
 EXPOSE 50051
 # What is served, and on which interface, is the mounted file's to say; SIGTERM drains.
 ENTRYPOINT ["trireme"]
