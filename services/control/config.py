@@ -89,6 +89,8 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """Address of an existing Ray cluster, or "auto" for this machine's; None starts Ray here for this run."""
+    allow_unauthenticated: bool = False
+    """Permit an existing cluster off this machine's loopback that asks for no token, although it runs anyone's code."""
     start_timeout_s: float = Field(default=180.0, gt=0)
     """Longest wait for the cluster to grant resources and for each process to be ready, in seconds."""
     cpus_per_learner_rank: int | None = Field(default=None, ge=1)
