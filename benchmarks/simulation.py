@@ -1,13 +1,14 @@
 """A run of the loop as a discrete-event simulation: 1 to 1,024 rollout workers, one learner, no process started.
 
-Prompts are admitted by the real `AdmissionRule`, go to the worker with the fewest of them, are rewarded, and wait in a
-buffer; the learner takes the B that were admitted first, and waits for one that would grow too old. It is pure: the
-same setting and seed give the same outcome. Left out: prefill, failures, and the jitter of a real machine.
+Prompts are admitted by the real `AdmissionRule`, go to the worker with the fewest of them, are rewarded, and wait; the
+learner takes the B with the earliest deadlines as soon as the others can still meet theirs, as `RolloutBuffer` rules.
+It is pure: the same setting and seed give the same outcome. Left out: prefill, failures, a real machine's jitter.
 """
 
 import heapq
 import math
 import random
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -96,7 +97,7 @@ class Outcome:
 @dataclass(eq=False, slots=True)
 class _Group:
     number: int
-    admitted_version: int
+    deadline: int
     worker: "_Worker"
     num_left: int
     num_tokens: int
@@ -152,8 +153,9 @@ class _Simulation:
             on_end=self._learned,
         )
         self._least_loaded = [(0, worker.number) for worker in self._workers]
-        self._open: dict[int, _Group] = {}
         self._buffer: list[tuple[int, _Group]] = []
+        self._open: Counter[int] = Counter()
+        self._waiting: Counter[int] = Counter()
         self._num_admitted = self._num_accepted = self._num_trained = self._version = 0
         self._learner_waits = True
         self._num_loading = 0
@@ -190,8 +192,9 @@ class _Simulation:
         for _ in range(self._rule.room(accepted=self._num_accepted, running=running, version=self._version)):
             worker = self._pop_least_loaded()
             lengths = [self._setting.lengths(self._draw) for _ in range(self._setting.samples_per_prompt)]
-            group = _Group(self._num_admitted, self._version, worker, len(lengths), sum(lengths))
-            self._open[group.number] = group
+            deadline = self._version + self._setting.max_staleness
+            group = _Group(self._num_admitted, deadline, worker, len(lengths), sum(lengths))
+            self._open[deadline] += 1
             self._num_admitted += 1
             self._count(worker, 1)
             orders.setdefault(worker.number, []).extend((length, group) for length in lengths)
@@ -214,24 +217,39 @@ class _Simulation:
 
     def _accept(self, group: _Group) -> None:
         self._num_accepted += 1
-        del self._open[group.number]
+        # Deadlines rise with the numbers, so the lowest number has the earliest deadline.
         heapq.heappush(self._buffer, (group.number, group))
+        self._waiting[group.deadline] += 1
         self._learn()
 
     def _learn(self) -> None:
-        """Begin a step, if the learner is free, a batch is there, and nobody is left out who would grow too old."""
-        if not self._learner_waits or len(self._buffer) < self._setting.prompts_per_step:
-            return
-        oldest = next(iter(self._open.values()), None)
-        if oldest is not None and oldest.admitted_version <= self._num_trained - self._setting.max_staleness:
+        """Begin a step, if the learner is free and a batch may go."""
+        if not self._learner_waits or not self._may_take():
             return
         batch = [heapq.heappop(self._buffer)[1] for _ in range(self._setting.prompts_per_step)]
+        for group in batch:
+            self._waiting[group.deadline] -= 1
+            self._open[group.deadline] -= 1
         self._staleness.extend(self._num_trained - (group.lowest_version or 0) for group in batch)
         self._tokens.append(sum(group.num_tokens for group in batch))
         self._begins.append(self._clock.now)
         self._learner_waits = False
         seconds = self._setting.learner_s + self._setting.learner_per_token_s * self._tokens[-1]
         self._learner.add([(max(1, round(seconds / _LEARNER_TICK_S)), self._num_trained)])
+
+    def _may_take(self) -> bool:
+        """Whether, without the earliest batch, the open groups due by each deadline fit into the steps until then."""
+        batch = to_take = self._setting.prompts_per_step
+        if len(self._buffer) < batch:
+            return False
+        due = 0
+        for deadline in sorted(self._open):
+            taken = min(to_take, self._waiting[deadline])
+            to_take -= taken
+            due += self._open[deadline] - taken
+            if due > max(0, deadline - self._num_trained) * batch:
+                return False
+        return True
 
     def _learned(self, step: int) -> None:
         self._num_trained = step + 1
