@@ -49,7 +49,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A load that passed: the canary's mean difference, and the seconds of load and check, in which nothing else ran."""
+    """A load that passed: the canary's mean difference, and the seconds of load and check, when nothing else ran."""
 
     canary_error: float
     load_s: float

@@ -31,6 +31,8 @@ def start_ray(config: ClusterConfig, *, num_cpus: int) -> None:
         return
     # By default Ray's workers yield to every other process, and a learner that shares its cores crawls.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray spells it so
+    # By default it also starts an idle process for each core, before anyone asked for one.
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     ray.init(
