@@ -12,8 +12,6 @@ counted. The tokens cannot be the same, since the engines draw differently; thei
 import argparse
 import asyncio
 import json
-import random
-import string
 import subprocess
 import sys
 import tempfile
@@ -21,57 +19,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean, median
 
-import yaml
-
 from benchmarks.pairs import Ratio, in_turn, report
-from benchmarks.reference_model import write_reference_model
-
-NUM_PROMPTS = 32
-NUM_SAMPLES = 8
-PROMPT_TOKENS = 16
-MAX_COMPLETION_TOKENS = 192
-TIMEOUT_S = 1800
-
-REWARD = '''"""The share of vowels."""
-
-
-def score(sample):
-    return sum(character in "aeiou" for character in sample.completion) / max(1, len(sample.completion))
-'''
-
-
-def write_task(folder: Path, num_steps: int) -> None:
-    """Model, prompts for every step, and the reward."""
-    write_reference_model(folder / "model")
-    draw = random.Random(0)
-    rows = ["".join(draw.choices(string.ascii_lowercase, k=PROMPT_TOKENS)) for _ in range(NUM_PROMPTS * num_steps)]
-    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": row}) + "\n" for row in rows))
-    (folder / "vowels.py").write_text(REWARD)
+from benchmarks.reference_task import NUM_PROMPTS, NUM_SAMPLES, TIMEOUT_S, train, write_task
 
 
 async def trireme_rate(folder: Path, num_steps: int, lengths: list[float]) -> float:
     """Samples per second of `trireme train`: the median over its steps but the first."""
-    run = Path(tempfile.mkdtemp(dir=folder))
-    sections = {
-        "run": {"dir": str(run / "run")},
-        "model": {"path": str(folder / "model"), "dtype": "float32", "max_length": 256},
-        "data": {"prompts": str(folder / "prompts.jsonl"), "template": "plain", "shuffle": False},
-        "rollout": {
-            "num_workers": 2,
-            "samples_per_prompt": NUM_SAMPLES,
-            "max_completion_tokens": MAX_COMPLETION_TOKENS,
-            "kv_cache_gib": 0.5,
-        },
-        "reward": {"services": [{"name": f"{folder / 'vowels.py'}:score"}]},
-        "learner": {"algorithm": "grpo", "lr": 1e-6, "max_tokens_per_micro_batch": 2048},
-        "train": {"num_steps": num_steps, "prompts_per_step": NUM_PROMPTS, "checkpoint_every": 0},
-        "metrics": {"sinks": [], "samples_per_step": 0},
-    }
-    (run / "run.yaml").write_text(yaml.safe_dump(sections))
-    _run("services.cli", "train", str(run / "run.yaml"))
-    rows = [json.loads(line) for line in (run / "run" / "metrics.jsonl").read_text().splitlines()][1:]
-    lengths.append(fmean(row["completion_tokens/mean"] for row in rows))
-    return NUM_PROMPTS * NUM_SAMPLES / median(row["seconds/step"] for row in rows)
+    run = train(folder, {"train": {"num_steps": num_steps}})
+    lengths.append(fmean(step["completion_tokens/mean"] for step in run.steps[1:]))
+    return NUM_PROMPTS * NUM_SAMPLES / run.median("seconds/step")
 
 
 async def trl_rate(folder: Path, num_steps: int, micro_batch: int, lengths: list[float]) -> float:

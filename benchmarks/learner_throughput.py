@@ -144,7 +144,8 @@ def _rollout(prompt: Prompt, index: int, draw: random.Random) -> Rollout:
     )
 
 
-def _start_learner(folder: Path, config: LearnerConfig, dtype: str) -> LearnerRank:
+def start_learner(folder: Path, config: LearnerConfig, dtype: str) -> LearnerRank:
+    """The only rank of a learner, in this process."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -159,7 +160,7 @@ async def measure(arguments: argparse.Namespace, folder: Path, algorithm: str) -
     groups = reference_groups()
     batch: Batch = batch_rollouts(groups)
     num_tokens = sum(batch.lengths)
-    rank = _start_learner(folder, config, arguments.dtype)
+    rank = start_learner(folder, config, arguments.dtype)
     bare = BareLoop(folder, config, arguments.dtype, groups)
     norms: list[float] = []
 

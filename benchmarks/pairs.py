@@ -6,7 +6,7 @@ It must not know what is measured. Invariant: no number is printed without its s
 import json
 import os
 import platform
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -46,8 +46,8 @@ async def in_turn(
     return measured
 
 
-def report(ratios: Sequence[Ratio], *, output: Path | None) -> None:
-    """Print the table; write the JSON to `output`."""
+def report(ratios: Sequence[Ratio], *, output: Path | None, facts: Mapping[str, float] | None = None) -> None:
+    """Print the table, and below it numbers that are no ratios; write the JSON to `output`."""
     machine = {
         "machine": platform.machine(),
         "cores": len(os.sched_getaffinity(0)),
@@ -56,6 +56,10 @@ def report(ratios: Sequence[Ratio], *, output: Path | None) -> None:
     print(f"{machine['machine']}, {machine['cores']} cores; median over pairs (smallest–largest)")
     for ratio in ratios:
         print(ratio.row())
+    for name, value in (facts or {}).items():
+        print(f"{name:46} {value:6.3f}")
     if output is not None:
         results = [asdict(ratio) | {"ratio": median(ratio.ratios)} for ratio in ratios]
-        output.write_text(json.dumps({"machine": machine, "results": results}, indent=2) + "\n")
+        output.write_text(
+            json.dumps({"machine": machine, "results": results, "facts": dict(facts or {})}, indent=2) + "\n"
+        )

@@ -77,24 +77,42 @@ class RemoteWorker:
     async def load_weights(self, publication: Any) -> Any:
         return await self._actor.load_weights.remote(publication)
 
+    async def health(self) -> int:
+        return await self._actor.health.remote()  # type: ignore[no-any-return]
 
-def start_ray(*, object_store_memory: int) -> None:
-    """Start Ray on this machine, for two workers at normal priority."""
+
+def start_ray(*, object_store_memory: int, num_cpus: int = 2) -> None:
+    """Start Ray on this machine, for `num_cpus` one-core processes at normal priority, cores or not."""
     os.environ.update(RAY_worker_niceness="0")
     ray.init(
         address="local",
-        num_cpus=2,
+        num_cpus=num_cpus,
         object_store_memory=object_store_memory,
         include_dashboard=False,
         log_to_driver=False,
     )
 
 
-def orders(rollout: RolloutConfig) -> list[SampleRequest]:
+async def start_worker(
+    number: int, rollout: RolloutConfig, model: ModelConfig, *, transport: str | None
+) -> RemoteWorker:
+    """A rollout worker in a process of its own, with the model loaded."""
+    in_worker = {"runtime_env": {"env_vars": engine_environment(rollout, cuda=False)}, "num_cpus": 1}
+    actor = (
+        ray.remote(RolloutWorker)
+        .options(max_concurrency=1000, **in_worker)
+        .remote(worker=number, rollout=rollout, model=model, transport=transport)
+    )
+    await actor.start.remote()
+    return RemoteWorker(actor)
+
+
+def orders(rollout: RolloutConfig, *, num_prompts: int = NUM_PROMPTS) -> list[SampleRequest]:
+    """Requests for groups of prompts of random letters, each prompt another."""
     letters = random.Random(0)
     prompts = [
         Prompt(id=f"0-{row}", text="", token_ids=array("i", letters.choices(range(2, 99), k=PROMPT_TOKENS)))
-        for row in range(NUM_PROMPTS)
+        for row in range(num_prompts)
     ]
     return [SampleRequest(prompt=prompt, sampling=rollout.to_sampling(seed=0)) for prompt in prompts]
 
@@ -104,13 +122,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> Ratio:
     model = ModelConfig(path=str(folder), dtype=arguments.dtype)
     in_worker = {"runtime_env": {"env_vars": engine_environment(rollout, cuda=False)}, "num_cpus": 1}
     raw = ray.remote(RawEngine).options(**in_worker).remote(model, rollout)
-    worker = (
-        ray.remote(RolloutWorker)
-        .options(max_concurrency=1000, **in_worker)
-        .remote(worker=0, rollout=rollout, model=model, transport=None)
-    )
-    await worker.start.remote()
-    pool = RolloutPool([RemoteWorker(worker)])
+    pool = RolloutPool([await start_worker(0, rollout, model, transport=None)])
     requests = orders(rollout)
     _, expected = await raw.generate.remote(requests)
     num_tokens = sum(map(len, expected))

@@ -13,7 +13,7 @@ from datasets import Dataset
 from transformers import TrainerCallback
 from trl import GRPOConfig, GRPOTrainer
 
-from benchmarks.end_to_end import MAX_COMPLETION_TOKENS, NUM_PROMPTS, NUM_SAMPLES
+from benchmarks.reference_task import MAX_COMPLETION_TOKENS, NUM_PROMPTS, NUM_SAMPLES
 
 
 class StepTimes(TrainerCallback):

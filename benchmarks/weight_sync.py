@@ -3,7 +3,8 @@
 Ours counts from the learner's tensors to the last worker's receipt: pack, checksum, publish, fetch, verify, load and
 canary. Theirs copies the same bytes once for each worker. Workers are processes of their own with one thread each.
 
-    python -m benchmarks.weight_sync [--pairs 5] [--hidden 192] [--layers 6] [--output results.json]
+    python -m benchmarks.weight_sync [--pairs 5] [--hidden 192] [--layers 6] [--workers 1 2 4]
+        [--output results.json]
 """
 
 import argparse
@@ -21,10 +22,9 @@ import torch
 
 from benchmarks.pairs import Ratio, in_turn, report
 from benchmarks.reference_model import write_reference_model
-from benchmarks.rollout_throughput import RemoteWorker, start_ray
-from rollout_workers.config import RolloutConfig, engine_environment
+from benchmarks.rollout_throughput import start_ray, start_worker
+from rollout_workers.config import RolloutConfig
 from rollout_workers.pool import RolloutPool
-from rollout_workers.worker import RolloutWorker
 from services.contracts.records import Canary, SyncReceipt
 from services.contracts.settings import ModelConfig
 from services.transport.shared_memory_weights import SharedMemoryWeights
@@ -41,20 +41,10 @@ def canary_of(model: Any) -> Canary:
     return Canary(sequences=(array("i", sequence[0]),), logprobs=(array("f", logprobs),), tolerance=1e-3)
 
 
-async def start_workers(num_workers: int, model: ModelConfig) -> list[RemoteWorker]:
-    options = {"runtime_env": {"env_vars": engine_environment(ROLLOUT, cuda=False)}, "num_cpus": 1}
-    actors = [
-        ray.remote(RolloutWorker)
-        .options(max_concurrency=100, **options)
-        .remote(worker=worker, rollout=ROLLOUT, model=model, transport="shared_memory")
-        for worker in range(num_workers)
-    ]
-    await asyncio.gather(*(actor.start.remote() for actor in actors))
-    return [RemoteWorker(actor) for actor in actors]
-
-
 async def measure(model: Any, folder: Path, *, num_workers: int, num_pairs: int) -> Ratio:
-    pool = RolloutPool(await start_workers(num_workers, ModelConfig(path=str(folder), dtype="float32")))
+    served = ModelConfig(path=str(folder), dtype="float32")
+    starts = (start_worker(number, ROLLOUT, served, transport="shared_memory") for number in range(num_workers))
+    pool = RolloutPool(await asyncio.gather(*starts))
     transport = SharedMemoryWeights()
     tensors = [(name, parameter.detach()) for name, parameter in model.named_parameters()]
     num_bytes = sum(tensor.nbytes for _, tensor in tensors)
@@ -98,13 +88,14 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--hidden", type=int, default=192)
     parser.add_argument("--layers", type=int, default=6)
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         model = write_reference_model(Path(folder), hidden_size=arguments.hidden, num_layers=arguments.layers)
-        for num_workers in (1, 2):
-            start_ray(object_store_memory=2 * 2**30)
+        for num_workers in arguments.workers:
+            start_ray(object_store_memory=2 * 2**30, num_cpus=num_workers)
             ratios.append(asyncio.run(measure(model, Path(folder), num_workers=num_workers, num_pairs=arguments.pairs)))
             ray.shutdown()
     report(ratios, output=arguments.output)

@@ -1,0 +1,178 @@
+"""Rows 1b, 3c and 6: how close an asynchronous step comes to its longest part, what a sync costs it, how stale it gets.
+
+The floor is the longest of generation, reward, training and stall, each measured alone: one worker that is kept as full
+as in the run, the reward service on the same samples, one learner on the same samples, each with one thread, and the
+run's own stall. The run is `trireme train` with one worker and a learner of one thread. Floor and run in turn.
+
+    python -m benchmarks.overlap [--pairs 3] [--steps 12] [--staleness 1] [--output results.json]
+"""
+
+import argparse
+import asyncio
+import os
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+
+import ray
+import torch
+
+from benchmarks.learner_throughput import start_learner
+from benchmarks.pairs import Ratio, report
+from benchmarks.reference_task import (
+    MAX_COMPLETION_TOKENS,
+    NUM_PROMPTS,
+    NUM_SAMPLES,
+    TrainRun,
+    train,
+    write_task,
+)
+from benchmarks.rollout_throughput import orders, start_ray, start_worker
+from ppo_learner.config import LearnerConfig
+from reward_server.config import RewardConfig
+from rollout_workers.config import RolloutConfig
+from rollout_workers.pool import RolloutPool
+from services.contracts.records import Reward, RolloutGroup, ScoredGroup
+from services.contracts.settings import ModelConfig
+from services.control.reward_samples import to_reward_samples
+from services.control.reward_service import open_reward_service
+
+WARM_UP_STEPS = 3
+ROLLOUT = RolloutConfig(
+    samples_per_prompt=NUM_SAMPLES, max_completion_tokens=MAX_COMPLETION_TOKENS, kv_cache_gib=0.5, cpus_per_worker=1
+)
+LEARNER = LearnerConfig(algorithm="grpo", lr=1e-6, max_tokens_per_micro_batch=2048)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    """Seconds of one step's worth of each part, alone."""
+
+    generation_s: float
+    reward_s: float
+    training_s: float
+
+    def floor_s(self, stall_s: float) -> float:
+        return max(self.generation_s, self.reward_s, self.training_s, stall_s)
+
+
+async def stream(pool: RolloutPool, *, at_once: int, num_batches: int) -> tuple[float, list[RolloutGroup]]:
+    """Keep `at_once` groups under way; seconds for a batch of groups after the first batch, and the last batch."""
+    requests = iter(orders(ROLLOUT, num_prompts=at_once + (num_batches + 1) * NUM_PROMPTS))
+    pending = {asyncio.create_task(pool.sample(next(requests))) for _ in range(at_once)}
+    groups: list[RolloutGroup] = []
+    times: list[float] = []
+    while len(groups) < (num_batches + 1) * NUM_PROMPTS:
+        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            groups.append(task.result())
+            times.append(time.monotonic())
+            pending.add(asyncio.create_task(pool.sample(next(requests))))
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
+    last = (num_batches + 1) * NUM_PROMPTS - 1
+    return (times[last] - times[NUM_PROMPTS - 1]) / num_batches, groups[last + 1 - NUM_PROMPTS : last + 1]
+
+
+async def generation(folder: Path, max_staleness: int) -> tuple[float, list[RolloutGroup]]:
+    """Seconds of one worker alone for a batch of groups, with as many under way as the run has."""
+    start_ray(object_store_memory=200 * 2**20)
+    try:
+        model = ModelConfig(path=str(folder / "model"), dtype="float32", max_length=256)
+        worker = await start_worker(0, ROLLOUT, model, transport=None)
+        pool = RolloutPool([worker], max_outstanding=ROLLOUT.groups_at_once)
+        return await stream(pool, at_once=(max_staleness + 1) * NUM_PROMPTS, num_batches=5)
+    finally:
+        ray.shutdown()
+
+
+async def reward(folder: Path, groups: list[RolloutGroup]) -> tuple[float, list[ScoredGroup]]:
+    """Seconds of the reward service alone for a batch of groups."""
+    config = RewardConfig.model_validate({"services": [{"name": f"{folder / 'vowels.py'}:score"}]})
+    seconds = []
+    async with open_reward_service(config, log_folder=folder) as service:
+        for _ in range(5):
+            started = time.monotonic()
+            outcomes = await asyncio.gather(*(service.score(to_reward_samples(group)) for group in groups))
+            seconds.append(time.monotonic() - started)
+    rewards = [tuple(one for one in outcome if isinstance(one, Reward)) for outcome in outcomes]
+    return median(seconds), [ScoredGroup(group=group, rewards=one) for group, one in zip(groups, rewards, strict=True)]
+
+
+def training(folder: Path, groups: list[ScoredGroup]) -> float:
+    """Seconds of a learner alone, with one thread, for a batch of groups."""
+    torch.set_num_threads(1)
+    rank = start_learner(folder / "model", LEARNER, "float32")
+    seconds = []
+    for _ in range(6):
+        started = time.monotonic()
+        rank.step(groups)
+        seconds.append(time.monotonic() - started)
+    rank.close()
+    return median(seconds[1:])
+
+
+async def parts_alone(folder: Path, max_staleness: int) -> Parts:
+    generation_s, groups = await generation(folder, max_staleness)
+    reward_s, scored = await reward(folder, groups)
+    return Parts(generation_s=generation_s, reward_s=reward_s, training_s=training(folder, scored))
+
+
+def asynchronous_run(folder: Path, num_steps: int, max_staleness: int) -> TrainRun:
+    changes = {
+        "train": {"num_steps": num_steps, "max_staleness": max_staleness},
+        "rollout": {"num_workers": 1},
+        "cluster": {"cpus_per_learner_rank": 1},
+    }
+    return train(folder, changes)
+
+
+def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Ratio], dict[str, float]]:
+    samples, steps, floors, stalls, means, largest = NUM_PROMPTS * NUM_SAMPLES, [], [], [], [], []
+    for _ in range(arguments.pairs):
+        parts = asyncio.run(parts_alone(folder, arguments.staleness))
+        run = asynchronous_run(folder, arguments.steps, arguments.staleness)
+        counted = run.steps[WARM_UP_STEPS:]
+        steps.append(fmean(step["seconds/step"] for step in counted))
+        stalls.append(run.median("sync/stall_seconds", skip=WARM_UP_STEPS))
+        floors.append(parts.floor_s(stalls[-1]))
+        means.append(fmean(step["staleness/mean"] for step in counted))
+        largest.append(max(step["staleness/max"] for step in counted))
+        print(
+            f"alone: generation {parts.generation_s:.2f} s, reward {parts.reward_s:.3f} s, training "
+            f"{parts.training_s:.2f} s, stall {stalls[-1]:.3f} s; step {steps[-1]:.2f} s, of which waiting "
+            f"{run.median('seconds/waiting', skip=WARM_UP_STEPS):.2f} s, learning "
+            f"{run.median('seconds/learning', skip=WARM_UP_STEPS):.2f} s"
+        )
+    ratios = [
+        Ratio(
+            name=f"1b own floor ÷ step time, max_staleness {arguments.staleness}", unit="samples/s",
+            ours=[samples / step for step in steps], theirs=[samples / floor for floor in floors], aim=0.93,
+        ),
+        Ratio(
+            name="3c decode stall ÷ step time", unit="ms",
+            ours=[1000 * stall for stall in stalls], theirs=[1000 * step for step in steps], aim=0.01,
+        ),
+    ]  # fmt: skip
+    return ratios, {"6 staleness at that efficiency, mean": fmean(means), "6 staleness, largest": max(largest)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--staleness", type=int, default=1)
+    parser.add_argument("--output", type=Path)
+    arguments = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with tempfile.TemporaryDirectory() as temporary:
+        write_task(Path(temporary), 2 * arguments.steps)
+        ratios, facts = measure(Path(temporary), arguments)
+    report(ratios, output=arguments.output, facts=facts)
+
+
+if __name__ == "__main__":
+    main()
