@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := runs/quickstart
+PROTOS := $(wildcard services/protos/*/v*/*.proto)
 
 .PHONY: setup train test lint clean bench lock protos tree
 
@@ -41,7 +42,7 @@ clean:
 
 # For maintainers: regenerate what is committed.
 protos: setup
-	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. services/protos/reward/v1/reward.proto
+	$(BIN)/python -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. $(PROTOS)
 
 tree: setup
 	$(BIN)/python -m tests.readme_tree

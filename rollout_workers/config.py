@@ -3,7 +3,7 @@
 It must not import torch or vLLM: the controller reads it, and the environment must be complete before vLLM is imported.
 """
 
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -15,7 +15,11 @@ class RolloutConfig(Section):
     """How many rollout workers there are, what each may use, and how they sample."""
 
     num_workers: int = Field(default=1, ge=1)
-    """Rollout workers, each a process with an engine and a copy of the model."""
+    """Rollout workers to begin with, each a process with an engine and a copy of the model."""
+    min_workers: int = Field(default=1, ge=1)
+    """Fewest workers that `trireme scale` and the autoscaler may ask for."""
+    max_workers: int = Field(default=64, ge=1)
+    """Most workers that `trireme scale` and the autoscaler may ask for."""
     samples_per_prompt: int = Field(default=8, ge=1)
     """Completions of each prompt; together they are one group."""
     temperature: float = Field(default=1.0, ge=0)
@@ -56,8 +60,26 @@ class RolloutConfig(Section):
     """Longest wait until a worker has loaded the model, in seconds."""
     sync_timeout_s: float = Field(default=300.0, gt=0)
     """Longest wait until a worker serves a new version of the weights, in seconds."""
-    health_timeout_s: float = Field(default=30.0, gt=0)
-    """Longest wait for the one token that shows that a worker is alive, in seconds."""
+    on_new_weights: Literal["recompute", "keep"] = "recompute"
+    """What becomes of the keys and values of completions under way when new weights load: computed anew, so that every
+    token has exactly the logprob that its version gives it, or kept, which is faster and off by a few hundredths."""
+    max_groups_per_worker: int | None = Field(default=None, ge=1)
+    """Most groups that one worker holds; more wait for whoever has room first. By default a quarter more than what
+    max_concurrent_sequences lets it sample at once."""
+    health_interval_s: float = Field(default=2.0, gt=0)
+    """Pause between two probes of a worker, in seconds; a probe is one generated token."""
+    health_timeout_s: float = Field(default=5.0, gt=0)
+    """Longest wait for that token, in seconds; more than the longest step or load of the engine."""
+    max_missed_probes: int = Field(default=3, ge=1)
+    """Probes missed in a row after which a worker is killed and replaced."""
+    max_restarts: int = Field(default=10, ge=0)
+    """Lost workers that are replaced within restart_window_s; after that the run goes on with fewer."""
+    restart_window_s: float = Field(default=3600.0, gt=0)
+    """Time over which max_restarts counts, in seconds."""
+    max_losses_per_prompt: int = Field(default=5, ge=1)
+    """Workers that may be lost while they sample one prompt; then that prompt is what kills them, and the run stops."""
+    drain_timeout_s: float = Field(default=10.0, ge=0)
+    """How long a worker that is scaled away may go on with its groups, in seconds; the rest goes to other workers."""
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -66,12 +88,23 @@ class RolloutConfig(Section):
                 f"temperature 0 gives {self.samples_per_prompt} times the same completion; set samples_per_prompt to 1 "
                 "or raise the temperature"
             )
+        if not self.min_workers <= self.num_workers <= self.max_workers:
+            raise ValueError(
+                f"num_workers {self.num_workers} must lie between min_workers {self.min_workers} and max_workers "
+                f"{self.max_workers}; change one of them"
+            )
         if self.gpus_per_worker and self.tensor_parallel_size > self.gpus_per_worker:
             raise ValueError(
                 f"tensor_parallel_size is {self.tensor_parallel_size} and gpus_per_worker {self.gpus_per_worker}; each "
                 "slice needs a GPU of its own"
             )
         return self
+
+    @property
+    def groups_at_once(self) -> int:
+        """Most groups that one worker holds, the default resolved: a margin hides the way to it and back."""
+        full = -(-self.max_concurrent_sequences // self.samples_per_prompt)
+        return self.max_groups_per_worker or full + -(-full // 4)
 
     def to_sampling(self, *, seed: int) -> Sampling:
         """The part of these settings that travels with each request."""

@@ -2,8 +2,8 @@
 
 With `weight_loader` the only file that knows vLLM. It must not know workers, groups, transports or asyncio.
 Invariants: a token carries the version of the weights that sampled it and the logprob of the distribution that it was
-drawn from; keys and values of older weights are never read; nothing sampled under new weights leaves the engine before
-their canary agreed.
+drawn from; keys and values of older weights are never read, unless completions under way are to keep their own; nothing
+sampled under new weights leaves the engine before their canary agreed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A load that passed: the canary's mean difference, and the seconds of load and check."""
+    """A load that passed: the canary's mean difference, and the seconds of load and check, in which nothing else ran."""
 
     canary_error: float
     load_s: float
@@ -74,9 +74,11 @@ class Engine:
             raise UserError(f"vLLM cannot serve {model.path!r} with these settings: {error}") from error
         self.max_length = int(self._llm.model_config.max_model_len)
         self.version = 0
+        self.generation = 0
         self.refusal: str | None = None
         self._llm.set_weight_version("0")
         self._repack_tied_head = repack_tied_head
+        self._recomputes = rollout.on_new_weights == "recompute"
         self._num_canaries = 0
         self._held: list[Completion] = []
 
@@ -128,25 +130,28 @@ class Engine:
             CanaryMismatch: the loaded model is not the learner's.
             After the last two every order is forgotten, and the engine refuses new ones until a load succeeds.
         """
-        if manifest.version < self.version:
+        if manifest.age < (self.generation, self.version):
             raise VersionMismatch(
-                f"version {manifest.version} was published before version {self.version}, which is served; "
-                "publish versions in rising order"
+                f"version {manifest.version} of generation {manifest.generation} was published before version "
+                f"{self.version} of generation {self.generation}, which is served; publish versions in rising order"
             )
+        before = self.generation, self.version
+        self.generation, self.version = manifest.age
         try:
             loaded = self._load_and_check(manifest, buckets)
         except WeightSyncError as error:
+            self.generation, self.version = before
             self._forget_all()
             self.refuse(f"nothing is served since a load failed: {error}")
             raise
-        self.version = manifest.version
         self.refusal = None
         return loaded
 
     def _load_and_check(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Loaded:
         started = time.monotonic()
-        # Running completions are computed anew, so that none goes on from keys and values of the old weights.
-        self._llm.reset_prefix_cache(reset_running_requests=True)
+        if self._recomputes:
+            # So that no completion goes on from keys and values of the old weights.
+            self._llm.reset_prefix_cache(reset_running_requests=True)
         arrays = [np.frombuffer(bucket, np.uint8) for bucket in buckets]
         self._llm.collective_rpc("load_packed_weights", args=(manifest, arrays, self._repack_tied_head))
         self._llm.set_weight_version(str(manifest.version))
@@ -184,7 +189,7 @@ class Engine:
         self._llm.engine_core.shutdown()
 
     def _add(self, order: str, token_ids: Sequence[int], params: SamplingParams, priority: int = 0) -> None:
-        prompt = tokens_input(list(token_ids), cache_salt=str(self.version))
+        prompt = tokens_input(list(token_ids), cache_salt=f"{self.generation}.{self.version}")
         self._llm.add_request(order, prompt, params, priority=priority)
 
     def _completion(self, output: Any) -> Completion:  # Any: vLLM's untyped output

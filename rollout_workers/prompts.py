@@ -75,18 +75,23 @@ class RowOrder:
         self._seed = seed
         self._shuffle = shuffle
         self.position = position
-        self._epoch = -1
-        self._order: list[int] = []
+        self._orders: dict[int, list[int]] = {}
 
     def draw(self) -> tuple[int, int]:
         """The next epoch and row."""
-        epoch, index = divmod(self.position, self._num_rows)
         self.position += 1
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, list(range(self._num_rows))
+        return self.at(self.position - 1)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Epoch and row at a position, drawn or not."""
+        epoch, index = divmod(position, self._num_rows)
+        if epoch not in self._orders:
+            order = list(range(self._num_rows))
             if self._shuffle:
-                random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
-        return epoch, self._order[index]
+                random.Random(f"{self._seed}/{epoch}").shuffle(order)
+            # Only neighbouring epochs are under way at the same time.
+            self._orders = {kept: rows for kept, rows in self._orders.items() if abs(kept - epoch) <= 1} | {epoch: order}
+        return epoch, self._orders[epoch][index]
 
 
 class PromptStream:
@@ -102,7 +107,13 @@ class PromptStream:
         return self._order.position
 
     def draw(self) -> Prompt:
-        epoch, index = self._order.draw()
+        return self._prompt(*self._order.draw())
+
+    def at(self, position: int) -> Prompt:
+        """The prompt at a position, drawn or not."""
+        return self._prompt(*self._order.at(position))
+
+    def _prompt(self, epoch: int, index: int) -> Prompt:
         prompt = self._prompts[index]
         return replace(prompt, id=f"{epoch}-{prompt.row}", epoch=epoch)
 

@@ -130,10 +130,12 @@ class RolloutWorker:
         return SyncReceipt(
             worker=self._worker,
             version=manifest.version,
+            generation=manifest.generation,
             canary_error=loaded.canary_error,
             fetch_s=fetched - started,
             load_s=loaded.load_s,
             verify_s=verified - fetched + loaded.verify_s,
+            stall_s=loaded.load_s + loaded.verify_s,
         )
 
     def _fetch(self, publication: Publication) -> Sequence[memoryview]:

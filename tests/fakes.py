@@ -18,10 +18,12 @@ from services.contracts.records import (
     RewardSample,
     Rollout,
     RolloutGroup,
+    RunStatus,
     SampleRequest,
     ScoredGroup,
     SyncReceipt,
     WeightManifest,
+    WorkerStatus,
     sampling_seed,
 )
 
@@ -184,3 +186,68 @@ class FakeWorker:
         (receipt,) = await self.rollouts.load_weights(publication)
         self.versions.append(receipt.version)
         return replace(receipt, worker=self.number)
+
+
+class FakeRunControl:
+    """A run that remembers what it was asked.
+
+    Args:
+        name: the run's name.
+        error: raised by every call but `status`.
+        open: whether calls end by themselves; else each waits for ever.
+    """
+
+    def __init__(self, name: str = "fake", *, error: Exception | None = None, open: bool = True) -> None:
+        self.asked: list[str] = []
+        self.state = RunStatus(
+            name=name,
+            phase="running",
+            step=3,
+            num_steps=10,
+            version=3,
+            max_staleness=1,
+            target_workers=2,
+            workers=(
+                WorkerStatus(worker=0, phase="serving", version=3, num_outstanding=4, node="node-a", pid=17),
+                WorkerStatus(worker=2, phase="loading", version=NOT_SAMPLED, num_outstanding=0),
+            ),
+            num_running=8,
+            num_waiting=2,
+            num_trained=48,
+            learner_wait=0.25,
+            last_checkpoint=2,
+            message="all is well",
+        )
+        self._error = error
+        self._gate = asyncio.Event()
+        if open:
+            self._gate.set()
+
+    def status(self) -> RunStatus:
+        return self.state
+
+    async def scale(self, num_workers: int) -> None:
+        await self._take_up(f"scale {num_workers}")
+        self.state = replace(self.state, target_workers=num_workers)
+
+    async def pause(self) -> None:
+        await self._take_up("pause")
+        self.state = replace(self.state, phase="paused")
+
+    async def resume(self) -> None:
+        await self._take_up("resume")
+        self.state = replace(self.state, phase="running")
+
+    async def checkpoint(self, *, timeout_s: float) -> Path:
+        await self._take_up(f"checkpoint {timeout_s:g}")
+        return Path("checkpoints") / f"step_{self.state.step}"
+
+    async def drain(self) -> None:
+        await self._take_up("drain")
+        self.state = replace(self.state, phase="draining")
+
+    async def _take_up(self, what: str) -> None:
+        self.asked.append(what)
+        await self._gate.wait()
+        if self._error is not None:
+            raise self._error

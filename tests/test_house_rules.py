@@ -45,13 +45,15 @@ def test_the_tree_in_the_readme_is_fresh() -> None:
 
 
 def test_the_generated_protos_are_fresh(tmp_path: Path) -> None:
-    proto = Path("services/protos/reward/v1/reward.proto")
-    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", str(proto)]
+    protos = [str(path.relative_to(ROOT)) for path in tracked_files() if path.suffix == ".proto"]
+    command = [sys.executable, "-m", "grpc_tools.protoc", "-I", ".", *protos]
     outputs = [f"--{kind}={tmp_path}" for kind in ("python_out", "pyi_out", "grpc_python_out")]
     subprocess.run([*command, *outputs], cwd=ROOT, check=True, timeout=60)
-    for generated in (tmp_path / proto.parent).iterdir():
-        committed = ROOT / proto.parent / generated.name
-        assert generated.read_text() == committed.read_text(), f"{committed.name} is stale: run `make protos`"
+    generated = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(generated) == 3 * len(protos)
+    for path in generated:
+        committed = ROOT / path.relative_to(tmp_path)
+        assert path.read_text() == committed.read_text(), f"{committed.name} is stale: run `make protos`"
 
 
 def test_the_lock_pins_what_the_project_asks_for() -> None:

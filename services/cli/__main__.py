@@ -15,6 +15,12 @@ COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
     "evaluate": "measure accuracy and pass@k on a data file",
+    "status": "show a live run and its rollout workers",
+    "scale": "give a live run another number of rollout workers",
+    "pause": "have a live run hold still",
+    "resume": "have a paused run go on",
+    "checkpoint": "have a live run commit a checkpoint now",
+    "drain": "have a live run come to a good end",
     "report": "make curves and a one-file HTML report of a run",
     "reward": "serve a reward, or check a reward service",
 }
@@ -24,6 +30,7 @@ INTERRUPTED = 130
 def main(argv: Sequence[str] | None = None) -> int:
     # Ray forks while reward calls are open; gRPC's handlers for that only write warnings here.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a failed call is told once, by the command
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
@@ -45,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def usage() -> str:
     lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
     return (
-        f"usage: trireme COMMAND [run.yaml] [--section.key value ...]\n\n{lines}\n\n"
+        f"usage: trireme COMMAND [run.yaml | RUN] [--section.key value ...]\n\n{lines}\n\n"
         "`trireme COMMAND --help` tells more."
     )
 

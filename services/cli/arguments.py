@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings, CliSettingsSource, SettingsError
 
 from services.contracts.errors import UserError
+from services.control.visible_text import visible
 
 Config = TypeVar("Config", bound=BaseSettings)
 
@@ -137,5 +138,5 @@ def _describe(error: ValidationError, path: Path | None) -> str:
 
 def fail(error: BaseException) -> int:
     """Print an expected failure without a traceback and return its exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {visible(str(error))}", file=sys.stderr)
     return getattr(error, "exit_code", 1)

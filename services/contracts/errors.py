@@ -79,3 +79,7 @@ class NonFiniteStep(TriremeError):
 
 class CheckpointError(TriremeError):
     """A checkpoint is incomplete, foreign or damaged."""
+
+
+class ControlError(TriremeError):
+    """A live run could not be reached, or could not do what an operator asked of it."""

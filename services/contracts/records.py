@@ -269,6 +269,7 @@ class WeightManifest:
 
     Attributes:
         version: the policy version these weights are.
+        generation: how often the learner went back to a checkpoint; a higher generation may repeat lower versions.
         tensors: where each tensor lies.
         bucket_bytes: size of each bucket.
         checksums: XXH3-64 of each bucket, as 16 hexadecimal digits.
@@ -276,10 +277,16 @@ class WeightManifest:
     """
 
     version: int
+    generation: int = 0
     tensors: tuple[TensorEntry, ...]
     bucket_bytes: tuple[int, ...]
     checksums: tuple[str, ...]
     canary: Canary
+
+    @property
+    def age(self) -> tuple[int, int]:
+        """Of two manifests the one with the greater age was published later."""
+        return self.generation, self.version
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -295,15 +302,18 @@ class Publication:
 class SyncReceipt:
     """A worker's word that it serves `version`: checksums agreed, and the canary differed by `canary_error` on average.
 
-    `load_s` is the time the engine stood still; `fetch_s` and `verify_s` the time around it.
+    `stall_s` is the time in which the engine sampled nothing: `load_s`, and its share of `verify_s` (the canary). The
+    rest of `verify_s` (checksums) and `fetch_s` pass beside the sampling.
     """
 
     worker: int
     version: int
+    generation: int = 0
     canary_error: float
     fetch_s: float
     load_s: float
     verify_s: float
+    stall_s: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,92 +1,63 @@
-"""Ray: where the processes of a run live. The only file of this package that imports it.
+"""Ray: where there is room for the processes of a run, and how they get into it.
 
-It must not know what the processes do. Invariants: every wait has a deadline and its error says what was waited for; a
-failure inside an actor arrives as the typed error that was raised there; `close` leaves no process behind.
+It must not know what the processes do. Invariants: a process lives in a room that was reserved for it, and keeps
+nothing of it when the room is released; every wait has a deadline, and none blocks the event loop; `close` leaves no
+process behind.
 """
 
 import asyncio
-import logging
-import os
-import secrets
+import math
 import socket
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from services.contracts.errors import DeadlineExceeded, TriremeError, UserError, WorkerLost
+from services.contracts.errors import DeadlineExceeded, UserError, WorkerLost
+from services.control.actor import Actor
 from services.control.config import ClusterConfig
+from services.control.placement import Demand, Resources, in_words, shortage, total, unplaced, who_needs_what
+from services.control.ray_start import start_ray
 
-_CONNECT_TIMEOUT_S = 5.0
+_SETTLE_S = 3.0
+"""Time for what was just released to be free again in the eyes of the whole cluster."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Demand:
-    """What one process needs of its machine."""
+class Room:
+    """A reserved place for one process; one after the other may live in it."""
 
-    name: str
-    cpus: float
-    gpus: float = 0.0
+    demand: Demand
+    group: PlacementGroup
+    bundle: int
 
-    def bundle(self) -> dict[str, float]:
-        return {"CPU": self.cpus} | ({"GPU": self.gpus} if self.gpus else {})
-
-
-class Actor:
-    """One process of the run, called by method name; safe to call many times at once.
-
-    Args:
-        name: what errors call it.
-    """
-
-    def __init__(self, handle: Any, *, name: str) -> None:  # Any: Ray's handles are untyped
-        self._handle = handle
-        self.name = name
-
-    async def call(self, method: str, *args: object, timeout_s: float) -> Any:  # Any: what the method returns
-        """Call `method` in the actor's process.
-
-        Raises:
-            DeadlineExceeded: no answer within `timeout_s`.
-            WorkerLost: the process died.
-            TriremeError: whatever typed error the method raised.
-        """
-        future = asyncio.wrap_future(getattr(self._handle, method).remote(*args).future())
-        try:
-            return await asyncio.wait_for(future, timeout_s)
-        except TimeoutError as error:
-            raise DeadlineExceeded(
-                waited_for=f"{method} of {self.name}", waited_s=timeout_s, advice="see its log in Ray's session folder"
-            ) from error
-        except RayTaskError as error:
-            raise _original(error, self.name, method) from error
-        except RayActorError as error:
-            raise WorkerLost(f"the process of {self.name} died during {method}: {error}") from error
-
-    def kill(self) -> None:
-        ray.kill(self._handle)
+    def strategy(self) -> PlacementGroupSchedulingStrategy:
+        return PlacementGroupSchedulingStrategy(self.group, placement_group_bundle_index=self.bundle)
 
 
 class Cluster:
-    """A running Ray cluster with room reserved for every demanded process.
+    """A running Ray cluster that has, in all, what the run demands.
+
+    Args:
+        demands: every process that the run starts with.
+        spare: what may be asked for later. A Ray that is started here gets cores for it, shared with the others.
 
     Raises:
-        UserError: when the cluster cannot be reached, or is too small for the demands.
-        DeadlineExceeded: when the room is not granted in time.
+        UserError: when the cluster cannot be reached, or is too small for `demands`.
     """
 
-    def __init__(self, config: ClusterConfig, demands: Sequence[Demand]) -> None:
-        self._demands = list(demands)
-        self._start(config)
-        try:
-            self._group = self._reserve(config.start_timeout_s)
-        except BaseException:
+    def __init__(self, config: ClusterConfig, demands: Sequence[Demand], *, spare: Sequence[Demand] = ()) -> None:
+        self._groups: set[PlacementGroup] = set()
+        start_ray(config, num_cpus=max(1, math.ceil(sum(demand.cpus for demand in [*demands, *spare]))))
+        missing = shortage(demands, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+        if missing:
             ray.shutdown()
-            raise
+            raise UserError(missing)
 
     def __enter__(self) -> Self:
         return self
@@ -94,21 +65,55 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    async def reserve(self, demand: Demand, *, timeout_s: float) -> Room:
+        """A room of its own for one process, on whichever machine has one. Raises as `reserve_together` does."""
+        [room] = await self.reserve_together([demand], timeout_s=timeout_s)
+        return room
+
+    async def reserve_together(
+        self, demands: Sequence[Demand], *, timeout_s: float, strategy: str = "PACK"
+    ) -> Sequence[Room]:
+        """Rooms that are granted and released together.
+
+        Args:
+            strategy: Ray's placement strategy; by default as few machines as possible.
+
+        Raises:
+            UserError: no machine has so much free now.
+            DeadlineExceeded: the room is free and was not granted within `timeout_s`.
+        """
+        group = placement_group([demand.bundle() for demand in demands], strategy=strategy)
+        self._groups.add(group)
+        rooms = [Room(demand=demand, group=group, bundle=index) for index, demand in enumerate(demands)]
+        try:
+            await _granted(group, demands, timeout_s)
+        except BaseException:
+            self.release(rooms[0])
+            raise
+        return rooms
+
+    def release(self, room: Room) -> None:
+        """Give the room up, with those that were reserved together with it; ends whoever still lives there."""
+        if room.group in self._groups:
+            self._groups.remove(room.group)
+            ray.util.remove_placement_group(room.group)
+
     def spawn(
         self,
         process: type,
-        demand: Demand,
+        room: Room,
         arguments: Mapping[str, object],
         *,
         environment: Mapping[str, str],
         concurrency: int = 1,
     ) -> Actor:
-        """Start `process(**arguments)` in a process of its own, in the room of `demand`; does not wait for it.
+        """Start `process(**arguments)` in a process of its own, in `room`; does not wait for it.
 
         Args:
             environment: variables set before the process imports anything.
             concurrency: calls it may work on at a time (asynchronous methods).
         """
+        demand = room.demand
         handle = (
             ray.remote(process)
             .options(
@@ -119,88 +124,30 @@ class Cluster:
                 max_restarts=0,
                 # Ray leaves every GPU in sight of a process that asked for none.
                 runtime_env={"env_vars": ({} if demand.gpus else {"CUDA_VISIBLE_DEVICES": ""}) | dict(environment)},
-                scheduling_strategy=self._place(demand),
+                scheduling_strategy=room.strategy(),
             )
             .remote(**arguments)
         )
         return Actor(handle, name=demand.name)
 
-    def address_for(self, demand: Demand, *, timeout_s: float) -> tuple[str, int]:
-        """Address and a free port on the machine where `demand` has its room."""
-        task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=self._place(demand)).remote()
+    async def address_for(self, room: Room, *, timeout_s: float) -> tuple[str, int]:
+        """Address and a free port on the machine of `room`. Raises `DeadlineExceeded`, `WorkerLost`."""
+        task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=room.strategy()).remote()
+        name = f"a free port beside {room.demand.name}"
         try:
-            host, port = ray.get(task, timeout=timeout_s)
-        except GetTimeoutError as error:
-            raise DeadlineExceeded(
-                waited_for=f"a free port beside {demand.name}", waited_s=timeout_s, advice="look at `ray status`"
-            ) from error
+            host, port = await asyncio.wait_for(asyncio.wrap_future(task.future()), timeout_s)
+        except RayError as error:
+            raise WorkerLost(f"the machine that was asked for {name} was lost: {error}") from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(waited_for=name, waited_s=timeout_s, advice="look at `ray status`") from error
         return str(host), int(port)
 
     def close(self) -> None:
         """End every process of the run; a cluster that was running before goes on."""
-        ray.util.remove_placement_group(self._group)
+        for group in self._groups:
+            ray.util.remove_placement_group(group)
+        self._groups.clear()
         ray.shutdown()
-
-    def _start(self, config: ClusterConfig) -> None:
-        os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-        os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-        quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
-        if config.address is not None:
-            try:
-                _refuse_silence(config.address)
-                ray.init(address=config.address, **quiet)
-            except (OSError, ValueError, RuntimeError) as error:
-                raise UserError(f"no Ray cluster answers at cluster.address={config.address!r}: {error}") from error
-            return
-        # By default Ray's workers yield to every other process, and a learner that shares its cores crawls.
-        os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray spells it so
-        # Ray listens on every interface; a token of this run's own keeps others out.
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-        ray.init(
-            address="local",
-            num_cpus=max(1, round(sum(demand.cpus for demand in self._demands))),
-            include_dashboard=False,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            **quiet,
-        )
-
-    def _reserve(self, timeout_s: float) -> PlacementGroup:
-        has = ray.cluster_resources()
-        for resource in ("CPU", "GPU"):
-            needs = sum(demand.bundle().get(resource, 0.0) for demand in self._demands)
-            if needs > has.get(resource, 0.0):
-                raise UserError(
-                    f"the run needs {needs:g} {resource}, and the cluster has {has.get(resource, 0.0):g}; lower "
-                    "rollout.num_workers or learner.num_ranks, or add machines"
-                )
-        group = placement_group([demand.bundle() for demand in self._demands], strategy="PACK")
-        if not group.wait(timeout_s):
-            wanted = ", ".join(f"{demand.name}: {demand.bundle()}" for demand in self._demands)
-            raise DeadlineExceeded(
-                waited_for=f"room for {wanted}",
-                waited_s=timeout_s,
-                advice=f"free now: {ray.available_resources()}; look at `ray status`",
-            )
-        return group
-
-    def _place(self, demand: Demand) -> PlacementGroupSchedulingStrategy:
-        return PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=self._demands.index(demand))
-
-
-def constructed_by_start(process: type) -> type:
-    """`process` with a method `start` that does what its constructor does.
-
-    An error in an actor's constructor reaches the caller as text only; one in a method arrives as it was raised.
-    """
-
-    class Deferred(process):  # type: ignore[misc]  # a base that is known only at run time
-        def __init__(self, **arguments: object) -> None:
-            self._arguments = arguments
-
-        def start(self) -> None:
-            super().__init__(**self._arguments)
-
-    return Deferred
 
 
 def put(value: object) -> object:
@@ -208,17 +155,27 @@ def put(value: object) -> object:
     return ray.put(value)
 
 
-def _refuse_silence(address: str) -> None:
-    """Raise `OSError` when nothing listens at HOST:PORT; Ray itself would try for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if host and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S).close()
+async def _granted(group: PlacementGroup, demands: Sequence[Demand], timeout_s: float) -> None:
+    settle_s = min(timeout_s, _SETTLE_S)
+    for wait_s in (settle_s, timeout_s - settle_s):
+        with suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(group.ready().future()), wait_s)
+            return
+        free = await asyncio.to_thread(_free_resources)
+        if unplaced(demands, free):
+            has = total(node["Resources"] for node in ray.nodes() if node["Alive"])
+            raise UserError(
+                f"no machine has room for {who_needs_what(demands)}; free: {in_words(total(free))} of {in_words(has)}; "
+                "end other work on the cluster, ask for fewer workers, or add machines"
+            )
+    raise DeadlineExceeded(
+        waited_for=f"room for {who_needs_what(demands)}", waited_s=timeout_s, advice="look at `ray status`"
+    )
 
 
-def _original(error: RayTaskError, name: str, method: str) -> TriremeError:
-    if isinstance(error.cause, TriremeError):
-        return error.cause
-    return TriremeError(f"{method} of {name} failed: {error}")
+def _free_resources() -> Sequence[Resources]:
+    free: Mapping[str, Resources] = ray._private.state.available_resources_per_node()  # the public call adds them up
+    return list(free.values())
 
 
 def _free_address() -> tuple[str, int]:

@@ -15,6 +15,7 @@ from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.prompts import DataConfig
 from services.contracts.settings import ModelConfig, Section
+from services.control.control_settings import ControlConfig
 from services.control.metrics import MetricsConfig
 
 
@@ -134,6 +135,7 @@ class RunConfig(_Root):
     reward: RewardConfig
     evaluate: EvaluateConfig = EvaluateConfig()
     weights: WeightsConfig = WeightsConfig()
+    control: ControlConfig = ControlConfig()
 
 
 class SupervisedRunConfig(_Root):

@@ -1,7 +1,8 @@
 """All learner ranks, acting as one.
 
-It must not know what a rank computes. Invariant: every rank gets the same calls with the same arguments in the same
-order, because each call is a collective; the failure of one rank fails the call, with that rank's own error.
+It must not know what a rank computes. Invariants: every rank gets the same calls with the same arguments in the same
+order, because each call is a collective; the failure of one rank fails the call at once, because the others may wait
+for it for ever: with that rank's own error, or as `LearnerLost` when it died or stopped answering.
 """
 
 import asyncio
@@ -9,8 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from services.contracts.errors import DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
 from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup
-from services.control.cluster import Actor, put
+from services.control.actor import Actor
+from services.control.cluster import put
+
+_NEWS_OF_A_DEATH_S = 3.0
+"""How long after an unforeseen error of one rank another's death may become known, of which it would be the echo."""
 
 
 class LearnerGroup:
@@ -48,7 +54,34 @@ class LearnerGroup:
     async def export(self, folder: Path) -> None:
         await self._call("export", folder)
 
+    async def kill(self, *, timeout_s: float) -> None:
+        """End every rank, frozen or not; their rooms are then free for new ones. Raises `DeadlineExceeded`."""
+        await asyncio.gather(*(rank.kill(timeout_s=timeout_s) for rank in self._ranks))
+
     async def _call(self, method: str, *args: object, timeout_s: float | None = None) -> Any:  # Any: rank 0's result
         deadline = timeout_s or self._timeout_s
-        results = await asyncio.gather(*(rank.call(method, *args, timeout_s=deadline) for rank in self._ranks))
+        calls = [asyncio.ensure_future(rank.call(method, *args, timeout_s=deadline)) for rank in self._ranks]
+        try:
+            results = await asyncio.gather(*calls)
+        except (WorkerLost, DeadlineExceeded) as error:
+            raise _learner_lost(error) from error
+        except TriremeError as error:
+            # An error without a name of its own is what a collective throws when another rank has died.
+            if type(error) is TriremeError and (loss := await _loss_among(calls)):
+                raise _learner_lost(loss) from error
+            raise
+        finally:
+            for call in calls:
+                call.cancel()
         return results[0]
+
+
+def _learner_lost(error: TriremeError) -> LearnerLost:
+    return LearnerLost(f"the learner lost a rank: {error}")
+
+
+async def _loss_among(calls: Sequence[asyncio.Future[Any]]) -> WorkerLost | None:  # Any: as in `_call`
+    """The first death among the ranks that is known within a short time."""
+    await asyncio.wait(calls, timeout=_NEWS_OF_A_DEATH_S)
+    errors = [call.exception() for call in calls if call.done() and not call.cancelled()]
+    return next((error for error in errors if isinstance(error, WorkerLost)), None)

@@ -1,47 +1,49 @@
-"""The ledger: what became of every prompt, in `events.jsonl`.
+"""The ledger: what becomes of every prompt, as pure state that tells each change to whoever writes it down.
 
-It must not know why anything happens. Invariant: each prompt ends exactly once, as trained, filtered or failed; an
-event that would break this is a bug and raises at once. After a resume the events of steps that no checkpoint holds are
-void: the `resumed` event names the last step that counts.
+It must not know files or why anything happens. Invariant: each prompt ends exactly once, as trained, filtered or
+failed; an event that would break this is a bug and raises at once.
 """
 
-import json
-import time
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Self
+from typing import Protocol
 
 from services.contracts.records import Json
 
 ENDS = ("trained", "filtered", "failed")
-EVENTS_FILE = "events.jsonl"
+
+
+class Note(Protocol):
+    """Writes an event down."""
+
+    def __call__(self, event: str, **fields: Json) -> None: ...
 
 
 class Ledger:
-    """Appends events and keeps the open prompts.
+    """Keeps the open prompts and counts the events.
 
     Args:
-        folder: the run's folder.
+        note: is told of each event.
         counts: prompts so far by event, when a run resumes.
+        open_prompts: prompts that had not ended then, each with its last event.
     """
 
-    def __init__(self, folder: Path, *, counts: Mapping[str, int] | None = None) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._file = (folder / EVENTS_FILE).open("a", encoding="utf-8")
-        self._open: dict[str, str] = {}
+    def __init__(
+        self,
+        note: Note,
+        *,
+        counts: Mapping[str, int] | None = None,
+        open_prompts: Mapping[str, str] | None = None,
+    ) -> None:
+        self._note = note
+        self._open = dict(open_prompts or {})
+        self._num_running = sum(state == "admitted" for state in self._open.values())
         self.counts: Counter[str] = Counter(counts or {})
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     @property
     def num_running(self) -> int:
         """Prompts admitted and not yet scored."""
-        return sum(state == "admitted" for state in self._open.values())
+        return self._num_running
 
     @property
     def num_accepted(self) -> int:
@@ -53,31 +55,26 @@ class Ledger:
         """Prompts that have not ended, each with its last event."""
         return self._open
 
-    def admit(self, prompt_id: str, *, version: int) -> None:
+    def admit(self, prompt_id: str, *, position: int, version: int) -> None:
         assert prompt_id not in self._open, f"prompt {prompt_id} is already under way"
         self._open[prompt_id] = "admitted"
-        self._count("admitted", prompt=prompt_id, version=version)
+        self._num_running += 1
+        self._count("admitted", prompt=prompt_id, position=position, version=version)
 
-    def accept(self, prompt_id: str) -> None:
+    def accept(self, prompt_id: str, *, lowest_version: int, rewards: list[float]) -> None:
         """The group of this prompt is sampled and scored, whole."""
         assert self._open.get(prompt_id) == "admitted", f"prompt {prompt_id} was not admitted"
         self._open[prompt_id] = "accepted"
-        self._count("accepted", prompt=prompt_id)
+        self._num_running -= 1
+        self._count("accepted", prompt=prompt_id, lowest_version=lowest_version, rewards=[*rewards])
 
-    def end(self, prompt_id: str, how: str, *, reason: str | None = None, step: int | None = None) -> None:
-        """The prompt is done: trained at `step`, or filtered or failed for a `reason`."""
+    def end(self, prompt_id: str, how: str, **fields: Json) -> None:
+        """The prompt is done: trained at a `step`, or filtered or failed for a `reason`."""
         assert how in ENDS, how
         assert prompt_id in self._open, f"prompt {prompt_id} ended already or was never admitted"
-        del self._open[prompt_id]
-        self._count(how, prompt=prompt_id, reason=reason, step=step)
-
-    def note(self, event: str, **fields: Json) -> None:
-        """Write an event that is not about a prompt: published, synced, checkpoint, resumed."""
-        line = {"event": event, "time": round(time.time(), 3)}
-        line |= {key: value for key, value in fields.items() if value is not None}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._num_running -= self._open.pop(prompt_id) == "admitted"
+        self._count(how, prompt=prompt_id, **fields)
 
     def _count(self, event: str, **fields: Json) -> None:
         self.counts[event] += 1
-        self.note(event, **fields)
+        self._note(event, **fields)

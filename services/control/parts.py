@@ -17,9 +17,11 @@ from rollout_workers.config import RolloutConfig, engine_environment
 from rollout_workers.pool import RolloutPool
 from rollout_workers.worker import RolloutWorker
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
-from services.control.cluster import Actor, Cluster, Demand, constructed_by_start
+from services.control.actor import Actor, constructed_by_start
+from services.control.cluster import Cluster, Room
 from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
 from services.control.learner_group import LearnerGroup
+from services.control.placement import Demand
 from services.control.reward_service import open_reward_service
 from services.transport.reward_client import RewardClient
 
@@ -72,15 +74,17 @@ async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncI
     """
     async with AsyncExitStack() as stack:
         rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
-        ranks = _rank_demands(config.learner, config.cluster) if with_learner else []
-        workers = _worker_demands(config.rollout)
+        ranks = rank_demands(config.learner, config.cluster) if with_learner else []
+        workers = [worker_demand(config.rollout, worker) for worker in range(config.rollout.num_workers)]
         cluster = stack.enter_context(Cluster(config.cluster, [*ranks, *workers]))
         transport = config.weights.transport if with_learner else None
+        learner_rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s) if ranks else ()
+        worker_rooms = [await cluster.reserve(demand, timeout_s=config.cluster.start_timeout_s) for demand in workers]
         remote_workers = [
-            RemoteWorker(_spawn_worker(cluster, demand, config, index, transport), config.rollout)
-            for index, demand in enumerate(workers)
+            RemoteWorker(spawn_worker(cluster, room, config, index, transport), config.rollout)
+            for index, room in enumerate(worker_rooms)
         ]
-        learner = _start_learner(cluster, ranks, config) if with_learner else None
+        learner = await spawn_learner(cluster, learner_rooms, config) if learner_rooms else None
         await asyncio.gather(*(worker.ready() for worker in remote_workers), *([learner.ready()] if learner else []))
         yield Parts(learner=learner, rollouts=RolloutPool(remote_workers), rewards=rewards)
 
@@ -88,22 +92,25 @@ async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncI
 @asynccontextmanager
 async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator[LearnerGroup]:
     """Start the ranks of a supervised run."""
-    ranks = _rank_demands(config.learner, config.cluster)
+    ranks = rank_demands(config.learner, config.cluster)
     with Cluster(config.cluster, ranks) as cluster:
-        group = _spawn_ranks(cluster, ranks, SupervisedRank, config, learner=config.learner)
+        rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
+        group = await _spawn_ranks(cluster, rooms, SupervisedRank, config, learner=config.learner)
         await group.ready()
         yield group
 
 
 def run_demands(config: RunConfig) -> list[Demand]:
     """The processes of an RL run that Ray must find room for."""
-    return [*_rank_demands(config.learner, config.cluster), *_worker_demands(config.rollout)]
+    workers = [worker_demand(config.rollout, worker) for worker in range(config.rollout.num_workers)]
+    return [*rank_demands(config.learner, config.cluster), *workers]
 
 
-def _start_learner(cluster: Cluster, ranks: Sequence[Demand], config: RunConfig) -> LearnerGroup:
-    return _spawn_ranks(
+async def spawn_learner(cluster: Cluster, rooms: Sequence[Room], config: RunConfig) -> LearnerGroup:
+    """Start every rank, each in its room; after `LearnerGroup.kill` the same rooms take new ranks, with a new port."""
+    return await _spawn_ranks(
         cluster,
-        ranks,
+        rooms,
         LearnerRank,
         config,
         learner=config.learner,
@@ -112,21 +119,21 @@ def _start_learner(cluster: Cluster, ranks: Sequence[Demand], config: RunConfig)
     )
 
 
-def _spawn_ranks(
+async def _spawn_ranks(
     cluster: Cluster,
-    ranks: Sequence[Demand],
+    rooms: Sequence[Room],
     process: type,
     config: RunConfig | SupervisedRunConfig,
     **arguments: object,
 ) -> LearnerGroup:
-    host, port = cluster.address_for(ranks[0], timeout_s=config.cluster.start_timeout_s)
+    host, port = await cluster.address_for(rooms[0], timeout_s=config.cluster.start_timeout_s)
     actors = [
         cluster.spawn(
             constructed_by_start(process),
-            demand,
+            room,
             {
                 "rank": rank,
-                "world_size": len(ranks),
+                "world_size": len(rooms),
                 "master_address": host,
                 "master_port": port,
                 "model": config.model,
@@ -134,31 +141,28 @@ def _spawn_ranks(
                 "total_steps": config.train.num_steps,
                 **arguments,
             },
-            environment={"OMP_NUM_THREADS": f"{demand.cpus:g}"},
+            environment={"OMP_NUM_THREADS": f"{room.demand.cpus:g}"},
         )
-        for rank, demand in enumerate(ranks)
+        for rank, room in enumerate(rooms)
     ]
     return LearnerGroup(actors, start_timeout_s=config.cluster.start_timeout_s, timeout_s=config.train.step_timeout_s)
 
 
-def _spawn_worker(cluster: Cluster, demand: Demand, config: RunConfig, worker: int, transport: str | None) -> Actor:
+def spawn_worker(cluster: Cluster, room: Room, config: RunConfig, worker: int, transport: str | None) -> Actor:
     return cluster.spawn(
         RolloutWorker,
-        demand,
+        room,
         {"worker": worker, "rollout": config.rollout, "model": config.model, "transport": transport},
-        environment=engine_environment(config.rollout, cuda=bool(demand.gpus)),
+        environment=engine_environment(config.rollout, cuda=bool(room.demand.gpus)),
         concurrency=_CALLS_AT_ONCE,
     )
 
 
-def _worker_demands(rollout: RolloutConfig) -> list[Demand]:
-    return [
-        Demand(name=f"rollout worker {worker}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker)
-        for worker in range(rollout.num_workers)
-    ]
+def worker_demand(rollout: RolloutConfig, worker: int) -> Demand:
+    return Demand(name=f"rollout worker {worker}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker)
 
 
-def _rank_demands(learner: OptimizerConfig, cluster: ClusterConfig) -> list[Demand]:
+def rank_demands(learner: OptimizerConfig, cluster: ClusterConfig) -> list[Demand]:
     cores = len(os.sched_getaffinity(0))
     cpus = cluster.cpus_per_learner_rank or max(1, cores // learner.num_ranks)
     return [

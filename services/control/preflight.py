@@ -13,6 +13,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
 from services.control.config import RunConfig, SupervisedRunConfig, WeightsConfig
+from services.control.control_settings import check_certificate
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +32,7 @@ def check_run(config: RunConfig) -> RunInputs:
         UserError: naming the value, the rule and the fix.
     """
     _check_transport(config.weights)
+    check_certificate(config.control)
     tokenizer, max_length = load_tokenizer(config.model)
     room = max_length - config.rollout.max_completion_tokens
     if room < 1:

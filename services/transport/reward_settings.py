@@ -4,13 +4,13 @@ It must not know gRPC or any reward, so that reading a configuration stays cheap
 `check_addresses` is HOST:PORT, and nothing travels to another machine in plain text unless the user said so.
 """
 
-import ipaddress
 from collections.abc import Sequence
 
 from pydantic import Field
 
 from services.contracts.errors import UserError
 from services.contracts.settings import Section
+from services.transport.addresses import is_loopback, split_address
 
 
 class RewardClientConfig(Section):
@@ -47,21 +47,9 @@ def check_addresses(addresses: Sequence[str], *, allow_plaintext: bool) -> None:
         UserError: naming the address, the rule and the fix.
     """
     for address in addresses:
-        host, separator, port = address.rpartition(":")
-        if not separator or not host or not port.isdigit() or int(port) > 65535:
-            raise UserError(f"reward address {address!r} is not HOST:PORT, such as 127.0.0.1:50051")
+        host, _ = split_address(address, what="reward address")
         if not allow_plaintext and not is_loopback(host):
             raise UserError(
                 f"reward address {address!r} is on another machine, and what is sent there is not encrypted; set "
                 "allow_plaintext: true if the network between is trusted, or use a tunnel that ends on 127.0.0.1"
             )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether traffic to `host` stays on this machine."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

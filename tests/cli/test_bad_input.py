@@ -30,6 +30,8 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     ("flags", "messages"),
     [
         (["--learner.algoritm", "ppo"], ["flag --learner.algoritm is not a setting", "learner.algorithm?"]),
+        (["--control.address", "0.0.0.0:7000"], ["control.address '0.0.0.0:7000' can be reached from other machines"]),
+        (["--control.tls_certificate", "a.crt", "--control.tls_key", "a.key"], ["a.crt", "a.key cannot be used"]),
         (["--learner.algorithm", "pppo"], ["learner.algorithm", "'pppo'", "ppo, grpo, rloo"]),
         (["--model.path", "/nowhere/model"], ["model.path '/nowhere/model' is no folder with a config.json"]),
         (["--data.prompts", "nowhere.jsonl"], ["data file 'nowhere.jsonl' does not exist"]),

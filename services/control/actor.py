@@ -1,0 +1,135 @@
+"""One process of the run on a Ray cluster: called by method name, located, ended.
+
+It must not know what the process does, nor where there is room for it. Invariants: every wait has a deadline and its
+error says what was waited for; a failure inside the process arrives as the typed error that was raised there, and its
+death, or its machine's, as `WorkerLost`.
+"""
+
+import asyncio
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from services.contracts.errors import DeadlineExceeded, TriremeError, WorkerLost
+from services.control.process_tree import end_process_tree, start_ticks
+
+_KNOWN_WITHIN_S = 1.0
+"""Time to look up a location that arrived long ago."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Location:
+    """Where a process runs.
+
+    Attributes:
+        node_id: Ray's name of the machine.
+        node: its address.
+        started: tick at which the process started, which tells it from a later one with the same pid.
+    """
+
+    node_id: str
+    node: str
+    pid: int
+    started: int
+
+
+class Actor:
+    """A process of the run; safe to call many times at once.
+
+    Args:
+        name: what errors call it.
+    """
+
+    def __init__(self, handle: Any, *, name: str) -> None:  # Any: Ray's handles are untyped
+        self._handle = handle
+        self.name = name
+        # Asked first of all, so that the answer does not queue behind a long call.
+        self._located = handle.__ray_call__.remote(_whereabouts)
+
+    async def call(self, method: str, *args: object, timeout_s: float) -> Any:  # Any: what the method returns
+        """Call `method` in the process.
+
+        Raises:
+            DeadlineExceeded: no answer within `timeout_s`.
+            WorkerLost: the process died, or its machine was lost.
+            TriremeError: whatever typed error the method raised.
+        """
+        reference = getattr(self._handle, method).remote(*args)
+        return await self._answer(reference, method, timeout_s)
+
+    async def locate(self, *, timeout_s: float) -> Location:
+        """Where the process runs; waits until it was started. Raises as `call` does."""
+        location: Location = await self._answer(self._located, "start of the process", timeout_s)
+        return location
+
+    async def kill(self, *, timeout_s: float) -> None:
+        """End the process and all that it started, even when it is frozen; quietly when they are gone already.
+
+        Raises:
+            DeadlineExceeded: its machine neither ended them nor was found to be lost within `timeout_s`.
+        """
+        try:
+            location = await self._known_location(min(timeout_s, _KNOWN_WITHIN_S))
+            if location is not None:
+                with suppress(WorkerLost):
+                    await self._end(location, timeout_s)
+        finally:
+            ray.kill(self._handle)
+
+    async def _known_location(self, timeout_s: float) -> Location | None:
+        try:
+            return await self.locate(timeout_s=timeout_s)
+        except (WorkerLost, DeadlineExceeded):
+            return None  # It never ran, and Ray drops it.
+
+    async def _end(self, location: Location, timeout_s: float) -> None:
+        there = NodeAffinitySchedulingStrategy(location.node_id, soft=False)
+        task = ray.remote(end_process_tree).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        await self._answer(task.remote(location.pid, location.started), "kill", timeout_s)
+
+    async def _answer(self, reference: Any, method: str, timeout_s: float) -> Any:  # Any: as in `call`
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s)
+        except RayTaskError as error:
+            raise _original(error, self.name, method) from error
+        except RayError as error:
+            raise WorkerLost(f"the process of {self.name} was lost during {method}: {error}") from error
+        except TimeoutError as error:
+            raise DeadlineExceeded(
+                waited_for=f"{method} of {self.name}", waited_s=timeout_s, advice="see its log in Ray's session folder"
+            ) from error
+
+
+def constructed_by_start(process: type) -> type:
+    """`process` with a method `start` that does what its constructor does.
+
+    An error in an actor's constructor reaches the caller as text only; one in a method arrives as it was raised.
+    """
+
+    class Deferred(process):  # type: ignore[misc]  # a base that is known only at run time
+        def __init__(self, **arguments: object) -> None:
+            self._arguments = arguments
+
+        def start(self) -> None:
+            super().__init__(**self._arguments)
+
+    return Deferred
+
+
+def _whereabouts(_: object) -> Location:
+    pid = os.getpid()
+    started = start_ticks(pid)
+    assert started is not None
+    node_id = ray.get_runtime_context().get_node_id()
+    return Location(node_id=node_id, node=ray.util.get_node_ip_address(), pid=pid, started=started)
+
+
+def _original(error: RayTaskError, name: str, method: str) -> TriremeError:
+    if isinstance(error.cause, TriremeError):
+        return error.cause
+    return TriremeError(f"{method} of {name} failed: {error}")

@@ -1,0 +1,54 @@
+"""The append-only log of a run, `events.jsonl`: one JSON line an event, numbered without a gap.
+
+It must not know what the events mean. Invariants: a line is on its way to the disk before `note` returns; numbers go on
+where the file ends, also after a crash that tore the last line, which is cut off.
+"""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+from services.contracts.records import Json
+
+EVENTS_FILE = "events.jsonl"
+
+
+class EventLog:
+    """Appends events.
+
+    Args:
+        folder: the run's folder.
+
+    Attributes:
+        num_events: events so far; the number of the next one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / EVENTS_FILE
+        whole = _whole_lines(path)
+        self._file = path.open("r+b") if path.exists() else path.open("wb")
+        self._file.truncate(sum(map(len, whole)))
+        self._file.seek(0, 2)
+        self.num_events = len(whole)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def note(self, event: str, **fields: Json | Mapping[str, Json]) -> None:
+        """Write one event."""
+        line = {"seq": self.num_events, "time": round(time.time(), 3), "event": event, **fields}
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+        self.num_events += 1
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
