@@ -128,4 +128,3 @@ class Dispatcher:
         self._num_attempts += 1
         member.attempts[assignment.attempt] = assignment.request
         return assignment
-

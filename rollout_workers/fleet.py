@@ -214,7 +214,9 @@ class Fleet:
         self._end(number, reason)
         if not self._budget.spend(asyncio.get_running_loop().time()):
             self.target = max(0, self.target - 1)
-            spent = f"rollout.max_restarts ({self._config.max_restarts} in {self._config.restart_window_s:g} s) is spent"
+            spent = (
+                f"rollout.max_restarts ({self._config.max_restarts} in {self._config.restart_window_s:g} s) is spent"
+            )
             _log.warning("it is not replaced: %s; %d workers are wanted now", spent, self.target)
             if not self.target:
                 self._pool.fail(

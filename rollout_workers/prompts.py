@@ -90,7 +90,9 @@ class RowOrder:
             if self._shuffle:
                 random.Random(f"{self._seed}/{epoch}").shuffle(order)
             # Only neighbouring epochs are under way at the same time.
-            self._orders = {kept: rows for kept, rows in self._orders.items() if abs(kept - epoch) <= 1} | {epoch: order}
+            self._orders = {kept: rows for kept, rows in self._orders.items() if abs(kept - epoch) <= 1} | {
+                epoch: order
+            }
         return epoch, self._orders[epoch][index]
 
 

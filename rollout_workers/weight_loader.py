@@ -5,7 +5,8 @@ versions or transports. Invariant: when loading returns, every parameter has bee
 copy that it packed from the old ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -38,21 +39,33 @@ class PackedWeightLoading:
         """
         model = self.model_runner.get_model()
         config = self.model_runner.vllm_config.model_config
-        try:
+        with does_not_fit(manifest):
             loaded = _reload(model, config, unpack(manifest, [bucket.data for bucket in buckets]))
-        except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
-            raise WeightSyncError(
-                f"version {manifest.version} does not fit the model that this worker runs "
-                f"({type(error).__name__}: {error}); give learner and workers the same model.path"
-            ) from error
-        missing = {name for name, _ in model.named_parameters()} - loaded
-        if missing:
-            raise WeightSyncError(
-                f"version {manifest.version} lacks {len(missing)} parameters, among them {sorted(missing)[0]}; "
-                "publish every parameter of the policy"
-            )
+        check_complete(manifest, model, loaded)
         if repack_tied_head:
             repack(model)
+
+
+@contextmanager
+def does_not_fit(manifest: WeightManifest) -> Iterator[None]:
+    """Turn what vLLM's loading raises for foreign tensors into a `WeightSyncError`."""
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
+        raise WeightSyncError(
+            f"version {manifest.version} does not fit the model that this worker runs "
+            f"({type(error).__name__}: {error}); give learner and workers the same model.path"
+        ) from error
+
+
+def check_complete(manifest: WeightManifest, model: torch.nn.Module, loaded: set[str]) -> None:
+    """Raise `WeightSyncError` when a parameter of the model was not loaded."""
+    missing = {name for name, _ in model.named_parameters()} - loaded
+    if missing:
+        raise WeightSyncError(
+            f"version {manifest.version} lacks {len(missing)} parameters, among them {sorted(missing)[0]}; "
+            "publish every parameter of the policy"
+        )
 
 
 def repack(model: torch.nn.Module) -> None:

@@ -74,7 +74,7 @@ async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncI
     """
     async with AsyncExitStack() as stack:
         rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
-        ranks = rank_demands(config.learner, config.cluster) if with_learner else []
+        ranks = rank_demands(config.learner, config.cluster, gpu_share(config.rollout)) if with_learner else []
         workers = [worker_demand(config.rollout, worker) for worker in range(config.rollout.num_workers)]
         cluster = stack.enter_context(Cluster(config.cluster, [*ranks, *workers]))
         transport = config.weights.transport if with_learner else None
@@ -103,7 +103,7 @@ async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator
 def run_demands(config: RunConfig) -> list[Demand]:
     """The processes of an RL run that Ray must find room for."""
     workers = [worker_demand(config.rollout, worker) for worker in range(config.rollout.num_workers)]
-    return [*rank_demands(config.learner, config.cluster), *workers]
+    return [*rank_demands(config.learner, config.cluster, gpu_share(config.rollout)), *workers]
 
 
 async def spawn_learner(cluster: Cluster, rooms: Sequence[Room], config: RunConfig) -> LearnerGroup:
@@ -159,13 +159,20 @@ def spawn_worker(cluster: Cluster, room: Room, config: RunConfig, worker: int, t
 
 
 def worker_demand(rollout: RolloutConfig, worker: int) -> Demand:
-    return Demand(name=f"rollout worker {worker}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker)
+    return Demand(
+        name=f"rollout worker {worker}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker * gpu_share(rollout)
+    )
 
 
-def rank_demands(learner: OptimizerConfig, cluster: ClusterConfig) -> list[Demand]:
+def gpu_share(rollout: RolloutConfig) -> float:
+    """How much of each of its GPUs a process has to itself."""
+    return 0.5 if rollout.colocate else 1.0
+
+
+def rank_demands(learner: OptimizerConfig, cluster: ClusterConfig, share: float = 1.0) -> list[Demand]:
     cores = len(os.sched_getaffinity(0))
     cpus = cluster.cpus_per_learner_rank or max(1, cores // learner.num_ranks)
     return [
-        Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank)
+        Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank * share)
         for rank in range(learner.num_ranks)
     ]

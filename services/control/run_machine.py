@@ -79,9 +79,7 @@ class RunMachine:
         """How many prompts are to be admitted now."""
         if self.phase != "running":
             return 0
-        return self._rule.room(
-            accepted=self._ledger.num_accepted, running=len(self._deadlines), version=self.version
-        )
+        return self._rule.room(accepted=self._ledger.num_accepted, running=len(self._deadlines), version=self.version)
 
     def admit(self, position: int, prompt: Prompt) -> None:
         self._ledger.admit(prompt.id, position=position, version=self.version)

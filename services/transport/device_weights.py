@@ -7,7 +7,7 @@ whole. It must not know NCCL, CUDA IPC or vLLM. Invariant: no bucket is given ou
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -20,6 +20,7 @@ _WEIGHT = 0x1E3779B97F4A7C15
 """An odd number, so that a word that changed always changes the sum; below 2**63, where torch's integers end."""
 
 
+@runtime_checkable
 class DeviceSender(Protocol):
     """The learner's side. `publish` returns at once: the learner waits for no worker."""
 
@@ -57,6 +58,15 @@ class DeviceTransport:
 
     sender: Callable[[torch.device, str], DeviceSender]
     receiver: Callable[[torch.device, str], DeviceReceiver]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pull:
+    """A worker's order to the processes of its engine: receive a publication. `member` is the worker's name."""
+
+    publication: Publication
+    member: str
+    timeout_s: float
 
 
 def publish_on_device(
@@ -100,18 +110,21 @@ def unpack_stream(manifest: WeightManifest, buckets: Iterator[torch.Tensor]) -> 
 
 
 def word_checksum(bucket: torch.Tensor) -> str:
-    """A sum of the bucket's 64-bit words, each multiplied by its place, modulo 2**64: 16 hexadecimal digits.
+    """A sum of the bucket's 64-bit words, each mixed and multiplied by its place, modulo 2**64: 16 hexadecimal digits.
 
     Not XXH3, which would bring every byte to the host: this one is made on the bucket's device at the speed of its
-    memory, and it is the same on every device. It is blind to no change of a single word, and to one in 2**63 others.
+    memory, and it is the same on every device. It sees every change of a single word, and two words in each other's place.
     """
     whole = len(bucket) // 8 * 8
     total = 0
     for begin in range(0, whole // 8, _WORDS_AT_ONCE):
         words = bucket[begin * 8 : min(whole, (begin + _WORDS_AT_ONCE) * 8)].view(torch.int64)
         places = torch.arange(begin, begin + len(words), device=bucket.device)
-        total += int((words * ((2 * places + 1) * _WEIGHT)).sum())
+        # The upper half goes into the lower one too: times an odd number, the topmost bit is the same at every place.
+        mixed = words ^ (words >> 32 & 0xFFFF_FFFF)
+        total += int((mixed * ((2 * places + 1) * _WEIGHT)).sum())
     tail = int.from_bytes(bytes(bucket[whole:].tolist()), "little")
+    tail ^= tail >> 32
     return f"{(total + tail * (whole // 4 + 1) * _WEIGHT) % 2**64:016x}"
 
 

@@ -8,6 +8,9 @@ from datetime import timedelta
 import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]  # as it says
 
+from services.transport.broadcast_weights import BroadcastReceiver, BroadcastSender
+from services.transport.device_weights import DeviceTransport
+
 _LONG = timedelta(seconds=60)
 
 
@@ -34,3 +37,9 @@ class _GlooGroup:
 
     def abort(self) -> None:
         self._group.abort()
+
+
+GLOO = DeviceTransport(
+    sender=lambda device, host: BroadcastSender("gloo", host, GlooGroups()),
+    receiver=lambda device, member: BroadcastReceiver(member, GlooGroups()),
+)
