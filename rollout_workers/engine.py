@@ -23,10 +23,9 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from rollout_workers import weight_loader
 from rollout_workers.canary import check_canary
 from rollout_workers.config import RolloutConfig
-from rollout_workers.weight_transfer import pull_weights
+from rollout_workers.weight_transfer import EXTENSION, pull_weights
 from services.contracts.errors import UserError, VersionMismatch, WeightSyncError
 from services.contracts.records import FinishReason, Sampling, WeightManifest
 from services.contracts.settings import ModelConfig
@@ -298,7 +297,7 @@ def engine_arguments(model: ModelConfig, rollout: RolloutConfig) -> dict[str, An
         "block_size": rollout.block_tokens,
         "enable_prefix_caching": rollout.enable_prefix_caching,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": weight_loader.EXTENSION,
+        "worker_extension_cls": EXTENSION,
         # Canaries go before completions that were preempted for the load that they check.
         "scheduling_policy": "priority",
         # A step in flight during a load would sample tokens of two versions at once.

@@ -19,9 +19,12 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from rollout_workers.weight_loader import check_complete, does_not_fit, repack
+from rollout_workers.weight_loader import PackedWeightLoading, check_complete, does_not_fit, parameter_names, repack
 from services.contracts.errors import DeadlineExceeded, WeightSyncError
 from services.transport.device_weights import DEVICE_TRANSPORTS, DeviceReceiver, Pull, unpack_stream
+
+EXTENSION = f"{__name__}.WeightLoading"
+"""What `EngineArgs.worker_extension_cls` is given."""
 
 
 def pull_weights(llm: Any, pull: Pull) -> None:  # Any: vLLM's engine is untyped
@@ -30,25 +33,23 @@ def pull_weights(llm: Any, pull: Pull) -> None:  # Any: vLLM's engine is untyped
     Raises:
         WeightSyncError: it did not arrive as published, or does not fit; the model is unusable until the next load.
     """
-    llm.collective_rpc(_open, args=(pull,))
+    llm.collective_rpc("open_weight_transfer", args=(pull,))
     llm.collective_rpc("start_weight_update")
     llm.collective_rpc("update_weights", args=({"pull": pull},))
     llm.collective_rpc("finish_weight_update")
 
 
-def _open(worker: Any, pull: Pull) -> None:  # Any: vLLM's worker, of whichever device
-    """Give vLLM's worker the engine that its methods of weight transfer call; an engine opened before stays."""
-    if worker.weight_transfer_engine is None:
-        engine = PackedTransfer(
-            WeightTransferConfig(backend=pull.publication.transport),
-            worker.vllm_config,
-            worker.device,
-            worker.model_runner.get_model(),
-        )
-        engine.init_transfer_engine(
-            _Receiving(transport=pull.publication.transport, member=f"{pull.member}/{worker.rank}")
-        )
-        worker.weight_transfer_engine = engine
+class WeightLoading(PackedWeightLoading):
+    """What vLLM mixes into its own worker class: weights that are handed to it, and weights that it fetches."""
+
+    def open_weight_transfer(self: Any, pull: Pull) -> None:  # Any: vLLM's worker, of whichever device
+        """Set the engine that vLLM's own methods of weight transfer call; one that was opened before stays."""
+        if self.weight_transfer_engine is None:
+            name = pull.publication.transport
+            model = self.model_runner.get_model()
+            engine = PackedTransfer(WeightTransferConfig(backend=name), self.vllm_config, self.device, model)
+            engine.init_transfer_engine(_Receiving(transport=name, member=f"{pull.member}/{self.rank}"))
+            self.weight_transfer_engine = engine
 
 
 @dataclass
@@ -73,6 +74,7 @@ class PackedTransfer(WeightTransferEngine):  # type: ignore[misc]  # vLLM is unt
         self._receiver = DEVICE_TRANSPORTS[init_info.transport].receiver(self.device, init_info.member)
 
     def start_weight_update(self) -> None:
+        self._names = parameter_names(self.model)
         initialize_layerwise_reload(self.model)
 
     @torch.no_grad()
@@ -99,4 +101,4 @@ class PackedTransfer(WeightTransferEngine):  # type: ignore[misc]  # vLLM is unt
         buckets = self._receiver.receive(pull.publication, timeout_s=pull.timeout_s)
         with does_not_fit(manifest):
             loaded = set(self.model.load_weights(unpack_stream(manifest, buckets)))
-        check_complete(manifest, self.model, loaded)
+        check_complete(manifest, self._names, loaded)

@@ -113,7 +113,7 @@ def word_checksum(bucket: torch.Tensor) -> str:
     """A sum of the bucket's 64-bit words, each mixed and multiplied by its place, modulo 2**64: 16 hexadecimal digits.
 
     Not XXH3, which would bring every byte to the host: this one is made on the bucket's device at the speed of its
-    memory, and it is the same on every device. It sees every change of a single word, and two words in each other's place.
+    memory, and it is the same on every device. It sees every change of a single word, and words that changed places.
     """
     whole = len(bucket) // 8 * 8
     total = 0

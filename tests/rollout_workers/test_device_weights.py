@@ -4,6 +4,7 @@ Gloo stands for NCCL, and on a CPU sleep frees no memory; everything else is wha
 """
 
 import asyncio
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.rollout_workers.weights import largest_error, model_of, order, publis
 from tests.tiny import tiny_canary
 from tests.transport.gloo_groups import GLOO
 
+_versions = itertools.count(1)
 SENDER = GLOO.sender(torch.device("cpu"), "127.0.0.1")
 
 
@@ -34,25 +36,27 @@ def receiver(host: Any, worker: HostedWorker, started: dict[str, HostedWorker]) 
     return started[name]
 
 
-def broadcast(receiver: HostedWorker, *, version: int, seed: int, change: Any = lambda tensors: tensors) -> Publication:
+def broadcast(receiver: HostedWorker, *, seed: int, change: Any = lambda tensors: tensors) -> Publication:
     model = model_of(receiver, seed)
     return publish_on_device(
         SENDER,
         change(list(model.named_parameters())),
-        version=version,
+        version=next(_versions),
         dtype="float32",
         canary=tiny_canary(model, tolerance=1e-5),
     )
 
 
 async def test_what_was_broadcast_is_sampled_version_after_version(receiver: HostedWorker) -> None:
-    for version in (1, 2, 3):
-        receipt = await receiver.load_weights(broadcast(receiver, version=version, seed=version))
+    for seed in (1, 2, 3):
+        publication = broadcast(receiver, seed=seed)
+        version = publication.manifest.version
+        receipt = await receiver.load_weights(publication)
         group = await receiver.sample(order())
 
         assert receipt.version == version and receipt.canary_error < 1e-5
         assert set(group.rollouts[0].policy_versions) == {NOT_SAMPLED, version}
-        assert max(largest_error(rollout, model_of(receiver, version)) for rollout in group.rollouts) < 1e-5
+        assert max(largest_error(rollout, model_of(receiver, seed)) for rollout in group.rollouts) < 1e-5
 
 
 def with_an_unknown_tensor(tensors: Any) -> Any:
@@ -75,32 +79,31 @@ def with_noise(tensors: Any) -> Any:
 async def test_what_is_not_the_learners_model_is_refused_until_a_good_broadcast(
     receiver: HostedWorker, change: Any, error: type[Exception]
 ) -> None:
-    await receiver.load_weights(broadcast(receiver, version=10, seed=1))
+    await receiver.load_weights(broadcast(receiver, seed=1))
 
     with pytest.raises(error):
-        await receiver.load_weights(broadcast(receiver, version=11, seed=2, change=change))
+        await receiver.load_weights(broadcast(receiver, seed=2, change=change))
     with pytest.raises(WeightSyncError, match="nothing is served since"):
         await receiver.sample(order())
 
-    await receiver.load_weights(broadcast(receiver, version=11, seed=2))
+    await receiver.load_weights(broadcast(receiver, seed=2))
     group = await receiver.sample(order())
     assert max(largest_error(rollout, model_of(receiver, 2)) for rollout in group.rollouts) < 1e-5
 
 
 async def test_bytes_that_changed_on_the_way_are_refused(receiver: HostedWorker) -> None:
-    publication = broadcast(receiver, version=20, seed=1)
+    publication = broadcast(receiver, seed=1)
     manifest = replace(publication.manifest, checksums=("0" * 16,))
 
-    with pytest.raises(ChecksumMismatch, match="version 20: bucket 0"):
+    with pytest.raises(ChecksumMismatch, match=f"version {manifest.version}: bucket 0"):
         await receiver.load_weights(replace(publication, manifest=manifest))
 
     await receiver.load_weights(publication)
 
 
 async def test_weights_that_do_not_come_leave_the_worker_ready_for_the_next(receiver: HostedWorker) -> None:
-    gone = broadcast(receiver, version=30, seed=1)
-    for version in (31, 32):
-        newest = broadcast(receiver, version=version, seed=2)
+    gone = broadcast(receiver, seed=1)
+    _, newest = broadcast(receiver, seed=2), broadcast(receiver, seed=2)
 
     with pytest.raises(WeightSyncError, match="no longer kept"):
         await receiver.load_weights(gone)

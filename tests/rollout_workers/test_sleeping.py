@@ -1,0 +1,46 @@
+"""Workers that sleep together, and one that cannot."""
+
+import asyncio
+
+import pytest
+
+from rollout_workers.sleeping import sleep_all, wake_all
+from services.contracts.errors import WorkerLost
+
+
+class Sleepy:
+    """Says what it did; falls asleep after so many turns of the event loop."""
+
+    def __init__(self, *, turns: int = 0, error: Exception | None = None) -> None:
+        self.asleep = False
+        self._turns = turns
+        self._error = error
+
+    async def sleep(self) -> None:
+        for _ in range(self._turns):
+            await asyncio.sleep(0)
+        if self._error:
+            raise self._error
+        self.asleep = True
+
+    async def wake(self) -> None:
+        self.asleep = False
+
+
+async def test_all_sleep_and_all_wake() -> None:
+    workers = [Sleepy(turns=3), Sleepy()]
+
+    await sleep_all(workers)
+    assert all(worker.asleep for worker in workers)
+
+    await wake_all(workers)
+    assert not any(worker.asleep for worker in workers)
+
+
+async def test_a_lost_worker_is_told_once_the_others_sleep() -> None:
+    slow = Sleepy(turns=3)
+
+    with pytest.raises(WorkerLost, match="gone"):
+        await sleep_all([Sleepy(error=WorkerLost("gone")), slow])
+
+    assert slow.asleep
