@@ -81,8 +81,7 @@ class MicroBatch:
 
 def batch_rollouts(groups: Sequence[ScoredGroup]) -> Batch:
     """The rollouts of all groups, in order."""
-    rollouts = [rollout for scored in groups for rollout in scored.group.rollouts]
-    return _batch(rollouts)
+    return _batch(_rollouts(groups))
 
 
 def batch_demonstrations(demonstrations: Sequence[Demonstration]) -> Batch:
@@ -92,12 +91,12 @@ def batch_demonstrations(demonstrations: Sequence[Demonstration]) -> Batch:
 
 def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
     """(A,) what the rollout engine reported, for the sampled tokens of `batch`."""
-    rollouts = [rollout for scored in groups for rollout in scored.group.rollouts]
-    columns = [
-        torch.from_numpy(np.array(rollout.logprobs, dtype=np.float32))[positions]
-        for rollout, positions in zip(rollouts, batch.positions, strict=True)
-    ]
-    return torch.cat(columns)
+    return _column([np.array(rollout.logprobs, dtype=np.float32) for rollout in _rollouts(groups)], batch)
+
+
+def sampler_versions(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
+    """(A,) version of the policy that sampled each token of `batch`."""
+    return _column([np.array(rollout.policy_versions, dtype=np.int64) for rollout in _rollouts(groups)], batch)
 
 
 def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_ranks: int) -> list[list[tuple[int, ...]]]:
@@ -159,6 +158,15 @@ def collate(batch: Batch, sequences: Sequence[int], device: torch.device) -> Mic
         targets=torch.cat([nothing, *targets]).to(device),
         actions=torch.cat([nothing, *actions]).to(device),
     )
+
+
+def _rollouts(groups: Sequence[ScoredGroup]) -> list[Rollout]:
+    return [rollout for scored in groups for rollout in scored.group.rollouts]
+
+
+def _column(sequences: Sequence[np.ndarray], batch: Batch) -> Tensor:
+    """One number per token of each sequence, to the sampled tokens' column."""
+    return torch.cat([torch.from_numpy(s)[p] for s, p in zip(sequences, batch.positions, strict=True)])
 
 
 def _batch(sequences: Sequence[Rollout] | Sequence[Demonstration]) -> Batch:

@@ -11,6 +11,12 @@ from pydantic import Field, field_validator, model_validator
 from ppo_learner.algorithms import ALGORITHMS, Algorithm
 from services.contracts.settings import Section
 
+_IMPORTANCE_BOUNDS = {
+    "importance_cap": ("token_tis", "sequence_tis", "sequence_mis"),
+    "importance_low": ("icepop",),
+    "importance_high": ("icepop",),
+}
+
 
 class OptimizerConfig(Section):
     """What supervised and reinforcement learning share: processes, AdamW, schedule, micro-batches, memory."""
@@ -61,8 +67,18 @@ class LearnerConfig(OptimizerConfig):
     """Parts into which each pass is split; each part is one optimizer step."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Average of the loss over all trained tokens, or over each completion first and then over completions."""
-    old_logprobs: Literal["learner", "sampler"] = "learner"
-    """Logprobs of the old policy in the ratio: recomputed by the learner, or as the rollout engine reported them."""
+    proximal: Literal["recomputed", "sampler", "interpolated"] = "recomputed"
+    """Policy that PPO's ratio compares with: the learner's at the step's start (recomputed), the one that sampled, or a
+    point between that and the trained one by each token's staleness (interpolated), which saves a forward pass."""
+    importance_correction: Literal["none", "token_tis", "sequence_tis", "sequence_mis", "icepop"] = "none"
+    """Weight on each token's policy loss by the proximal policy's probability over the sampler's: truncated per token
+    or per completion (tis), completions masked above the cap (mis), or tokens masked outside a range (icepop)."""
+    importance_cap: float = Field(default=2.0, ge=1)
+    """Largest importance weight of token_tis, sequence_tis and sequence_mis; larger is less biased and noisier."""
+    importance_low: float = Field(default=0.5, gt=0, lt=1)
+    """icepop masks tokens whose probability ratio lies below this."""
+    importance_high: float = Field(default=5.0, gt=1)
+    """icepop masks tokens whose probability ratio lies above this."""
 
     clip_ratio_low: float = Field(default=0.2, gt=0, lt=1)
     """PPO's clip range below 1: the probability ratio stops mattering under 1 - this."""
@@ -137,6 +153,36 @@ class LearnerConfig(OptimizerConfig):
                 f"kl_target {self.kl_target} steers kl_coefficient, which is 0 and would stay 0; "
                 "start it above 0, for example at 0.05"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _proximal_fits(self) -> Self:
+        if self.parts.loss == "reinforce" and self.proximal != "recomputed":
+            raise ValueError(
+                f"proximal {self.proximal} anchors a clip, and algorithm {self.algorithm} has none; use "
+                "proximal: recomputed, and importance_correction against staleness"
+            )
+        if self.proximal == "sampler" and self.importance_correction != "none":
+            raise ValueError(
+                f"importance_correction {self.importance_correction} has no effect with proximal: sampler, whose ratio "
+                "to the sampler is 1; use proximal: recomputed or interpolated, or importance_correction: none"
+            )
+        if self.proximal == "interpolated" and self.importance_correction == "none":
+            raise ValueError(
+                "proximal: interpolated leaves out the part of the ratio from the sampler to it; "
+                "use it with an importance_correction, for example token_tis"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _importance_bounds_fit(self) -> Self:
+        for name, corrections in _IMPORTANCE_BOUNDS.items():
+            value, default = getattr(self, name), type(self).model_fields[name].default
+            if value != default and self.importance_correction not in corrections:
+                raise ValueError(
+                    f"{name} {value} has no effect with importance_correction {self.importance_correction}; "
+                    f"remove it, or use {' or '.join(corrections)}"
+                )
         return self
 
     @model_validator(mode="after")

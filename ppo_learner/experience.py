@@ -1,4 +1,4 @@
-"""From rewards and evaluations to what the losses need: old logprobs, advantages and returns, as columns.
+"""From rewards and evaluations to what the losses need: the policies' logprobs, advantages and returns, as columns.
 
 It must not know networks, ranks or micro-batches. Invariant: everything here is a function of the whole batch, computed
 alike on every rank, so no number of ranks changes it. B sequences, T sampled tokens of the longest, A of the batch.
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from ppo_learner.advantages import ADVANTAGES, Episodes, whiten
-from ppo_learner.batching import Batch
+from ppo_learner.batching import Batch, sampler_logprobs, sampler_versions
 from ppo_learner.config import LearnerConfig
 from ppo_learner.kl import KL_ESTIMATORS
+from ppo_learner.proximal import PROXIMAL_POLICIES
 from services.contracts.records import ScoredGroup
 
 
@@ -35,7 +36,9 @@ class Experience:
         batch: the sequences.
         advantages: how much better each token was than expected.
         raw_advantages: the same before whitening, for metrics.
-        old_logprobs: of the policy that the ratio compares with; None: the one being trained, before its only update.
+        behaviour_logprobs: of the policy that sampled, as the rollout engine reported them.
+        staleness: the version that this step makes, less that of the policy that sampled: 1 for a fresh token.
+        start_logprobs: of the policy before this step; None where nobody asked, as with a single update.
         reference_logprobs: of the reference; None without a KL penalty.
         old_values: of the critic before this step; None without a critic.
         returns: targets of the critic; None without one.
@@ -44,10 +47,24 @@ class Experience:
     batch: Batch
     advantages: Tensor
     raw_advantages: Tensor
-    old_logprobs: Tensor | None
+    behaviour_logprobs: Tensor
+    staleness: Tensor
+    start_logprobs: Tensor | None
     reference_logprobs: Tensor | None
     old_values: Tensor | None
     returns: Tensor | None
+
+    def proximal_logprobs(self, current: Tensor, actions: Tensor, config: LearnerConfig) -> Tensor:
+        """(N,) of the policy that the ratio compares with.
+
+        Args:
+            current: (N,) logprobs under the policy being trained.
+            actions: (N,) where those tokens lie in the columns.
+        """
+        start = None if self.start_logprobs is None else self.start_logprobs[actions]
+        return PROXIMAL_POLICIES[config.proximal](
+            current, start, self.behaviour_logprobs[actions], self.staleness[actions]
+        )
 
     def to(self, device: torch.device) -> "Experience":
         """The same with its columns on another device."""
@@ -63,15 +80,15 @@ def make_experience(
     groups: Sequence[ScoredGroup],
     batch: Batch,
     evaluation: Evaluation,
-    sampled_logprobs: Tensor,
     config: LearnerConfig,
     *,
+    version: int,
     kl_coefficient: float,
 ) -> Experience:
     """Rewards, less the KL penalty where it belongs there, to advantages and returns.
 
     Args:
-        sampled_logprobs: (A,) as the rollout engine reported them.
+        version: the learner's before this step.
         kl_coefficient: the penalty's present weight.
 
     Raises:
@@ -91,7 +108,9 @@ def make_experience(
         batch=batch,
         advantages=batch.unpad(advantages).float(),
         raw_advantages=batch.unpad(raw).float(),
-        old_logprobs=sampled_logprobs if config.old_logprobs == "sampler" else evaluation.logprobs,
+        behaviour_logprobs=sampler_logprobs(groups, batch),
+        staleness=version + 1 - sampler_versions(groups, batch),
+        start_logprobs=evaluation.logprobs,
         reference_logprobs=evaluation.reference_logprobs,
         old_values=evaluation.values,
         returns=None if values is None else batch.unpad(raw + values).float(),

@@ -16,7 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ppo_learner import checkpoints
-from ppo_learner.batching import Batch, batch_rollouts, sampler_logprobs
+from ppo_learner.batching import Batch, batch_rollouts
 from ppo_learner.checkpoints import LearnerState
 from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import leave, prepare_deepspeed
@@ -27,6 +27,7 @@ from ppo_learner.metrics import (
     as_floats,
     experience_metrics,
     group_metrics,
+    importance_metrics,
     rate_metrics,
     trace_metrics,
 )
@@ -111,19 +112,19 @@ class LearnerRank:
         rates = self._rates()
         with clock.measure("batch"):
             batch = _nonempty(batch_rollouts(groups))
-            sampled = sampler_logprobs(groups, batch)
         with clock.measure("evaluate"):
             evaluation = self._networks.evaluate(batch, logprobs=self._needs_logprobs(rates))
         with clock.measure("advantages"):
             experience = make_experience(
-                groups, batch, evaluation, sampled, self._config, kl_coefficient=self._kl_coefficient
+                groups, batch, evaluation, self._config, version=self._step, kl_coefficient=self._kl_coefficient
             )
         with clock.measure("train"):
             trace = self._updater.train(experience, rates, step=self._step)
         logprobs = trace.logprobs if evaluation.logprobs is None else evaluation.logprobs
         measured = (
             group_metrics(groups)
-            | experience_metrics(experience, logprobs, sampled)
+            | experience_metrics(experience, logprobs)
+            | importance_metrics(experience, logprobs, self._config)
             | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)
             | rate_metrics(rates, has_critic=self._config.parts.needs_critic)
             | clock.metrics(num_tokens=sum(batch.lengths))
@@ -184,10 +185,10 @@ class LearnerRank:
     def _needs_logprobs(self, rates: Rates) -> bool:
         """Whether the policy must be evaluated before it is trained.
 
-        With a single update the trained forward pass itself gives the old logprobs.
+        With a single update the trained forward pass itself gives the policy at the step's start.
         """
         kl_in_reward = self._networks.has_reference and self._config.kl_placement == "reward"
-        ratio_needs_them = self._config.updates_per_step > 1 and self._config.old_logprobs == "learner"
+        ratio_needs_them = self._config.updates_per_step > 1 and self._config.proximal == "recomputed"
         return kl_in_reward or ratio_needs_them or not rates.train_policy
 
     def _steer_kl(self, measured: Mapping[str, float], *, num_completions: int) -> None:

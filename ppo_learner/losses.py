@@ -33,7 +33,7 @@ def ppo_clip_loss(
 
     Args:
         logprobs: (N,) under the policy being trained; carries the gradient.
-        old_logprobs: (N,) under the policy that sampled.
+        old_logprobs: (N,) under the proximal policy, which anchors the clip.
         advantages: (N,).
     """
     ratio = torch.exp((logprobs - old_logprobs).clamp(-_LOG_RATIO_LIMIT, _LOG_RATIO_LIMIT))
@@ -44,6 +44,10 @@ def ppo_clip_loss(
 
 def reinforce_loss(logprobs: Tensor, advantages: Tensor) -> TokenLoss:
     """REINFORCE with a baseline (Williams 1992): −A·log π.
+
+    Its gradient is that of the expected reward only if π sampled the tokens. Of an older policy's samples it becomes so
+    by the importance weight ∏π/μ of the whole sequence: exactly with `sequence_tis` below its cap, in part with others.
+    The weight is of the policy at the step's start, so what moves in a step's further updates stays uncorrected.
 
     Args:
         logprobs: (N,) under the policy being trained; carries the gradient.

@@ -12,10 +12,13 @@ from statistics import fmean
 from time import perf_counter
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ppo_learner.batching import Batch
+from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
+from ppo_learner.importance import IMPORTANCE_CORRECTIONS, bounded_ratio, effective_sample_size
 from ppo_learner.kl import k1, k3
 from ppo_learner.objective import SUMS
 from ppo_learner.updates import Rates, Trace
@@ -63,14 +66,13 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     }
 
 
-def experience_metrics(experience: Experience, logprobs: Tensor, sampled_logprobs: Tensor) -> dict[str, float]:
+def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, float]:
     """Advantages, the critic's fit, the KL to the reference, and how far the sampler's logprobs are from the learner's.
 
     Args:
         logprobs: (A,) the learner's, before the update.
-        sampled_logprobs: (A,) the rollout engine's, of the same tokens.
     """
-    gap = (logprobs - sampled_logprobs).abs()
+    gap = (logprobs - experience.behaviour_logprobs).abs()
     metrics = {
         "advantage/mean": float(experience.raw_advantages.mean()),
         "advantage/std": float(experience.raw_advantages.std(correction=0)),
@@ -87,6 +89,33 @@ def experience_metrics(experience: Experience, logprobs: Tensor, sampled_logprob
         metrics["value/mean"] = float(experience.old_values.mean())
         metrics["return/mean"] = float(experience.returns.mean())
     return metrics
+
+
+def importance_metrics(experience: Experience, logprobs: Tensor, config: LearnerConfig) -> dict[str, float]:
+    """How far the learner's policy is from the one that sampled, and the weights with which the loss made up for it.
+
+    Args:
+        logprobs: (A,) the learner's, before the update.
+    """
+    batch, behaviour = experience.batch, experience.behaviour_logprobs
+    log_ratio = logprobs - behaviour
+    sequences = batch.pad(log_ratio.double()).sum(dim=1)[batch.counts > 0]
+    metrics = {
+        "importance/ratio_max": float(bounded_ratio(log_ratio.max())),
+        "importance/ratio_kl": float(k3(behaviour, logprobs).mean()),
+        "importance/ratio_ess": effective_sample_size(bounded_ratio(log_ratio)),
+        "importance/ratio_sequence_ess": effective_sample_size(bounded_ratio(sequences)),
+    }
+    if config.importance_correction == "none":
+        return metrics
+    proximal = experience.proximal_logprobs(logprobs, torch.arange(len(logprobs)), config)
+    rows = torch.repeat_interleave(batch.counts)
+    weights, clipped = IMPORTANCE_CORRECTIONS[config.importance_correction](proximal - behaviour, rows, config)
+    return metrics | {
+        "importance/mean": float(weights.mean()),
+        "importance/ess": effective_sample_size(weights),
+        "importance/clipped": float(clipped.double().mean()),
+    }
 
 
 def kl_per_completion(batch: Batch, logprobs: Tensor, reference_logprobs: Tensor) -> float:

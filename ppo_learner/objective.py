@@ -12,6 +12,7 @@ from torch import Tensor
 from ppo_learner.batching import MicroBatch
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
+from ppo_learner.importance import IMPORTANCE_CORRECTIONS
 from ppo_learner.kl import KL_ESTIMATORS, k3
 from ppo_learner.losses import POLICY_LOSSES, value_loss
 
@@ -36,7 +37,9 @@ def policy_objective(
     *,
     kl_coefficient: float,
 ) -> Objective:
-    """Σ w·(policy loss + β·KL − c·entropy), with the KL only where it is placed in the loss.
+    """Σ w·(ι·policy loss + β·KL − c·entropy), with the KL only where it is placed in the loss.
+
+    ι is the importance weight, which makes samples of the behaviour policy count as samples of the proximal one.
 
     Args:
         logprobs: (N,) of the policy being trained.
@@ -44,16 +47,17 @@ def policy_objective(
         weights: (N,) what each token counts.
     """
     here = batch.actions
-    old = logprobs.detach() if experience.old_logprobs is None else experience.old_logprobs[here]
-    advantages = experience.advantages[here]
-    losses, clipped = POLICY_LOSSES[config.parts.loss](logprobs, old, advantages, config)
-    policy_loss = (weights * losses).sum()
+    proximal = experience.proximal_logprobs(logprobs.detach(), here, config)
+    log_ratio = proximal - experience.behaviour_logprobs[here]
+    importance = IMPORTANCE_CORRECTIONS[config.importance_correction](log_ratio, batch.rows, config).weights
+    losses, clipped = POLICY_LOSSES[config.parts.loss](logprobs, proximal, experience.advantages[here], config)
+    policy_loss = (weights * importance * losses).sum()
     mean_entropy = (weights * entropy).sum()
     loss = policy_loss - config.entropy_coefficient * mean_entropy
     if experience.reference_logprobs is not None and config.kl_placement == "loss":
         kl = KL_ESTIMATORS[config.kl_estimator](logprobs, experience.reference_logprobs[here])
         loss = loss + kl_coefficient * (weights * kl).sum()
-    approximate_kl = (weights * k3(old, logprobs.detach())).sum()
+    approximate_kl = (weights * k3(proximal, logprobs.detach())).sum()
     return Objective(
         loss=loss, sums=_sums(policy_loss, mean_entropy, approximate_kl, (weights * clipped).sum(), None, None)
     )

@@ -18,7 +18,7 @@ class RolloutConfig(Section):
     """Rollout workers to begin with, each a process with an engine and a copy of the model."""
     min_workers: int = Field(default=1, ge=1)
     """Fewest workers that `trireme scale` and the autoscaler may ask for."""
-    max_workers: int = Field(default=64, ge=1)
+    max_workers: int = Field(default=8, ge=1)
     """Most workers that `trireme scale` and the autoscaler may ask for."""
     samples_per_prompt: int = Field(default=8, ge=1)
     """Completions of each prompt; together they are one group."""

@@ -1,7 +1,7 @@
 """The sampling engine: vLLM inside this process, driven step by step by one thread.
 
-With `weight_loader` and `weight_transfer` the only file that knows vLLM. It must not know workers, groups, asyncio or how
-weights travel.
+With `weight_loader` and `weight_transfer` the only file that knows vLLM. It must not know workers, groups, asyncio or
+how weights travel.
 Invariants: a token carries the version of the weights that sampled it and the logprob of the distribution that it was
 drawn from; keys and values of older weights are never read, unless completions under way are to keep their own; nothing
 sampled under new weights leaves the engine before their canary agreed.
@@ -51,7 +51,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loaded:
-    """A load that passed: the canary's mean difference, and the seconds of load and check, in which nothing else ran."""
+    """A load that passed: the canary's mean difference, and the seconds of load and check, when nothing else ran."""
 
     canary_error: float
     load_s: float

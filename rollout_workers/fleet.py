@@ -8,7 +8,7 @@ ends when none is left.
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from rollout_workers.config import RolloutConfig
@@ -68,13 +68,14 @@ class Fleet:
         watcher: is told who comes and goes.
 
     Attributes:
+        pool: where the workers serve.
         target: how many workers there should be.
     """
 
     def __init__(
         self, pool: RolloutPool, launcher: Launcher, config: RolloutConfig, *, watcher: FleetWatcher | None = None
     ) -> None:
-        self._pool = pool
+        self.pool = pool
         self._launcher = launcher
         self._config = config
         self._watcher = watcher
@@ -125,8 +126,8 @@ class Fleet:
             WorkerStatus(
                 worker=number,
                 phase=phase,
-                version=self._pool.version(number),
-                num_outstanding=self._pool.outstanding(number),
+                version=self.pool.version(number),
+                num_outstanding=self.pool.outstanding(number),
                 node=self._workers[number].node if number in self._workers else "",
                 pid=self._workers[number].pid if number in self._workers else 0,
             )
@@ -134,16 +135,16 @@ class Fleet:
         )
 
     async def stop(self) -> None:
-        """End every worker."""
+        """Start, probe and replace no more, and wait for the ends under way; the cluster ends the rest with itself."""
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for number in [*self._workers]:
-            self._stopping.add(self._workers.pop(number))
+        for number in sorted(self._workers):
             if self._watcher is not None:
                 self._watcher.on_left(number, "the run ended")
         await asyncio.gather(*(worker.stop() for worker in self._stopping))
+        self._workers.clear()
         self._phases.clear()
 
     def _new_number(self) -> int:
@@ -167,7 +168,7 @@ class Fleet:
         self._phases[number] = "loading"
         if self._watcher is not None:
             self._watcher.on_joined(number, worker)
-        await self._pool.add(number, worker)
+        await self.pool.add(number, worker)
         self._phases[number] = "serving"
         self._budget.came_up()
         self._probes[number] = self._in_background(self._probe(number, worker))
@@ -190,7 +191,7 @@ class Fleet:
             self._end(number, "it was no longer wanted")
 
     async def _drain(self, number: int) -> None:
-        in_time = await self._pool.remove(number, timeout_s=self._config.drain_timeout_s)
+        in_time = await self.pool.remove(number, timeout_s=self._config.drain_timeout_s)
         self._end(number, "drained" if in_time else "drained; what it had not ended went to others")
 
     async def _probe(self, number: int, worker: Worker) -> None:
@@ -204,8 +205,8 @@ class Fleet:
             except DeadlineExceeded:
                 missed += 1
             except TriremeError as error:
-                return self._pool.lose(number, str(error))
-        return self._pool.lose(number, f"it gave no token in {missed} probes of {self._config.health_timeout_s:g} s")
+                return self.pool.lose(number, str(error))
+        return self.pool.lose(number, f"it gave no token in {missed} probes of {self._config.health_timeout_s:g} s")
 
     def _on_lost(self, number: int, reason: str) -> None:
         if number not in self._phases:
@@ -219,7 +220,7 @@ class Fleet:
             )
             _log.warning("it is not replaced: %s; %d workers are wanted now", spent, self.target)
             if not self.target:
-                self._pool.fail(
+                self.pool.fail(
                     WorkerLost(
                         f"no rollout worker is left and {spent}; the last was lost because {reason}. See the workers' "
                         "logs for why they died, then resume the run"

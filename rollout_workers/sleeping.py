@@ -1,12 +1,14 @@
 """Workers that share their GPU with a learner, and give it up while that one trains.
 
-It must not know the learner. Invariant: when `sleep_all` returns, every worker sleeps; loading weights wakes them, so
-`wake_all` is only for those that are to serve what they have.
+It must not know the learner. Invariant: when `sleep_all` returns, every worker sleeps or is dead, and so holds no
+memory. Loading weights wakes them; `wake_all` is for those that are to serve what they have.
 """
 
 import asyncio
 from collections.abc import Coroutine, Iterable
 from typing import Protocol
+
+from services.contracts.errors import WorkerLost
 
 
 class Sleeper(Protocol):
@@ -22,7 +24,7 @@ class Sleeper(Protocol):
 
 
 async def sleep_all(workers: Iterable[Sleeper]) -> None:
-    """Before each learner step. Raises what a worker raised, once all have answered."""
+    """Before each learner step. Raises what a worker raised, unless it is lost, once all have answered."""
     await _answered(worker.sleep() for worker in workers)
 
 
@@ -34,5 +36,5 @@ async def wake_all(workers: Iterable[Sleeper]) -> None:
 async def _answered(calls: Iterable[Coroutine[object, object, None]]) -> None:
     outcomes = await asyncio.gather(*calls, return_exceptions=True)
     for outcome in outcomes:
-        if outcome is not None:
+        if outcome is not None and not isinstance(outcome, WorkerLost):
             raise outcome

@@ -22,6 +22,7 @@ COMMANDS = {
     "checkpoint": "have a live run commit a checkpoint now",
     "drain": "have a live run come to a good end",
     "report": "make curves and a one-file HTML report of a run",
+    "verify": "check that a run kept its promises, from its ledger and checkpoints",
     "reward": "serve a reward, or check a reward service",
 }
 INTERRUPTED = 130

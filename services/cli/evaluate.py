@@ -8,7 +8,7 @@ from services.contracts.errors import UserError
 from services.control.config import RunConfig
 from services.control.evaluation import Evaluation
 from services.control.evaluation import evaluate as measure
-from services.control.parts import start_parts
+from services.control.parts import start_samplers
 from services.control.preflight import RunInputs, check_run
 
 
@@ -31,7 +31,7 @@ def main(argv: list[str]) -> int:
 
 async def _evaluate(config: RunConfig, inputs: RunInputs) -> Evaluation:
     assert inputs.evaluation_prompts is not None
-    async with start_parts(config, with_learner=False) as parts:
+    async with start_samplers(config) as parts:
         return await measure(
             inputs.evaluation_prompts.prompts,
             rollouts=parts.rollouts,

@@ -102,7 +102,7 @@ class RunControl(Protocol):
         ...
 
     async def checkpoint(self, *, timeout_s: float) -> Path:
-        """Commit the newest whole step; returns the checkpoint's folder. Raises `CheckpointError`, `DeadlineExceeded`."""
+        """Commit the newest whole step; returns where it lies. Raises `CheckpointError`, `DeadlineExceeded`."""
         ...
 
     async def drain(self) -> None:

@@ -62,6 +62,15 @@ METRICS: Mapping[str, Metric] = {
     "gradient_norm/policy": Metric(title="policy gradient norm", panel="Gradient norm", label="policy"),
     "gradient_norm/critic": Metric(title="critic gradient norm", panel="Gradient norm", label="critic"),
     "sampler_gap/mean": Metric(title="sampler gap", panel="Sampler–learner gap"),
+    "importance/ratio_ess": Metric(title="ESS, tokens", unit="share", panel="Effective sample size", label="tokens"),
+    "importance/ratio_sequence_ess": Metric(
+        title="ESS, completions", unit="share", panel="Effective sample size", label="completions"
+    ),
+    "importance/ess": Metric(title="ESS, corrected", unit="share", panel="Effective sample size", label="corrected"),
+    "importance/ratio_max": Metric(title="largest importance ratio"),
+    "importance/ratio_kl": Metric(title="KL of sampler to learner"),
+    "importance/mean": Metric(title="mean importance weight"),
+    "importance/clipped": Metric(title="clipped importance weights", unit="share", panel="Clipped importance weights"),
     "staleness/mean": Metric(title="staleness", panel="Staleness", only_when_it_varies=True),
     "kl_coefficient": Metric(title="KL coefficient", panel="KL coefficient", only_when_it_varies=True),
     "learning_rate": Metric(title="learning rate", panel="Learning rate", only_when_it_varies=True),

@@ -15,6 +15,7 @@ from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.prompts import DataConfig
 from services.contracts.settings import ModelConfig, Section
+from services.control.autoscaler import AutoscaleConfig
 from services.control.control_settings import ControlConfig
 from services.control.metrics import MetricsConfig
 
@@ -37,14 +38,19 @@ class TrainConfig(Section):
     """Learner steps of the whole run; a resumed run goes on to the same number."""
     prompts_per_step: int = Field(default=64, ge=1)
     """Prompts (RL) or demonstrations (SFT) that one learner step consumes."""
-    max_staleness: int = Field(default=0, ge=0, le=0)
-    """How many versions a trained token may lag behind the learner; 0 is strictly on-policy, and all there is yet."""
+    max_staleness: int = Field(default=0, ge=0)
+    """How many versions a trained token may lag behind the learner. 0 is strictly on-policy: sampling and learning take
+    turns. Above it they overlap, with (this + 1) · prompts_per_step prompts under way."""
     max_failed_prompts: int = Field(default=8, ge=0)
     """Prompts that may fail for good (a sample that the reward service refuses) before the run stops."""
     checkpoint_every: int = Field(default=50, ge=0)
     """Steps between checkpoints; 0 saves only at the end and on Ctrl-C."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints to keep."""
+    max_failed_checkpoints: int = Field(default=3, ge=1)
+    """Checkpoints in a row that may fail, for a full disk, before the run stops; the last good one stays."""
+    max_learner_restarts: int = Field(default=3, ge=0)
+    """How often all learner ranks may be started anew from the last checkpoint after one of them was lost."""
     step_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for one learner step, save, load or export, in seconds."""
 
@@ -86,7 +92,8 @@ class ClusterConfig(Section):
     start_timeout_s: float = Field(default=180.0, gt=0)
     """Longest wait for the cluster to grant resources and for each process to be ready, in seconds."""
     cpus_per_learner_rank: int | None = Field(default=None, ge=1)
-    """Cores, and so compute threads, of a learner rank; by default this machine's cores shared out to the ranks."""
+    """Cores, and so compute threads, of a learner rank; by default this machine's cores shared out to the ranks,
+    less those of the workers where max_staleness lets both work at the same time."""
     gpus_per_learner_rank: int = Field(default=0, ge=0, le=1)
     """1 places each learner rank on a GPU of its own; 0 trains on the CPU."""
     object_store_gib: float = Field(default=1.0, gt=0.1)
@@ -97,8 +104,8 @@ class WeightsConfig(Section):
     """How new weights reach the rollout workers."""
 
     transport: str = "shared_memory"
-    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes), disk (a shared folder), nccl (GPU to
-    GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
+    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes), disk (a shared folder), nccl (from
+    GPU to GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
 
 
 class _Root(BaseSettings):
@@ -137,6 +144,7 @@ class RunConfig(_Root):
     evaluate: EvaluateConfig = EvaluateConfig()
     weights: WeightsConfig = WeightsConfig()
     control: ControlConfig = ControlConfig()
+    autoscale: AutoscaleConfig = AutoscaleConfig()
 
 
 class SupervisedRunConfig(_Root):

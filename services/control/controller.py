@@ -1,21 +1,23 @@
 """The loop: admit, sample, score, learn, publish.
 
-    prompts ── admit ──▶ sample ──▶ score ──▶ buffer ── B groups ──▶ learn ──▶ publish
-                 ▲    (one task for each prompt, side by side)                    │
-                 └──────────────────────── version n + 1 ────────────────────────┘
+    prompts ── admit ──▶ sample ──▶ score ──▶ buffer ── B groups ──▶ learn ──▶ publish ─┐
+                 ▲    (one task for each prompt, side by side)                          │
+                 └───────────── version n + 1, once every worker has it ────────────────┘
 
-It knows only the Protocols of `services.contracts.interfaces`, holds no tensors, and does no I/O beyond the ledger.
-Who waits on whom: a prompt's task waits for a worker and then for the reward service; the loop waits for B accepted
-groups, then for the learner, then for every worker's receipt of the new version. Each of these waits has a deadline in
-the part that answers it.
+It knows only the Protocols of `services.contracts.interfaces`, holds no tensors, and decides nothing: `run_machine`
+does. Who waits on whom: a prompt's task waits for a worker and then for the reward service; the loop waits for a batch,
+then for the learner; the workers load new weights in the background, and the next publication waits for the last. Each
+of these waits has a deadline in the part that answers it.
 
-Invariants: every admitted prompt ends exactly once in the ledger; what is trained does not depend on the order in which
-workers finish; with `max_staleness = 0` nothing is sampled while the learner works.
+Invariants: every admitted prompt ends exactly once in the ledger; with `max_staleness = 0` nothing is sampled while the
+learner works, and what is trained does not depend on the order in which workers finish; with more, sampling, learning
+and weight loads overlap, and the machine keeps the bound.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from rollout_workers.prompts import PromptStream
 from services.contracts.errors import SampleNotScorable
@@ -24,23 +26,25 @@ from services.contracts.records import (
     Failure,
     LearnerReport,
     Prompt,
+    Publication,
     Reward,
-    RewardSample,
-    RolloutGroup,
     SampleRequest,
     Sampling,
     ScoredGroup,
     SyncReceipt,
 )
-from services.control.admission import AdmissionRule
-from services.control.ledger import Ledger
-from services.control.rollout_buffer import RolloutBuffer
+from services.control.ledger import Note
+from services.control.reward_samples import to_reward_samples
+from services.control.run_machine import RunMachine
 from services.control.step_clock import StepClock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One finished step: what was trained, what the learner measured, who serves the new version, and the seconds."""
+    """One finished step: what was trained, what the learner measured, and the seconds.
+
+    `receipts` are of the workers that took up new weights since the step before.
+    """
 
     number: int
     groups: Sequence[ScoredGroup]
@@ -49,17 +53,25 @@ class Step:
     staleness: Sequence[int]
     seconds: dict[str, float]
 
+    @property
+    def learner_wait(self) -> float:
+        """Share of the step in which the learner waited for groups."""
+        return self.seconds.get("waiting", 0.0) / self.seconds["step"]
+
 
 class Controller:
     """Runs the loop on whatever implements the Protocols.
 
     Args:
-        step: steps already trained, when a run resumes; it is also the policy version.
+        prompts: where new prompts come from.
+        machine: decides; its open work is taken up by `steps`.
+        note: writes down what is published.
         max_failed_prompts: prompts that may fail for good before the run stops with `SampleNotScorable`.
 
     Attributes:
-        version: the policy version that the workers serve.
-        trained_steps: steps that the learner has made; above `version` while new weights are on their way.
+        learner_is_free: held while the learner is ahead of what the caller of `steps` has seen; whoever else wants the
+            learner, to save it, takes it in between.
+        learner_is_sound: whether the learner is in the state that belongs to the machine's; not after it failed midway.
     """
 
     def __init__(
@@ -69,129 +81,150 @@ class Controller:
         rollouts: RolloutSource,
         rewards: RewardScorer,
         learner: Learner,
-        ledger: Ledger,
-        admission: AdmissionRule,
+        machine: RunMachine,
+        note: Note,
         sampling: Sampling,
-        step: int = 0,
         max_failed_prompts: int = 0,
     ) -> None:
         self._prompts = prompts
         self._rollouts = rollouts
         self._rewards = rewards
         self._learner = learner
-        self._ledger = ledger
-        self._admission = admission
+        self._machine = machine
+        self._note = note
         self._sampling = sampling
         self._max_failed_prompts = max_failed_prompts
-        self._buffer = RolloutBuffer(capacity=(admission.max_staleness + 2) * admission.prompts_per_step)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._sync: asyncio.Task[None] | None = None
+        self._receipts: list[SyncReceipt] = []
+        self._failure: BaseException | None = None
+        self._changed = asyncio.Event()
+        self._admits = False
         self._clock = StepClock()
-        self.version = step
-        self.trained_steps = step
+        self.learner_is_free = asyncio.Lock()
+        self.learner_is_sound = True
 
     async def steps(self, num_steps: int) -> AsyncGenerator[Step, None]:
-        """Train up to step `num_steps`, yielding each step once its weights are served.
+        """Train up to step `num_steps`, yielding each step; the last version is served when this ends.
 
         Raises:
             TriremeError: whatever stopped a part; tasks under way are cancelled first.
         """
         try:
-            while self.version < num_steps:
-                self._admit()
-                groups = await self._collect()
-                staleness = [self.version - group.group.lowest_policy_version for group in groups]
-                with self._clock.phase("learning"):
-                    report = await self._learner.step(groups)
-                self.trained_steps += 1
-                self._end(groups)
-                receipts = await self.publish(self.version + 1)
-                yield Step(
-                    number=self.version,
-                    groups=groups,
-                    report=report,
-                    receipts=receipts,
-                    staleness=staleness,
-                    seconds=self._clock.lap(),
-                )
-                self._clock.lap()  # What the caller does between two steps belongs to neither.
+            self._admits = True
+            self._take_up_open_work()
+            while self._machine.trained_steps < num_steps:
+                groups = await self._next_batch()
+                if groups is None:  # Drained.
+                    break
+                async with self.learner_is_free:
+                    self.learner_is_sound = False
+                    with self._clock.phase("learning"):
+                        report = await self._learner.step(groups)
+                    staleness = self._machine.trained(groups)
+                    self.learner_is_sound = True
+                    await self.publish(self._machine.trained_steps)
+                    receipts, self._receipts = self._receipts, []
+                    yield Step(
+                        number=self._machine.trained_steps,
+                        groups=groups,
+                        report=report,
+                        receipts=receipts,
+                        staleness=staleness,
+                        seconds=self._clock.lap(),
+                    )
+                    self._clock.lap()  # What the caller does between two steps belongs to neither.
+            await self.synced()
         finally:
             await self._cancel()
 
-    async def publish(self, version: int) -> Sequence[SyncReceipt]:
-        """Publish the learner's weights as `version` and wait until every worker serves them."""
+    async def publish(self, version: int) -> None:
+        """Publish the learner's weights as `version`; the workers load them in the background, one at a time."""
+        await self.synced()
         with self._clock.phase("sync"):
             publication = await self._learner.publish(version)
-            self._ledger.note("published", version=version, checksums=list(publication.manifest.checksums))
-            receipts = await self._rollouts.load_weights(publication)
-        for receipt in receipts:
-            self._ledger.note("synced", worker=receipt.worker, version=version, canary=receipt.canary_error)
-        self.version = version
-        return receipts
+        manifest = publication.manifest
+        self._note("published", version=version, generation=manifest.generation, checksums=list(manifest.checksums))
+        self._sync = self._spawn(self._load(publication), name=f"sync of version {version}")
+
+    async def synced(self) -> None:
+        """Wait until every worker serves what was published last. Raises what kept them from it."""
+        if self._sync is not None:
+            await self._sync
+
+    def wake(self) -> None:
+        """Somebody changed the machine's phase: look again at what is to be done."""
+        self._admit()
+        self._changed.set()
+
+    async def _next_batch(self) -> list[ScoredGroup] | None:
+        """The groups to train next; None when a draining run has no more."""
+        with self._clock.phase("waiting"):
+            while True:
+                if self._failure is not None:
+                    raise self._failure
+                groups = self._machine.next_batch()
+                if groups is not None or self._machine.is_drained:
+                    return groups
+                self._changed.clear()
+                self._admit()
+                assert self._tasks or self._machine.phase == "paused", "nothing is under way, and nothing may be"
+                await self._changed.wait()
+
+    def _take_up_open_work(self) -> None:
+        for position in self._machine.open_work.running:
+            self._produce_later(position, self._prompts.at(position))
 
     def _admit(self) -> None:
-        room = self._admission.room(
-            accepted=self._ledger.num_accepted, running=self._ledger.num_running, version=self.version
-        )
-        for _ in range(room):
-            admission = self._prompts.position
+        for _ in range(self._machine.room() if self._admits else 0):
+            position = self._prompts.position
             prompt = self._prompts.draw()
-            self._ledger.admit(prompt.id, version=self.version)
-            self._tasks.add(asyncio.create_task(self._produce(admission, prompt), name=f"prompt {prompt.id}"))
+            self._machine.admit(position, prompt)
+            self._produce_later(position, prompt)
 
-    async def _produce(self, admission: int, prompt: Prompt) -> None:
+    def _produce_later(self, position: int, prompt: Prompt) -> None:
+        self._spawn(self._produce(position, prompt), name=f"prompt {prompt.id}")
+
+    async def _produce(self, position: int, prompt: Prompt) -> None:
         with self._clock.phase("sampling"):
             group = await self._rollouts.sample(SampleRequest(prompt=prompt, sampling=self._sampling))
         with self._clock.phase("scoring"):
             outcomes = await self._rewards.score(to_reward_samples(group))
         failure = next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
         if failure is not None:
-            return self._fail(prompt, failure)
+            return self._fail(position, prompt, failure)
         rewards = tuple(outcome for outcome in outcomes if isinstance(outcome, Reward))
-        self._ledger.accept(prompt.id)
-        return self._buffer.put(admission, ScoredGroup(group=group, rewards=rewards))
+        return self._machine.accept(position, ScoredGroup(group=group, rewards=rewards))
 
-    def _fail(self, prompt: Prompt, failure: Failure) -> None:
-        self._ledger.end(prompt.id, "failed", reason=f"{failure.code}: {failure.message}")
-        if self._ledger.counts["failed"] > self._max_failed_prompts:
+    def _fail(self, position: int, prompt: Prompt, failure: Failure) -> None:
+        num_failed = self._machine.fail(position, prompt, f"{failure.code}: {failure.message}")
+        if num_failed > self._max_failed_prompts:
             raise SampleNotScorable(
-                f"{self._ledger.counts['failed']} prompts could not be scored and train.max_failed_prompts is "
+                f"{num_failed} prompts could not be scored and train.max_failed_prompts is "
                 f"{self._max_failed_prompts}; the last is row {prompt.row}: {failure.message} ({failure.code})"
             )
+        self._admit()
 
-    async def _collect(self) -> list[ScoredGroup]:
-        """Wait until a whole batch is accepted; a failed prompt makes room for another."""
-        batch = self._admission.prompts_per_step
-        while len(self._buffer) < batch:
-            done, self._tasks = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
-            failures = [failure for task in done if (failure := task.exception())]
-            if failures:
-                raise failures[0]
-            self._admit()
-        return self._buffer.take(batch)
+    async def _load(self, publication: Publication) -> None:
+        with self._clock.phase("sync"):
+            self._receipts += await self._rollouts.load_weights(publication)
+        self._machine.served(publication.manifest.version)
+        self._admit()
 
-    def _end(self, groups: Sequence[ScoredGroup]) -> None:
-        for group in groups:
-            self._ledger.end(group.group.prompt.id, "trained", step=self.version + 1)
+    def _spawn(self, work: Coroutine[Any, Any, None], *, name: str) -> asyncio.Task[None]:  # Any: nobody sends to it
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (failure := task.exception()):
+            self._failure = self._failure or failure
+        self._changed.set()
 
     async def _cancel(self) -> None:
-        for task in self._tasks:
+        tasks = list(self._tasks)
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-
-def to_reward_samples(group: RolloutGroup) -> list[RewardSample]:
-    """The group's completions as a reward service sees them."""
-    template = RewardSample(
-        id="", completion="", prompt=group.prompt.text, messages=group.prompt.messages, reference=group.prompt.reference
-    )
-    return [
-        replace(
-            template,
-            id=f"{rollout.prompt_id}/{rollout.sample_index}",
-            completion=rollout.completion,
-            token_ids=tuple(rollout.token_ids[rollout.num_prompt_tokens :]),
-            policy_version=max(rollout.policy_versions),
-            finish_reason=rollout.finish_reason,
-        )
-        for rollout in group.rollouts
-    ]
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -14,7 +14,7 @@ from services.contracts.errors import SampleNotScorable
 from services.contracts.interfaces import RewardScorer, RolloutSource
 from services.contracts.records import Failure, Prompt, Reward, RolloutGroup, SampleRequest, Sampling
 from services.control.config import EvaluateConfig
-from services.control.controller import to_reward_samples
+from services.control.reward_samples import to_reward_samples
 
 _MAX_GROUPS_IN_FLIGHT = 512
 

@@ -20,15 +20,16 @@ class EventLog:
 
     Args:
         folder: the run's folder.
+        resume: go on with the file that is there; else it starts anew.
 
     Attributes:
         num_events: events so far; the number of the next one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, resume: bool = False) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / EVENTS_FILE
-        whole = _whole_lines(path)
+        whole = _whole_lines(path) if resume else []
         self._file = path.open("r+b") if path.exists() else path.open("wb")
         self._file.truncate(sum(map(len, whole)))
         self._file.seek(0, 2)

@@ -6,67 +6,57 @@ the way out, in whichever way that is; the parts start side by side, because eac
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from ppo_learner.config import OptimizerConfig
 from ppo_learner.learner import LearnerRank
 from ppo_learner.supervised import SupervisedRank
-from rollout_workers.config import RolloutConfig, engine_environment
+from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
-from rollout_workers.worker import RolloutWorker
-from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
-from services.control.actor import Actor, constructed_by_start
+from rollout_workers.sleeping import sleep_all
+from services.control.actor import constructed_by_start
 from services.control.cluster import Cluster, Room
 from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
+from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
 from services.control.reward_service import open_reward_service
+from services.control.run_events import RunEvents
 from services.transport.reward_client import RewardClient
 
-_MARGIN_S = 15.0
-"""How much longer the caller waits than the worker itself does, so that the worker's own error arrives."""
-
-_CALLS_AT_ONCE = 4096
-"""Calls a rollout worker may hold; admission bounds how many there are, so this only has to be large."""
+_KILL_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """The running parts of an RL run; an evaluation has no learner."""
+    """The running parts around the learner."""
 
-    learner: LearnerGroup | None
     rollouts: RolloutPool
+    fleet: Fleet
     rewards: RewardClient
 
 
-class RemoteWorker:
-    """A rollout worker in a process of its own, as the pool sees it."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingParts(Parts):
+    """The running parts of an RL run.
 
-    def __init__(self, actor: Actor, rollout: RolloutConfig) -> None:
-        self._actor = actor
-        self._rollout = rollout
+    Attributes:
+        learner: the ranks that were started first.
+        restart_learner: ends all ranks of a learner and starts new ones in their rooms, with a higher generation.
+    """
 
-    async def ready(self) -> None:
-        await self._actor.call("start", timeout_s=self._rollout.start_timeout_s + _MARGIN_S)
-
-    async def sample(self, request: SampleRequest) -> RolloutGroup:
-        group: RolloutGroup = await self._actor.call(
-            "sample", request, timeout_s=self._rollout.sample_timeout_s + _MARGIN_S
-        )
-        return group
-
-    async def load_weights(self, publication: Publication) -> SyncReceipt:
-        receipt: SyncReceipt = await self._actor.call(
-            "load_weights", publication, timeout_s=self._rollout.sync_timeout_s + _MARGIN_S
-        )
-        return receipt
+    learner: LearnerGroup
+    restart_learner: Callable[[LearnerGroup], Awaitable[LearnerGroup]]
 
 
 @asynccontextmanager
-async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncIterator[Parts]:
-    """Start everything an RL run or an evaluation needs.
+async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[TrainingParts]:
+    """Start everything an RL run needs.
+
+    Args:
+        events: is told which workers come and go.
 
     Raises:
         UserError: a reward service that does not answer as it should, or a cluster that is too small.
@@ -74,19 +64,43 @@ async def start_parts(config: RunConfig, *, with_learner: bool = True) -> AsyncI
     """
     async with AsyncExitStack() as stack:
         rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
-        ranks = rank_demands(config.learner, config.cluster, gpu_share(config.rollout)) if with_learner else []
-        workers = [worker_demand(config.rollout, worker) for worker in range(config.rollout.num_workers)]
-        cluster = stack.enter_context(Cluster(config.cluster, [*ranks, *workers]))
-        transport = config.weights.transport if with_learner else None
-        learner_rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s) if ranks else ()
-        worker_rooms = [await cluster.reserve(demand, timeout_s=config.cluster.start_timeout_s) for demand in workers]
-        remote_workers = [
-            RemoteWorker(spawn_worker(cluster, room, config, index, transport), config.rollout)
-            for index, room in enumerate(worker_rooms)
-        ]
-        learner = await spawn_learner(cluster, learner_rooms, config) if learner_rooms else None
-        await asyncio.gather(*(worker.ready() for worker in remote_workers), *([learner.ready()] if learner else []))
-        yield Parts(learner=learner, rollouts=RolloutPool(remote_workers), rewards=rewards)
+        ranks = _learner_demands(config)
+        cluster = stack.enter_context(_open_cluster(config, ranks))
+        rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
+        fleet = _fleet(cluster, config, events, transport=config.weights.transport)
+        stack.push_async_callback(fleet.stop)
+        free_gpu = _free_gpu(fleet.pool) if config.rollout.colocate else None
+        learner = await spawn_learner(cluster, rooms, config, before_step=free_gpu)
+        if free_gpu is None:
+            await _all_or_first_error(fleet.start(config.rollout.num_workers), learner.ready())
+        else:
+            # vLLM takes for its own what others allocate while it starts, so it starts alone, and then sleeps.
+            await fleet.start(config.rollout.num_workers)
+            await learner.ready()
+
+        async def restart_learner(lost: LearnerGroup) -> LearnerGroup:
+            await lost.kill(timeout_s=_KILL_TIMEOUT_S)
+            new = await spawn_learner(cluster, rooms, config, generation=lost.generation + 1, before_step=free_gpu)
+            if free_gpu is not None:
+                await free_gpu()
+            await new.ready()
+            return new
+
+        yield TrainingParts(
+            rollouts=fleet.pool, fleet=fleet, rewards=rewards, learner=learner, restart_learner=restart_learner
+        )
+
+
+@asynccontextmanager
+async def start_samplers(config: RunConfig) -> AsyncIterator[Parts]:
+    """Start what an evaluation needs: rollout workers with the model's own weights, and the reward service."""
+    async with AsyncExitStack() as stack:
+        rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
+        cluster = stack.enter_context(_open_cluster(config, []))
+        fleet = _fleet(cluster, config, None, transport=None)
+        stack.push_async_callback(fleet.stop)
+        await fleet.start(config.rollout.num_workers)
+        yield Parts(rollouts=fleet.pool, fleet=fleet, rewards=rewards)
 
 
 @asynccontextmanager
@@ -102,11 +116,17 @@ async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator
 
 def run_demands(config: RunConfig) -> list[Demand]:
     """The processes of an RL run that Ray must find room for."""
-    workers = [worker_demand(config.rollout, worker) for worker in range(config.rollout.num_workers)]
-    return [*rank_demands(config.learner, config.cluster, gpu_share(config.rollout)), *workers]
+    return [*_learner_demands(config), *_worker_demands(config)]
 
 
-async def spawn_learner(cluster: Cluster, rooms: Sequence[Room], config: RunConfig) -> LearnerGroup:
+async def spawn_learner(
+    cluster: Cluster,
+    rooms: Sequence[Room],
+    config: RunConfig,
+    *,
+    generation: int = 0,
+    before_step: Callable[[], Awaitable[None]] | None = None,
+) -> LearnerGroup:
     """Start every rank, each in its room; after `LearnerGroup.kill` the same rooms take new ranks, with a new port."""
     return await _spawn_ranks(
         cluster,
@@ -116,6 +136,8 @@ async def spawn_learner(cluster: Cluster, rooms: Sequence[Room], config: RunConf
         learner=config.learner,
         transport=config.weights.transport,
         temperature=config.rollout.temperature,
+        generation=generation,
+        before_step=before_step,
     )
 
 
@@ -124,6 +146,9 @@ async def _spawn_ranks(
     rooms: Sequence[Room],
     process: type,
     config: RunConfig | SupervisedRunConfig,
+    *,
+    generation: int = 0,
+    before_step: Callable[[], Awaitable[None]] | None = None,
     **arguments: object,
 ) -> LearnerGroup:
     host, port = await cluster.address_for(rooms[0], timeout_s=config.cluster.start_timeout_s)
@@ -145,34 +170,70 @@ async def _spawn_ranks(
         )
         for rank, room in enumerate(rooms)
     ]
-    return LearnerGroup(actors, start_timeout_s=config.cluster.start_timeout_s, timeout_s=config.train.step_timeout_s)
-
-
-def spawn_worker(cluster: Cluster, room: Room, config: RunConfig, worker: int, transport: str | None) -> Actor:
-    return cluster.spawn(
-        RolloutWorker,
-        room,
-        {"worker": worker, "rollout": config.rollout, "model": config.model, "transport": transport},
-        environment=engine_environment(config.rollout, cuda=bool(room.demand.gpus)),
-        concurrency=_CALLS_AT_ONCE,
+    return LearnerGroup(
+        actors,
+        start_timeout_s=config.cluster.start_timeout_s,
+        timeout_s=config.train.step_timeout_s,
+        generation=generation,
+        before_step=before_step,
     )
 
 
-def worker_demand(rollout: RolloutConfig, worker: int) -> Demand:
-    return Demand(
-        name=f"rollout worker {worker}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker * gpu_share(rollout)
-    )
+def rank_demands(
+    learner: OptimizerConfig, cluster: ClusterConfig, *, cores_taken: int = 0, share: float = 1.0
+) -> list[Demand]:
+    """What each learner rank needs.
 
-
-def gpu_share(rollout: RolloutConfig) -> float:
-    """How much of each of its GPUs a process has to itself."""
-    return 0.5 if rollout.colocate else 1.0
-
-
-def rank_demands(learner: OptimizerConfig, cluster: ClusterConfig, share: float = 1.0) -> list[Demand]:
-    cores = len(os.sched_getaffinity(0))
+    Args:
+        cores_taken: cores of this machine that others keep busy while the learner works.
+        share: how much of its GPU a rank has to itself.
+    """
+    cores = len(os.sched_getaffinity(0)) - cores_taken
     cpus = cluster.cpus_per_learner_rank or max(1, cores // learner.num_ranks)
     return [
         Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank * share)
         for rank in range(learner.num_ranks)
     ]
+
+
+def _learner_demands(config: RunConfig) -> list[Demand]:
+    """In an asynchronous run the workers never rest, and threads that have to share a core with them crawl."""
+    is_busy = config.train.max_staleness > 0 and config.cluster.address is None
+    cores_taken = config.rollout.num_workers * config.rollout.cpus_per_worker if is_busy else 0
+    share = gpu_share(config.rollout)
+    return rank_demands(config.learner, config.cluster, cores_taken=cores_taken, share=share)
+
+
+def _worker_demands(config: RunConfig) -> list[Demand]:
+    return [worker_demand(config.rollout, number) for number in range(config.rollout.num_workers)]
+
+
+def _open_cluster(config: RunConfig, ranks: Sequence[Demand]) -> Cluster:
+    numbers = range(config.rollout.num_workers, config.rollout.max_workers)
+    spare = [worker_demand(config.rollout, number) for number in numbers]
+    return Cluster(config.cluster, [*ranks, *_worker_demands(config)], spare=spare)
+
+
+def _fleet(cluster: Cluster, config: RunConfig, events: RunEvents | None, *, transport: str | None) -> Fleet:
+    pool = RolloutPool(
+        max_outstanding=config.rollout.groups_at_once,
+        max_attempts=config.rollout.max_losses_per_prompt,
+        watcher=events,
+    )
+    return Fleet(pool, RayLauncher(cluster, config, transport=transport), config.rollout, watcher=events)
+
+
+def _free_gpu(pool: RolloutPool) -> Callable[[], Awaitable[None]]:
+    """What has the pool's workers sleep."""
+    return lambda: sleep_all(worker for worker in pool.workers if isinstance(worker, RemoteWorker))
+
+
+async def _all_or_first_error(*waits: Awaitable[None]) -> None:
+    """Wait for all; when one fails, the others are cancelled, so that nothing is still starting while it all ends."""
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -6,7 +6,10 @@ It must not know what is to run there. Invariant: a local Ray answers only those
 import logging
 import os
 import secrets
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -31,23 +34,37 @@ def start_ray(config: ClusterConfig, *, num_cpus: int) -> None:
         return
     # By default Ray's workers yield to every other process, and a learner that shares its cores crawls.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray spells it so
+    # By default it also starts an idle process for each core, before anyone asked for one.
+    os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        include_dashboard=False,
-        object_store_memory=int(config.object_store_gib * 2**30),
-        **_QUIET,
-    )
+    with _own_handlers():
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=False,
+            object_store_memory=int(config.object_store_gib * 2**30),
+            **_QUIET,
+        )
 
 
 def _join(address: str) -> None:
     try:
         _refuse_silence(address)
-        ray.init(address=address, **_QUIET)
+        with _own_handlers():
+            ray.init(address=address, **_QUIET)
     except (OSError, ValueError, RuntimeError) as error:
         raise UserError(f"no Ray cluster answers at cluster.address={address!r}: {error}") from error
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Ray puts a handler of its own over SIGTERM, which would end a run without its checkpoint."""
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _refuse_silence(address: str) -> None:

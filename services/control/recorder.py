@@ -4,7 +4,7 @@ It must not know what a step computes. Invariants: each step is recorded once; a
 learner is saved only in the state that belongs to the `RunState` beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +13,7 @@ from services.control.config import RunSection, TrainConfig
 from services.control.learner_group import LearnerGroup
 from services.control.metrics import MetricsConfig, MetricsWriter
 from services.control.progress import Progress
+from services.control.rollout_buffer import Waiting
 from services.control.run_state import RunState
 
 
@@ -32,7 +33,11 @@ def restore_point(folder: Path, progress: Progress, *, resume: bool) -> tuple[Pa
 
 
 class Recorder:
-    """Records the steps of one run."""
+    """Records the steps of one run.
+
+    Attributes:
+        saved_step: the step of the newest checkpoint, or the first one.
+    """
 
     def __init__(
         self, run: RunSection, train: TrainConfig, metrics: MetricsConfig, *, progress: Progress, first_step: int
@@ -41,7 +46,7 @@ class Recorder:
         self._progress = progress
         self._checkpoints = run.dir / run_folder.CHECKPOINTS
         self._metrics = MetricsWriter(run.dir, metrics.sinks, resume_step=first_step, run_name=run.name)
-        self._saved_step = first_step
+        self.saved_step = first_step
 
     def __enter__(self) -> Self:
         return self
@@ -49,20 +54,23 @@ class Recorder:
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
 
-    async def record(self, state: RunState, metrics: Mapping[str, float], learner: LearnerGroup) -> None:
-        """Write a step's metrics, show them, and checkpoint when one is due."""
-        self._metrics.record(state.step, metrics)
-        self._progress.update(state.step, metrics)
-        if is_due(state.step, self._train.checkpoint_every):
-            await self.checkpoint(state, learner)
+    def record(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Write a step's metrics, and show them."""
+        self._metrics.record(step, metrics)
+        self._progress.update(step, metrics)
 
-    async def checkpoint(self, state: RunState, learner: LearnerGroup) -> None:
-        """Commit `state` with the learner's, unless that step is committed already."""
-        if self._saved_step != state.step:
+    async def checkpoint(self, state: RunState, learner: LearnerGroup, *, waiting: Sequence[Waiting] = ()) -> Path:
+        """Commit `state` with the learner's, unless that step is committed already; returns where it lies.
+
+        Raises:
+            CheckpointError: the disk refuses; the checkpoints before stay as they are.
+        """
+        if self.saved_step != state.step:
             await run_state.commit(
-                self._checkpoints, state, save_learner=learner.save, keep=self._train.keep_checkpoints
+                self._checkpoints, state, waiting=waiting, save_learner=learner.save, keep=self._train.keep_checkpoints
             )
-            self._saved_step = state.step
+            self.saved_step = state.step
+        return self._checkpoints / f"step_{state.step}"
 
 
 def is_due(step: int, every: int) -> bool:

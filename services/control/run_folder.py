@@ -51,6 +51,20 @@ def hold(folder: Path, *, resume: bool) -> Iterator[None]:
         yield
 
 
+def is_held(folder: Path) -> bool:
+    """Whether a live process holds `folder`."""
+    try:
+        lock = (folder / _LOCK_FILE).open("rb")
+    except OSError:
+        return False
+    with lock:
+        try:
+            fcntl.flock(lock.fileno(), fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
 def write_config(folder: Path, config: BaseModel) -> None:
     text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     (folder / CONFIG_FILE).write_text(text)

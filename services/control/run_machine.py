@@ -89,9 +89,9 @@ class RunMachine:
         """The group of this prompt is sampled and scored, whole."""
         lowest = group.group.lowest_policy_version
         deadline = self._deadlines.pop(position)
-        assert lowest in range(deadline - self._rule.max_staleness, self.trained_steps + 1) or lowest == NOT_SAMPLED, (
-            f"prompt {group.group.prompt.id}, admitted at version {deadline - self._rule.max_staleness}, has a token of "
-            f"version {lowest}"
+        admitted = deadline - self._rule.max_staleness
+        assert lowest == NOT_SAMPLED or admitted <= lowest <= self.trained_steps, (
+            f"prompt {group.group.prompt.id}, admitted at version {admitted}, has a token of version {lowest}"
         )
         self._ledger.accept(
             group.group.prompt.id, lowest_version=lowest, rewards=[reward.value for reward in group.rewards]

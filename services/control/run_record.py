@@ -14,7 +14,7 @@ import yaml
 
 from services.contracts.errors import UserError
 from services.contracts.records import Json
-from services.control.ledger import EVENTS_FILE
+from services.control.event_log import EVENTS_FILE
 from services.control.metrics import MetricsRow, SampleRecord, read_metrics, read_samples
 from services.control.run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 

@@ -11,14 +11,17 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from services.contracts.errors import CheckpointError
+from services.control.rollout_buffer import Waiting
+from services.control.saved_groups import write_groups
 
 COMMIT_FILE = "COMMIT"
 STATE_FILE = "state.json"
+WAITING_FILE = "waiting.jsonl"
 LEARNER_FOLDER = "learner"
 
 
@@ -29,22 +32,34 @@ class RunState:
     Attributes:
         step: steps trained; also the policy version.
         prompt_position: prompts drawn from the stream so far.
+        running: positions in the stream of prompts that were being sampled or scored; they are sampled anew.
         event_counts: the ledger's totals.
+        num_events: events in the log when this was the state; later ones are void after a resume.
         accuracy_before: held-out accuracy before the first step, for the final summary.
         seconds: time spent in the run so far.
     """
 
     step: int
     prompt_position: int
+    running: tuple[int, ...] = ()
     event_counts: Mapping[str, int] = field(default_factory=dict)
+    num_events: int = 0
     accuracy_before: float | None = None
     seconds: float = 0.0
 
 
-async def commit(folder: Path, state: RunState, *, save_learner: Callable[[Path], Awaitable[None]], keep: int) -> Path:
+async def commit(
+    folder: Path,
+    state: RunState,
+    *,
+    waiting: Sequence[Waiting] = (),
+    save_learner: Callable[[Path], Awaitable[None]],
+    keep: int,
+) -> Path:
     """Write a checkpoint below `folder` and return where it lies.
 
     Args:
+        waiting: scored groups that wait for the learner.
         save_learner: writes the learner's files into the folder it is given.
         keep: how many checkpoints stay.
 
@@ -58,6 +73,7 @@ async def commit(folder: Path, state: RunState, *, save_learner: Callable[[Path]
         temporary.mkdir(parents=True)
         await save_learner(temporary / LEARNER_FOLDER)
         (temporary / STATE_FILE).write_text(json.dumps(asdict(state)))
+        write_groups(temporary / WAITING_FILE, waiting)
         _seal(temporary, state.step)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
@@ -83,7 +99,8 @@ def newest(folder: Path) -> tuple[Path, RunState, list[str]]:
     for checkpoint in committed(folder):
         fault = _fault(checkpoint)
         if fault is None:
-            return checkpoint, RunState(**json.loads((checkpoint / STATE_FILE).read_text())), faults
+            state = json.loads((checkpoint / STATE_FILE).read_text())
+            return checkpoint, RunState(**state | {"running": tuple(state["running"])}), faults
         faults.append(f"{checkpoint.name}: {fault}")
     found = "; ".join(faults) or "there is none"
     raise CheckpointError(f"no whole checkpoint lies in {folder} ({found}); start again with another run.dir")

@@ -4,16 +4,20 @@ It must not know where numbers go. Units: seconds, tokens, samples; shares of 1.
 """
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from services.contracts.records import Json
+from services.contracts.records import Json, SyncReceipt
+from services.control.catalogue import PHASES
 from services.control.controller import Step
 
 
-def step_metrics(step: Step) -> dict[str, float]:
+def step_metrics(step: Step, *, num_workers: int) -> dict[str, float]:
     """The learner's own metrics, and beside them throughput, staleness, sync and the seconds of each phase."""
     rollouts = [rollout for group in step.groups for rollout in group.group.rollouts]
+    histogram = Counter(step.staleness)
     num_tokens = sum(rollout.num_completion_tokens for rollout in rollouts)
     return {
         **step.report.metrics,
@@ -23,8 +27,21 @@ def step_metrics(step: Step) -> dict[str, float]:
         "policy_version": step.number,
         "staleness/mean": fmean(step.staleness),
         "staleness/max": max(step.staleness),
-        "sync/canary_error": fmean(receipt.canary_error for receipt in step.receipts),
-        "sync/load_seconds": max(receipt.load_s for receipt in step.receipts),
+        **{f"staleness/share_{stale}": count / len(step.staleness) for stale, count in histogram.items()},
+        "learner_wait": step.learner_wait,
+        "rollout_workers": num_workers,
+        **_sync_metrics(step.receipts),
+    }
+
+
+def _sync_metrics(receipts: Sequence[SyncReceipt]) -> dict[str, float]:
+    """Of the workers that took up new weights since the step before; nothing where none did."""
+    if not receipts:
+        return {}
+    return {
+        "sync/canary_error": fmean(receipt.canary_error for receipt in receipts),
+        "sync/load_seconds": max(receipt.load_s for receipt in receipts),
+        "sync/stall_seconds": max(receipt.stall_s for receipt in receipts),
     }
 
 
@@ -53,7 +70,7 @@ class RunTotals:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = time.monotonic() - self.started - step.seconds["step"]
         self.num_samples += sum(len(group.group.rollouts) for group in step.groups)
-        self._parts.append(sum(seconds for phase, seconds in step.seconds.items() if phase != "step"))
+        self._parts.append(sum(step.seconds.get(phase, 0.0) for phase in PHASES))
         self._gaps.append(step.report.metrics.get("sampler_gap/mean", 0.0))
         for phase, seconds in step.seconds.items():
             self._seconds.setdefault(phase, []).append(seconds)

@@ -17,7 +17,7 @@ from services.control.interrupts import catch_interrupts
 from services.control.learner_group import LearnerGroup
 from services.control.parts import start_supervised_learner
 from services.control.progress import Progress, open_progress
-from services.control.recorder import Recorder, restore_point
+from services.control.recorder import Recorder, is_due, restore_point
 from services.control.run_state import RunState
 from services.control.step_clock import StepClock
 from services.control.versions import package_versions
@@ -76,6 +76,8 @@ async def _run(
             while state.step < config.train.num_steps and not stop.requested:
                 batch = [demonstrations[rows.draw()[1]] for _ in range(config.train.prompts_per_step)]
                 state = await _step(learner, batch, recorder, state)
+                if is_due(state.step, config.train.checkpoint_every):
+                    await recorder.checkpoint(state, learner)
             await recorder.checkpoint(state, learner)
             if not stop.requested:
                 await learner.export(config.run.dir / run_folder.EXPORT)
@@ -98,5 +100,5 @@ async def _step(learner: LearnerGroup, batch: Sequence[Demonstration], recorder:
         "samples_per_second": len(batch) / seconds,
         "tokens_per_second": num_tokens / seconds,
     }
-    await recorder.record(state, metrics, learner)
+    recorder.record(state.step, metrics)
     return state

@@ -1,45 +1,51 @@
-"""A reinforcement-learning run from its folder to its summary: what surrounds the loop.
+"""A reinforcement-learning run from its folder to its summary: what surrounds the sessions of its loop.
 
 It must not know how a step is made; `controller` does. Invariants: a run that ends early leaves a checkpoint of its
-last whole step, unless it crashed or the learner itself failed; whatever was started is ended.
+last whole step, unless it crashed or the learner itself failed; a learner that was lost is started anew from the last
+checkpoint while workers and rewards live on; the log says how the run ended; whatever was started is ended.
 """
 
 import asyncio
+import os
 from collections.abc import Mapping
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rollout_workers.prompts import PromptStream, RowOrder
-from services.contracts.errors import TriremeError
+from rollout_workers.fleet import Fleet
+from services.contracts.errors import LearnerLost, TriremeError
 from services.contracts.records import Json
-from services.control import run_folder
-from services.control.admission import AdmissionRule
+from services.control import run_folder, run_state
+from services.control.autoscaler import Autoscaler
 from services.control.config import RunConfig
-from services.control.controller import Controller, Step
-from services.control.evaluation import Evaluation, evaluate
+from services.control.control_server import open_control_server
+from services.control.controller import Step
+from services.control.evaluation import Evaluation
+from services.control.event_log import EventLog
 from services.control.interrupts import StopRequest, catch_interrupts
 from services.control.learner_group import LearnerGroup
-from services.control.ledger import Ledger
 from services.control.memory import MemoryWatch
-from services.control.metrics import SampleLog
-from services.control.parts import Parts, start_parts
+from services.control.operator import Operator
+from services.control.parts import TrainingParts, start_parts
 from services.control.preflight import RunInputs
-from services.control.progress import Progress, open_progress
-from services.control.recorder import Recorder, is_due, restore_point
-from services.control.run_state import RunState
-from services.control.step_metrics import RunTotals, step_metrics
+from services.control.progress import open_progress
+from services.control.recorder import restore_point
+from services.control.run_events import RunEvents
+from services.control.run_state import RunState, committed
+from services.control.session import RunContext, Session
+from services.control.step_metrics import RunTotals
 from services.control.versions import package_versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How a run ended: its summary, the evaluations around it, and whether it was interrupted."""
+    """How a run ended: its summary, the evaluations around it, and whether it stopped before its last step."""
 
     summary: Mapping[str, Json]
     before: Evaluation | None
     after: Evaluation | None
-    interrupted: bool
+    interrupted: bool = False
+    drained: bool = False
 
 
 def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float) -> Outcome:
@@ -57,135 +63,139 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
         memory = stack.enter_context(MemoryWatch())
         progress = stack.enter_context(open_progress(config.train.num_steps, title=config.run.name))
         checkpoint, state = restore_point(config.run.dir, progress, resume=resume)
-        run = _Run(config, inputs, progress, state, started, stack)
+        log = stack.enter_context(EventLog(config.run.dir, resume=resume))
+        run = RunContext(
+            config=config,
+            inputs=inputs,
+            progress=progress,
+            totals=RunTotals(started=started, seconds_before=state.seconds),
+            log=log,
+            events=RunEvents(log.note),
+        )
         try:
-            outcome = asyncio.run(run.run(checkpoint))
+            outcome = asyncio.run(_Run(run, checkpoint, state).run())
         except asyncio.CancelledError as error:
+            log.note("run_ended", how="interrupted", error=None, exit_code=130)
             raise KeyboardInterrupt from error
+        except TriremeError as error:
+            log.note("run_ended", how="failed", error=type(error).__name__, exit_code=error.exit_code)
+            raise
+        how = "interrupted" if outcome.interrupted else "drained" if outcome.drained else "finished"
+        log.note("run_ended", how=how, error=None, exit_code=130 if outcome.interrupted else 0)
     summary = {**outcome.summary, "peak_memory_bytes": memory.peak_bytes}
     run_folder.write_summary(config.run.dir, summary)
     return replace(outcome, summary=summary)
 
 
 class _Run:
-    """One run's loop with everything that is written around it; `state` is that of the last whole step."""
+    """The sessions of one run, one after the other: a further one for each learner that was lost."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        inputs: RunInputs,
-        progress: Progress,
-        state: RunState,
-        started: float,
-        stack: ExitStack,
-    ) -> None:
-        self._config = config
-        self._inputs = inputs
-        self._progress = progress
+    def __init__(self, run: RunContext, checkpoint: Path | None, state: RunState) -> None:
+        self._run = run
+        self._config = run.config
+        self._checkpoint = checkpoint
         self._state = state
-        self._totals = RunTotals(started=started, seconds_before=state.seconds)
-        self._sampling = config.rollout.to_sampling(seed=config.run.seed)
-        self._prompts = PromptStream(
-            inputs.prompts.prompts,
-            RowOrder(
-                len(inputs.prompts.prompts),
-                seed=config.run.seed,
-                shuffle=config.data.shuffle,
-                position=state.prompt_position,
-            ),
-        )
-        self._recorder = stack.enter_context(
-            Recorder(config.run, config.train, config.metrics, progress=progress, first_step=state.step)
-        )
-        self._samples = stack.enter_context(
-            SampleLog(config.run.dir, samples_per_step=config.metrics.samples_per_step, resume_step=state.step)
-        )
-        self._ledger = stack.enter_context(Ledger(config.run.dir, counts=state.event_counts))
+        self._num_losses = 0
 
-    async def run(self, checkpoint: Path | None) -> Outcome:
-        with catch_interrupts(self._progress.message) as stop:
-            self._progress.message("starting reward service, learner and rollout workers")
-            async with start_parts(self._config) as parts:
-                assert parts.learner is not None
-                if checkpoint is not None:
-                    await parts.learner.load(checkpoint)
-                    self._ledger.note("resumed", step=self._state.step)
-                controller = self._controller(parts, parts.learner)
-                try:
-                    return await self._train(controller, parts, parts.learner, stop)
-                except TriremeError:
-                    if controller.trained_steps == self._state.step:
-                        await self._recorder.checkpoint(self._state, parts.learner)
-                    raise
+    async def run(self) -> Outcome:
+        with catch_interrupts(self._run.progress.message) as stop:
+            self._run.progress.message("starting reward service, learner and rollout workers")
+            self._note_start()
+            async with start_parts(self._config, self._run.events) as parts:
+                reward = parts.rewards.description
+                self._run.events.note("reward_service", name=reward.name, version=reward.version)
+                operator = Operator(self._config, parts.fleet, self._run.events.note)
+                async with open_control_server(operator, self._config.control, self._config.run.dir):
+                    learner = parts.learner
+                    while True:
+                        try:
+                            return await self._session(parts, learner, operator, stop)
+                        except LearnerLost as error:
+                            learner = await self._replace(learner, parts, error)
 
-    async def _train(self, controller: Controller, parts: Parts, learner: LearnerGroup, stop: StopRequest) -> Outcome:
-        await controller.publish(self._state.step)
-        before = None
-        if self._state.step == 0:
-            before = await self._evaluate(parts, "before training")
-            self._state = replace(self._state, accuracy_before=before.accuracy if before else None)
+    async def _session(
+        self, parts: TrainingParts, learner: LearnerGroup, operator: Operator, stop: StopRequest
+    ) -> Outcome:
+        with ExitStack() as stack:
+            if self._checkpoint is not None:
+                await learner.load(self._checkpoint / run_state.LEARNER_FOLDER)
+            session = Session(self._run, parts, learner, checkpoint=self._checkpoint, state=self._state, stack=stack)
+            try:
+                return await self._train(session, parts, operator, stop)
+            except LearnerLost:
+                raise
+            except TriremeError:
+                if session.controller.learner_is_sound:
+                    await session.checkpoint()
+                raise
+
+    async def _train(self, session: Session, parts: TrainingParts, operator: Operator, stop: StopRequest) -> Outcome:
+        await session.controller.publish(session.state.step)
+        await session.controller.synced()
+        before = await session.evaluate("before training") if session.state.step == 0 else None
+        if before is not None:
+            session.state = replace(session.state, accuracy_before=before.accuracy)
+        operator.take_over(session)
         stop.finishes_step = True
-        async with aclosing(controller.steps(self._config.train.num_steps)) as steps:
+        autoscaler = Autoscaler(self._config.autoscale, self._config.rollout)
+        async with aclosing(session.steps()) as steps:
             async for step in steps:
-                await self._after_step(step, parts, learner)
                 if stop.requested:
                     break
-        await self._recorder.checkpoint(self._state, learner)
-        if stop.requested:
-            return Outcome(summary=self._summary(None), before=before, after=None, interrupted=True)
-        after = await self._evaluate(parts, "after training")
-        await learner.export(self._config.run.dir / run_folder.EXPORT)
-        return Outcome(summary=self._summary(after), before=before, after=after, interrupted=False)
+                self._autoscale(autoscaler, parts.fleet, step)
+        await session.checkpoint()
+        is_whole = session.state.step == self._config.train.num_steps
+        if stop.requested or not is_whole:
+            summary = self._summary(session, None)
+            return Outcome(
+                summary=summary, before=before, after=None, interrupted=stop.requested, drained=not stop.requested
+            )
+        after = await session.evaluate("after training")
+        await session.export(self._config.run.dir / run_folder.EXPORT)
+        return Outcome(summary=self._summary(session, after), before=before, after=after)
 
-    async def _after_step(self, step: Step, parts: Parts, learner: LearnerGroup) -> None:
-        self._totals.add(step)
-        self._samples.record(step.number, step.groups)
-        metrics = step_metrics(step)
-        if is_due(step.number, self._config.evaluate.every) and step.number < self._config.train.num_steps:
-            evaluation = await self._evaluate(parts, f"after step {step.number}")
-            metrics |= evaluation.metrics() if evaluation else {}
-        self._state = RunState(
-            step=step.number,
-            prompt_position=self._prompts.position,
-            event_counts=dict(self._ledger.counts),
-            accuracy_before=self._state.accuracy_before,
-            seconds=self._totals.seconds,
+    def _autoscale(self, autoscaler: Autoscaler, fleet: Fleet, step: Step) -> None:
+        wanted = autoscaler.decide(
+            learner_wait=step.learner_wait, num_workers=fleet.target, num_serving=fleet.num_serving
         )
-        await self._recorder.record(self._state, metrics, learner)
+        if wanted != fleet.target:
+            self._run.events.note("scaled", target=wanted)
+            fleet.scale(wanted)
 
-    async def _evaluate(self, parts: Parts, when: str) -> Evaluation | None:
-        if self._inputs.evaluation_prompts is None:
-            return None
-        evaluation = await evaluate(
-            self._inputs.evaluation_prompts.prompts,
-            rollouts=parts.rollouts,
-            rewards=parts.rewards,
-            sampling=self._sampling,
-            config=self._config.evaluate,
-        )
-        self._progress.message(f"held-out accuracy {when}: {evaluation.accuracy:.1%}")
-        return evaluation
+    async def _replace(self, learner: LearnerGroup, parts: TrainingParts, error: LearnerLost) -> LearnerGroup:
+        """All ranks anew, from the newest checkpoint or, before there is one, from the beginning."""
+        self._run.events.note("learner_lost", reason=str(error))
+        self._num_losses += 1
+        if self._num_losses > self._config.train.max_learner_restarts:
+            raise error
+        self._run.progress.message(f"{error}; starting all ranks anew from the last checkpoint")
+        if committed(self._config.run.dir / run_folder.CHECKPOINTS):
+            self._checkpoint, self._state = restore_point(self._config.run.dir, self._run.progress, resume=True)
+        new = await parts.restart_learner(learner)
+        self._run.events.note("learner_restarted", step=self._state.step)
+        self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)
+        return new
 
-    def _controller(self, parts: Parts, learner: LearnerGroup) -> Controller:
+    def _note_start(self) -> None:
         train = self._config.train
-        return Controller(
-            prompts=self._prompts,
-            rollouts=parts.rollouts,
-            rewards=parts.rewards,
-            learner=learner,
-            ledger=self._ledger,
-            admission=AdmissionRule(prompts_per_step=train.prompts_per_step, max_staleness=train.max_staleness),
-            sampling=self._sampling,
-            step=self._state.step,
-            max_failed_prompts=train.max_failed_prompts,
+        self._run.events.note(
+            "run_started",
+            pid=os.getpid(),
+            max_staleness=train.max_staleness,
+            prompts_per_step=train.prompts_per_step,
+            num_steps=train.num_steps,
+            samples_per_prompt=self._config.rollout.samples_per_prompt,
+            seed=self._config.run.seed,
         )
+        if self._checkpoint is not None:
+            self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)
 
-    def _summary(self, after: Evaluation | None) -> dict[str, Json]:
+    def _summary(self, session: Session, after: Evaluation | None) -> dict[str, Json]:
         return {
-            "accuracy_before": self._state.accuracy_before,
+            "accuracy_before": session.state.accuracy_before,
             "accuracy_after": None if after is None else after.accuracy,
-            "num_steps": self._state.step,
-            **self._totals.summary(),
-            "prompts": dict(self._ledger.counts),
+            "num_steps": session.state.step,
+            **self._run.totals.summary(),
+            "prompts": dict(session.state.event_counts),
             "versions": dict(package_versions()),
         }

@@ -76,6 +76,12 @@ class RewardClient:
         assert self._description is not None
         return self._description
 
+    @property
+    def description(self) -> RewardDescription:
+        """What `describe` found."""
+        assert self._description is not None, "describe() was not called"
+        return self._description
+
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         """One outcome per sample, in order. A `Failure` is final: what may be tried again was.
 

@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from services.contracts.errors import UserError
+from services.contracts.errors import DeadlineExceeded, UserError
 from services.control.config import RunConfig
+from services.control.learner_group import LearnerGroup
 from services.control.parts import run_demands
 from services.control.preflight import check_run
 
@@ -70,3 +71,13 @@ def test_colocation_needs_one_worker_on_a_gpu() -> None:
 def test_colocated_processes_ask_for_half_a_gpu_each_and_others_for_a_whole_one() -> None:
     assert [demand.gpus for demand in run_demands(config("ipc", COLOCATED))] == [0.5, 0.5]
     assert [demand.gpus for demand in run_demands(config("nccl", ON_GPUS))] == [1.0, 1.0]
+
+
+async def test_a_step_does_not_begin_before_the_gpu_is_free() -> None:
+    async def nobody_sleeps() -> None:
+        raise DeadlineExceeded(waited_for="the engine to sleep", waited_s=1.0, advice="see its log")
+
+    learner = LearnerGroup([], start_timeout_s=1.0, timeout_s=1.0, before_step=nobody_sleeps)
+
+    with pytest.raises(DeadlineExceeded, match="the engine to sleep"):
+        await learner.step([])

@@ -40,6 +40,35 @@ def ppo_clip(new: Floats, old: Floats, advantages: Floats, low: float, high: flo
     return np.array(losses)
 
 
+def importance_weights(correction: str, ratios: list[Floats], cap: float, low: float, high: float) -> list[Floats]:
+    """One array per sequence: what each token's loss is multiplied with."""
+    weights = []
+    for sequence in ratios:
+        whole = float(np.prod(sequence))
+        per_token = {
+            "none": lambda ratio: 1.0,
+            "token_tis": lambda ratio: min(ratio, cap),
+            "sequence_tis": lambda ratio: min(whole, cap),  # noqa: B023 - called within this turn of the loop
+            "sequence_mis": lambda ratio: whole if whole <= cap else 0.0,  # noqa: B023 - as above
+            "icepop": lambda ratio: ratio if low <= ratio <= high else 0.0,
+        }[correction]
+        weights.append(np.array([per_token(ratio) for ratio in sequence]))
+    return weights
+
+
+def interpolated(behaviour: Floats, current: Floats, token_versions: list[int], version: int) -> Floats:
+    """A-3PO as AReaL writes it: α = (v_prox − v_behaviour)/(v_θ − v_behaviour), v_θ the version that the step makes."""
+    logprobs = []
+    for b, c, v in zip(behaviour, current, token_versions, strict=True):
+        alpha = (version - v) / (version + 1 - v)
+        logprobs.append(b + alpha * (c - b))
+    return np.array(logprobs)
+
+
+def effective_sample_share(weights: Floats) -> float:
+    return float(sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights)))
+
+
 def clipped_value_loss(values: Floats, old: Floats, returns: Floats, clip: float) -> Floats:
     losses = []
     for v, o, r in zip(values, old, returns, strict=True):

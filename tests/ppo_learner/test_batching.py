@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from ppo_learner.batching import batch_rollouts, collate, plan_micro_batches, sampler_logprobs
+from ppo_learner.batching import batch_rollouts, collate, plan_micro_batches, sampler_logprobs, sampler_versions
 from tests.ppo_learner.builders import make_group, random_groups
 
 CPU = torch.device("cpu")
@@ -30,6 +30,15 @@ def test_sampler_logprobs_are_those_of_the_sampled_tokens() -> None:
     first, second = groups[0].group.rollouts
     expected = [*(first.logprobs[t] for t in (2, 3, 6)), second.logprobs[1]]
     assert sampler_logprobs(groups, batch_rollouts(groups)).tolist() == expected
+
+
+def test_sampler_versions_are_those_of_the_sampled_tokens() -> None:
+    groups = [make_group([TWO_TURNS, [0, 1]], [1.0, 0.0])]
+    first, second = groups[0].group.rollouts
+    for t, version in {2: 4, 3: 5, 6: 7}.items():
+        first.policy_versions[t] = version
+    second.policy_versions[1] = 6
+    assert sampler_versions(groups, batch_rollouts(groups)).tolist() == [4, 5, 7, 6]
 
 
 def test_a_first_token_is_never_trained_because_nothing_predicts_it() -> None:

@@ -1,11 +1,14 @@
 """Settings that do not fit together are refused with a fix; the schedule of the learning rate."""
 
 import math
+from typing import get_args
 
 import pytest
 
 from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig, OptimizerConfig
+from ppo_learner.importance import IMPORTANCE_CORRECTIONS
+from ppo_learner.proximal import PROXIMAL_POLICIES
 from ppo_learner.schedule import learning_rate_factor
 
 
@@ -20,6 +23,16 @@ from ppo_learner.schedule import learning_rate_factor
         ({"algorithm": "grpo", "critic_path": "x"}, "critic_path 'x' has no effect"),
         ({"critic": "value_head", "critic_path": "x"}, "critic_path 'x' has no effect"),
         ({"critic": "value_head", "critic_warmup_steps": 5}, "set it to 0"),
+        ({"proximal": "sampler", "importance_correction": "icepop"}, "icepop has no effect with proximal: sampler"),
+        ({"proximal": "interpolated"}, "use it with an importance_correction, for example token_tis"),
+        ({"algorithm": "rloo", "proximal": "sampler"}, "anchors a clip, and algorithm rloo has none"),
+        (
+            {"importance_cap": 3.0},
+            "importance_cap 3.0 has no effect with importance_correction none; remove it, or use",
+        ),
+        ({"importance_correction": "token_tis", "importance_low": 0.1}, "importance_low 0.1 has no .* or use icepop"),
+        ({"importance_correction": "icepop", "importance_high": 0.5}, "greater than 1"),
+        ({"importance_correction": "tis"}, "'none', 'token_tis', 'sequence_tis', 'sequence_mis' or 'icepop'"),
         ({"learning_rate": 1e-6}, "Extra inputs are not permitted"),
     ],
 )
@@ -32,6 +45,18 @@ def test_a_mistake_is_refused_with_its_fix(settings: dict[str, object], said: st
 def test_every_algorithm_builds_with_defaults_and_is_whitened_only_with_a_critic(name: str) -> None:
     config = LearnerConfig(algorithm=name)
     assert config.whitens == ALGORITHMS[name].needs_critic
+
+
+@pytest.mark.parametrize(
+    ("setting", "names"), [("proximal", PROXIMAL_POLICIES), ("importance_correction", IMPORTANCE_CORRECTIONS)]
+)
+def test_a_setting_offers_what_its_dict_has(setting: str, names: dict[str, object]) -> None:
+    assert list(get_args(LearnerConfig.model_fields[setting].annotation)) == list(names)
+
+
+def test_a_config_that_was_written_out_in_full_is_read_back() -> None:
+    config = LearnerConfig(importance_correction="sequence_tis", importance_cap=4.0)
+    assert LearnerConfig.model_validate(config.model_dump()) == config
 
 
 def test_every_setting_has_a_help_text() -> None:

@@ -23,6 +23,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"critic": "value_head", "entropy_coefficient": 0.01, "num_epochs": 2, "num_minibatches": 3},
     {"kl_coefficient": 0.1, "num_minibatches": 2, "loss_aggregation": "sequence_mean"},
     {"algorithm": "grpo", "kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"},
+    {"algorithm": "grpo", "importance_correction": "icepop", "num_minibatches": 2},
+    {"algorithm": "rloo", "importance_correction": "sequence_tis", "loss_aggregation": "sequence_mean"},
+    {"algorithm": "grpo", "proximal": "interpolated", "importance_correction": "sequence_mis", "num_minibatches": 2},
 ]
 
 
@@ -49,7 +52,8 @@ def test_the_split_into_micro_batches_changes_neither_report_nor_weights(
     for budget in (40, 100_000):
         with running(tiny_model, **config | {"max_tokens_per_micro_batch": budget}) as rank:
             start = weights_of(rank)
-            report = rank.step(random_groups(0))
+            rank.step(random_groups(0))
+            report = rank.step(random_groups(1))  # Of version 0, so stale.
             outcomes.append((report.metrics, weights_of(rank)))
     (some, weights), (others, other_weights) = outcomes
     assert some.keys() == others.keys()
@@ -108,8 +112,8 @@ def test_the_sampler_gap_is_zero_for_the_learners_own_logprobs(tiny_model: Path)
     assert report.metrics["sampler_gap/max"] == pytest.approx(0, abs=1e-5)
 
 
-def test_reported_logprobs_may_stand_for_the_old_policy(tiny_model: Path) -> None:
-    with running(tiny_model, algorithm="grpo", old_logprobs="sampler") as rank:
+def test_reported_logprobs_may_stand_for_the_proximal_policy(tiny_model: Path) -> None:
+    with running(tiny_model, algorithm="grpo", proximal="sampler") as rank:
         report = rank.step(random_groups(0))
     # The made-up logprobs are far from the model's, so most ratios are.
     assert report.metrics["clip_fraction"] > 0.2

@@ -31,9 +31,19 @@ CRITIC = {
     "max_tokens_per_micro_batch": 64,
 }
 VALUE_HEAD = CRITIC | {"critic": "value_head", "gradient_checkpointing": True}
+STALE = {
+    "algorithm": "grpo",
+    "lr": 1e-3,
+    "proximal": "interpolated",
+    "importance_correction": "sequence_tis",
+    "num_minibatches": 2,
+    "max_tokens_per_micro_batch": 64,
+}
 CASES: dict[str, dict[str, Any]] = {
     "critic": CRITIC,
     "value_head": VALUE_HEAD,
+    "stale": STALE,
+    "stale_zero_2": STALE | {"zero_stage": 2},
     **{f"critic_zero_{stage}": CRITIC | {"zero_stage": stage} for stage in (0, 2, 3)},
     **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
 }

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from rollout_workers.sleeping import sleep_all, wake_all
-from services.contracts.errors import WorkerLost
+from services.contracts.errors import DeadlineExceeded, WorkerLost
 
 
 class Sleepy:
@@ -37,10 +37,19 @@ async def test_all_sleep_and_all_wake() -> None:
     assert not any(worker.asleep for worker in workers)
 
 
-async def test_a_lost_worker_is_told_once_the_others_sleep() -> None:
+async def test_a_worker_that_does_not_sleep_is_told_once_the_others_do() -> None:
     slow = Sleepy(turns=3)
+    late = DeadlineExceeded(waited_for="the engine to sleep", waited_s=1.0, advice="see its log")
 
-    with pytest.raises(WorkerLost, match="gone"):
-        await sleep_all([Sleepy(error=WorkerLost("gone")), slow])
+    with pytest.raises(DeadlineExceeded):
+        await sleep_all([Sleepy(error=late), slow])
 
     assert slow.asleep
+
+
+async def test_a_dead_worker_holds_no_memory_and_stops_nobody() -> None:
+    alive = Sleepy()
+
+    await sleep_all([Sleepy(error=WorkerLost("gone")), alive])
+
+    assert alive.asleep

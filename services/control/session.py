@@ -1,0 +1,204 @@
+"""The loop from one restore point to its end, with everything that is written around it.
+
+It must not know how parts start, nor who asks for what. Invariants: a checkpoint holds the learner, the books and the
+groups of one and the same moment between two steps; a checkpoint that the disk refuses costs nothing but itself.
+"""
+
+from collections.abc import AsyncGenerator
+from contextlib import ExitStack, aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rollout_workers.prompts import PromptStream, RowOrder
+from services.contracts.errors import CheckpointError
+from services.control import run_state
+from services.control.admission import AdmissionRule
+from services.control.config import RunConfig
+from services.control.controller import Controller, Step
+from services.control.evaluation import Evaluation, evaluate
+from services.control.event_log import EventLog
+from services.control.learner_group import LearnerGroup
+from services.control.ledger import Ledger
+from services.control.metrics import SampleLog
+from services.control.parts import Parts
+from services.control.preflight import RunInputs
+from services.control.progress import Progress
+from services.control.recorder import Recorder, is_due
+from services.control.run_events import RunEvents
+from services.control.run_machine import OpenWork, RunMachine
+from services.control.run_state import RunState
+from services.control.saved_groups import read_groups
+from services.control.step_metrics import RunTotals, step_metrics
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContext:
+    """What stays the same from the first session of a run to its last."""
+
+    config: RunConfig
+    inputs: RunInputs
+    progress: Progress
+    totals: RunTotals
+    log: EventLog
+    events: RunEvents
+
+
+class Session:
+    """One learner, from the state that it has now.
+
+    Args:
+        checkpoint: folder that the state came from; None at the very beginning.
+        state: the state of the run at that moment.
+        stack: closes what is open for writing.
+
+    Attributes:
+        machine: the run's decisions.
+        controller: the loop.
+        state: of the last whole step.
+        last_step: None before there is one.
+        saved_step: step of the newest checkpoint.
+    """
+
+    def __init__(
+        self,
+        run: RunContext,
+        parts: Parts,
+        learner: LearnerGroup,
+        *,
+        checkpoint: Path | None,
+        state: RunState,
+        stack: ExitStack,
+    ) -> None:
+        config = run.config
+        self._run = run
+        self._parts = parts
+        self._learner = learner
+        self._failed_checkpoints = 0
+        self._sampling = config.rollout.to_sampling(seed=config.run.seed)
+        self._prompts = _prompt_stream(config, run.inputs, state.prompt_position)
+        self._recorder = stack.enter_context(
+            Recorder(config.run, config.train, config.metrics, progress=run.progress, first_step=state.step)
+        )
+        self._samples = stack.enter_context(
+            SampleLog(config.run.dir, samples_per_step=config.metrics.samples_per_step, resume_step=state.step)
+        )
+        self._ledger, self.machine = _books(run, state, self._open_work(checkpoint, state), self._prompts)
+        self.controller = Controller(
+            prompts=self._prompts,
+            rollouts=parts.rollouts,
+            rewards=parts.rewards,
+            learner=learner,
+            machine=self.machine,
+            note=run.events.note,
+            sampling=self._sampling,
+            max_failed_prompts=config.train.max_failed_prompts,
+        )
+        self.state = state
+        self.last_step: Step | None = None
+
+    @property
+    def saved_step(self) -> int:
+        return self._recorder.saved_step
+
+    @property
+    def num_trained(self) -> int:
+        """Prompts trained since the run began."""
+        return self._ledger.counts["trained"]
+
+    async def steps(self) -> AsyncGenerator[Step, None]:
+        """Every step that is left, each recorded, and checkpointed when one is due, before it is yielded."""
+        async with aclosing(self.controller.steps(self._run.config.train.num_steps)) as steps:
+            async for step in steps:
+                await self._record(step)
+                yield step
+
+    async def evaluate(self, when: str) -> Evaluation | None:
+        """Held-out accuracy of the newest weights; None where the run has no held-out prompts."""
+        if self._run.inputs.evaluation_prompts is None:
+            return None
+        await self.controller.synced()
+        evaluation = await evaluate(
+            self._run.inputs.evaluation_prompts.prompts,
+            rollouts=self._parts.rollouts,
+            rewards=self._parts.rewards,
+            sampling=self._sampling,
+            config=self._run.config.evaluate,
+        )
+        self._run.progress.message(f"held-out accuracy {when}: {evaluation.accuracy:.1%}")
+        return evaluation
+
+    async def export(self, folder: Path) -> None:
+        """Write the policy in Hugging Face format."""
+        await self._learner.export(folder)
+
+    async def checkpoint(self) -> Path:
+        """Commit the last whole step with what is under way now. The caller keeps the learner from going on.
+
+        Raises:
+            CheckpointError: the disk refuses.
+        """
+        open_work = self.machine.open_work
+        state = self._snapshot(open_work)
+        folder = await self._recorder.checkpoint(state, self._learner, waiting=open_work.waiting)
+        self._run.events.note("checkpoint", step=state.step)
+        return folder
+
+    async def _record(self, step: Step) -> None:
+        config = self._run.config
+        self.last_step = step
+        self.state = replace(self.state, step=step.number)
+        self._run.totals.add(step)
+        self._samples.record(step.number, step.groups)
+        metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving)
+        if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
+            evaluation = await self.evaluate(f"after step {step.number}")
+            metrics |= evaluation.metrics() if evaluation else {}
+        self._recorder.record(step.number, metrics)
+        if is_due(step.number, config.train.checkpoint_every):
+            await self._checkpoint_or_go_on()
+
+    async def _checkpoint_or_go_on(self) -> None:
+        try:
+            await self.checkpoint()
+        except CheckpointError as error:
+            self._failed_checkpoints += 1
+            if self._failed_checkpoints >= self._run.config.train.max_failed_checkpoints:
+                raise
+            self._run.progress.message(f"going on without a checkpoint: {error}")
+        else:
+            self._failed_checkpoints = 0
+
+    def _snapshot(self, open_work: OpenWork) -> RunState:
+        self.state = replace(
+            self.state,
+            prompt_position=self._prompts.position,
+            running=open_work.running,
+            event_counts=dict(self._ledger.counts),
+            num_events=self._run.log.num_events,
+            seconds=self._run.totals.seconds,
+        )
+        return self.state
+
+    def _open_work(self, checkpoint: Path | None, state: RunState) -> OpenWork:
+        if checkpoint is None:
+            return OpenWork()
+        waiting = read_groups(checkpoint / run_state.WAITING_FILE, self._prompts.at)
+        return OpenWork(waiting=waiting, running=state.running)
+
+
+def _prompt_stream(config: RunConfig, inputs: RunInputs, position: int) -> PromptStream:
+    prompts = inputs.prompts.prompts
+    order = RowOrder(len(prompts), seed=config.run.seed, shuffle=config.data.shuffle, position=position)
+    return PromptStream(prompts, order)
+
+
+def _books(run: RunContext, state: RunState, open_work: OpenWork, prompts: PromptStream) -> tuple[Ledger, RunMachine]:
+    train = run.config.train
+    open_prompts = {prompts.at(position).id: "admitted" for position in open_work.running}
+    open_prompts |= {waiting.group.group.prompt.id: "accepted" for waiting in open_work.waiting}
+    ledger = Ledger(run.events.note, counts=state.event_counts, open_prompts=open_prompts)
+    run.events.is_open = ledger.open_prompts.__contains__
+    rule = AdmissionRule(
+        prompts_per_step=train.prompts_per_step, max_staleness=train.max_staleness, num_steps=train.num_steps
+    )
+    return ledger, RunMachine(rule, ledger, trained_steps=state.step, open_work=open_work)
