@@ -29,6 +29,7 @@ from services.transport.rounds import Ask, Roster, Seat, decide, newest_of_each,
 
 KEPT_VERSIONS = 2
 _POLL_S = 0.005
+_END_S = 5.0
 _LOST = "a member is dead, frozen or cut off; the group is made anew of those who ask again"
 _log = logging.getLogger(__name__)
 
@@ -103,7 +104,8 @@ class BroadcastSender:
         self._session = _Session(Host(host), groups, patience or Patience())
         thread = threading.Thread(target=self._session.serve, name="weight broadcast", daemon=True)
         thread.start()
-        weakref.finalize(self, self._session.stop.set)
+        # At the interpreter's exit too: a thread that is cut off inside torch there takes the process down with it.
+        weakref.finalize(self, _end, self._session.stop, thread)
 
     def publish(self, manifest: WeightManifest, buckets: Sequence[torch.Tensor]) -> Publication:
         number = next(self._numbers)
@@ -112,6 +114,11 @@ class BroadcastSender:
         return Publication(
             transport=self._name, manifest=manifest, locations=(Offer(host=host, port=port, number=number),)
         )
+
+
+def _end(stop: threading.Event, thread: threading.Thread) -> None:
+    stop.set()
+    thread.join(_END_S)
 
 
 class _Session:

@@ -11,7 +11,7 @@ from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: i
 from services.transport.broadcast_weights import BroadcastReceiver, BroadcastSender
 from services.transport.device_weights import DeviceTransport
 
-_LONG = timedelta(seconds=60)
+_LONG = timedelta(seconds=8)
 
 
 class GlooGroups:
