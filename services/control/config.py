@@ -106,7 +106,8 @@ class WeightsConfig(Section):
     """How new weights reach the rollout workers."""
 
     transport: str = "shared_memory"
-    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes) or disk (a shared folder)."""
+    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes), disk (a shared folder), nccl (from
+    GPU to GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
 
 
 class _Root(BaseSettings):
