@@ -9,6 +9,7 @@ import json
 import random
 import tempfile
 import time
+import traceback
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -38,7 +39,7 @@ from services.control.verification import verify_events
 from tests.fakes import make_prompt
 from tests.simulation.parts import SimulatedLearner, SimulatedRewards
 from tests.simulation.scenario import Order, Scenario, make_scenario
-from tests.simulation.virtual_time import Killed, VirtualTimeLoop
+from tests.simulation.virtual_time import Deadlock, Killed, VirtualTimeLoop
 from tests.simulation.workers import SimulatedLauncher
 
 MOST_S = 7200.0
@@ -156,6 +157,9 @@ class _SimulatedRun:
             except TriremeError as error:
                 log.note("run_ended", how="failed", error=type(error).__name__, exit_code=error.exit_code)
                 self._result.wrong += _not_allowed(scenario, error)
+                return f"{type(error).__name__}: {error}"
+            except (AssertionError, Deadlock) as error:
+                self._result.wrong.append("".join(traceback.format_exception(error)))
                 return f"{type(error).__name__}: {error}"
             finally:
                 self._now = loop.time()
