@@ -171,6 +171,7 @@ class Session:
     def _snapshot(self, open_work: OpenWork) -> RunState:
         self.state = replace(
             self.state,
+            step=self.machine.trained_steps,
             prompt_position=self._prompts.position,
             running=open_work.running,
             event_counts=dict(self._ledger.counts),
