@@ -192,7 +192,8 @@ class Fleet:
 
     async def _drain(self, number: int) -> None:
         in_time = await self.pool.remove(number, timeout_s=self._config.drain_timeout_s)
-        self._end(number, "drained" if in_time else "drained; what it had not ended went to others")
+        if number in self._phases:  # Else it was lost meanwhile.
+            self._end(number, "drained" if in_time else "drained; what it had not ended went to others")
 
     async def _probe(self, number: int, worker: Worker) -> None:
         """Ask for a token every so often; a worker that fails to give one several times in a row is lost."""
@@ -212,8 +213,9 @@ class Fleet:
         if number not in self._phases:
             return
         _log.warning("rollout worker %d is lost: %s", number, reason)
+        was_wanted = self._phases[number] != "draining"
         self._end(number, reason)
-        if not self._budget.spend(asyncio.get_running_loop().time()):
+        if was_wanted and not self._budget.spend(asyncio.get_running_loop().time()):
             self.target = max(0, self.target - 1)
             spent = (
                 f"rollout.max_restarts ({self._config.max_restarts} in {self._config.restart_window_s:g} s) is spent"

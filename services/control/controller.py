@@ -136,6 +136,7 @@ class Controller:
                     self._clock.lap()  # What the caller does between two steps belongs to neither.
             await self.synced()
         finally:
+            self._admits = False
             await self._cancel()
 
     async def publish(self, version: int) -> None:

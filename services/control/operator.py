@@ -32,6 +32,7 @@ class Operator:
         self._note = note
         self._session: Session | None = None
         self._phase: RunPhase = "running"
+        self._saving: set[asyncio.Future[Path]] = set()
         self.message = ""
 
     def take_over(self, session: Session) -> None:
@@ -81,6 +82,8 @@ class Operator:
         if session is None:
             raise CheckpointError("the run has not started training yet, so there is nothing to save; ask again later")
         saving = asyncio.ensure_future(_checkpoint(session))
+        self._saving.add(saving)
+        saving.add_done_callback(self._saved)
         try:
             return await asyncio.wait_for(asyncio.shield(saving), timeout_s)
         except TimeoutError as error:
@@ -89,6 +92,12 @@ class Operator:
                 waited_s=timeout_s,
                 advice="it is still going to be written; see `trireme status` for the newest",
             ) from error
+
+    def _saved(self, saving: asyncio.Future[Path]) -> None:
+        """Whoever asked may have gone, so that only the status can tell of a failure."""
+        self._saving.discard(saving)
+        if not saving.cancelled() and (error := saving.exception()):
+            self.message = f"the checkpoint that was asked for failed: {error}"
 
     def _turn(self, phase: RunPhase) -> None:
         self._phase = phase
@@ -102,4 +111,6 @@ class Operator:
 
 async def _checkpoint(session: Session) -> Path:
     async with session.controller.learner_is_free:
+        if not session.controller.learner_is_sound:
+            raise CheckpointError("the learner failed in the middle of a step, which cannot be saved; resume the run")
         return await session.checkpoint()

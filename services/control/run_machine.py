@@ -49,6 +49,7 @@ class RunMachine:
         self._buffer = RolloutBuffer(
             batch=rule.prompts_per_step, capacity=(rule.max_staleness + 1) * rule.prompts_per_step
         )
+        self._in_hand: list[Waiting] = []
         self.trained_steps = trained_steps
         self.version = trained_steps
         self.phase: RunPhase = "running"
@@ -67,8 +68,8 @@ class RunMachine:
 
     @property
     def open_work(self) -> OpenWork:
-        """What a checkpoint has to remember."""
-        return OpenWork(waiting=tuple(self._buffer.waiting), running=tuple(sorted(self._deadlines)))
+        """What a checkpoint has to remember; a batch that was given out waits until it is trained."""
+        return OpenWork(waiting=(*self._in_hand, *self._buffer.waiting), running=tuple(sorted(self._deadlines)))
 
     @property
     def is_drained(self) -> bool:
@@ -109,7 +110,10 @@ class RunMachine:
         if self.phase == "paused":
             return None
         batch = self._buffer.take(step=self.trained_steps, running=Counter(self._deadlines.values()))
-        return None if batch is None else [waiting.group for waiting in batch]
+        if batch is None:
+            return None
+        self._in_hand = batch
+        return [waiting.group for waiting in batch]
 
     def staleness(self, group: ScoredGroup) -> int:
         """How many versions the group's oldest token is behind the learner."""
@@ -121,6 +125,7 @@ class RunMachine:
         staleness = [self.staleness(group) for group in groups]
         assert max(staleness) <= self._rule.max_staleness, f"staleness {staleness} above {self._rule.max_staleness}"
         self.trained_steps += 1
+        self._in_hand = []
         for group, stale in zip(groups, staleness, strict=True):
             self._ledger.end(group.group.prompt.id, "trained", step=self.trained_steps, staleness=stale)
         return staleness

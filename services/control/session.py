@@ -4,6 +4,7 @@ It must not know how parts start, nor who asks for what. Invariants: a checkpoin
 groups of one and the same moment between two steps; a checkpoint that the disk refuses costs nothing but itself.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
@@ -74,6 +75,7 @@ class Session:
         self._parts = parts
         self._learner = learner
         self._failed_checkpoints = 0
+        self._saving = asyncio.Lock()
         self._sampling = config.rollout.to_sampling(seed=config.run.seed)
         self._prompts = _prompt_stream(config, run.inputs, state.prompt_position)
         self._recorder = stack.enter_context(
@@ -137,11 +139,12 @@ class Session:
         Raises:
             CheckpointError: the disk refuses.
         """
-        open_work = self.machine.open_work
-        state = self._snapshot(open_work)
-        folder = await self._recorder.checkpoint(state, self._learner, waiting=open_work.waiting)
-        self._run.events.note("checkpoint", step=state.step)
-        return folder
+        async with self._saving:
+            open_work = self.machine.open_work
+            state = self._snapshot(open_work)
+            folder = await self._recorder.checkpoint(state, self._learner, waiting=open_work.waiting)
+            self._run.events.note("checkpoint", step=state.step)
+            return folder
 
     async def _record(self, step: Step) -> None:
         config = self._run.config
@@ -171,6 +174,7 @@ class Session:
     def _snapshot(self, open_work: OpenWork) -> RunState:
         self.state = replace(
             self.state,
+            step=self.machine.trained_steps,
             prompt_position=self._prompts.position,
             running=open_work.running,
             event_counts=dict(self._ledger.counts),

@@ -73,7 +73,7 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
             events=RunEvents(log.note),
         )
         try:
-            outcome = asyncio.run(_Run(run, checkpoint, state).run())
+            outcome = asyncio.run(Sessions(run, checkpoint, state).run())
         except asyncio.CancelledError as error:
             log.note("run_ended", how="interrupted", error=None, exit_code=130)
             raise KeyboardInterrupt from error
@@ -87,7 +87,7 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
     return replace(outcome, summary=summary)
 
 
-class _Run:
+class Sessions:
     """The sessions of one run, one after the other: a further one for each learner that was lost."""
 
     def __init__(self, run: RunContext, checkpoint: Path | None, state: RunState) -> None:
@@ -100,18 +100,37 @@ class _Run:
     async def run(self) -> Outcome:
         with catch_interrupts(self._run.progress.message) as stop:
             self._run.progress.message("starting reward service, learner and rollout workers")
-            self._note_start()
+            self.note_start()
             async with start_parts(self._config, self._run.events) as parts:
                 reward = parts.rewards.description
                 self._run.events.note("reward_service", name=reward.name, version=reward.version)
                 operator = Operator(self._config, parts.fleet, self._run.events.note)
                 async with open_control_server(operator, self._config.control, self._config.run.dir):
-                    learner = parts.learner
-                    while True:
-                        try:
-                            return await self._session(parts, learner, operator, stop)
-                        except LearnerLost as error:
-                            learner = await self._replace(learner, parts, error)
+                    return await self.go_through(parts, operator, stop)
+
+    async def go_through(self, parts: TrainingParts, operator: Operator, stop: StopRequest) -> Outcome:
+        """All sessions, on parts that are ready. Raises `TriremeError`: what stopped the last one."""
+        learner = parts.learner
+        while True:
+            try:
+                return await self._session(parts, learner, operator, stop)
+            except LearnerLost as error:
+                learner = await self._replace(learner, parts, error)
+
+    def note_start(self) -> None:
+        """Write down that a process of the run begins, and from where."""
+        train = self._config.train
+        self._run.events.note(
+            "run_started",
+            pid=os.getpid(),
+            max_staleness=train.max_staleness,
+            prompts_per_step=train.prompts_per_step,
+            num_steps=train.num_steps,
+            samples_per_prompt=self._config.rollout.samples_per_prompt,
+            seed=self._config.run.seed,
+        )
+        if self._checkpoint is not None:
+            self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)
 
     async def _session(
         self, parts: TrainingParts, learner: LearnerGroup, operator: Operator, stop: StopRequest
@@ -175,20 +194,6 @@ class _Run:
         self._run.events.note("learner_restarted", step=self._state.step)
         self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)
         return new
-
-    def _note_start(self) -> None:
-        train = self._config.train
-        self._run.events.note(
-            "run_started",
-            pid=os.getpid(),
-            max_staleness=train.max_staleness,
-            prompts_per_step=train.prompts_per_step,
-            num_steps=train.num_steps,
-            samples_per_prompt=self._config.rollout.samples_per_prompt,
-            seed=self._config.run.seed,
-        )
-        if self._checkpoint is not None:
-            self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)
 
     def _summary(self, session: Session, after: Evaluation | None) -> dict[str, Json]:
         return {
