@@ -1,4 +1,4 @@
-"""What the benchmarks compute from a run's files, by hand-made runs; and the staleness bound on a short sleeping run."""
+"""What the benchmarks compute from a run's files, by hand; and the staleness bound on a short sleeping run."""
 
 import json
 from pathlib import Path
@@ -47,9 +47,9 @@ def test_the_process_to_kill_is_that_of_a_worker_that_is_there() -> None:
 
 def test_a_prompt_admitted_before_the_kill_and_never_trained_is_lost() -> None:
     events = [
-        *({"event": "admitted", "prompt": prompt, "time": time} for prompt, time in (("a", 1.0), ("b", 2.0), ("c", 9.0))),
+        *({"event": "admitted", "prompt": prompt, "time": time} for prompt, time in zip("abc", (1, 2, 9), strict=True)),
         trained("a", 1),
-    ]  # fmt: skip
+    ]
     assert lost_prompts(events, killed_at=5.0) == ["b"]
 
 
@@ -85,4 +85,6 @@ def test_a_band_is_one_standard_deviation_around_the_mean_of_the_seeds() -> None
         for seed, reward in enumerate((1.0, 3.0))
     ]  # fmt: skip
     drawn = line(runs, "k", lambda run: run.rewards)
-    assert (drawn.y, drawn.low[0], drawn.high[0]) == ([2.0], pytest.approx(2 - 2**0.5), pytest.approx(2 + 2**0.5))
+    assert list(drawn.y) == [2.0]
+    assert drawn.low[0] == pytest.approx(2 - 2**0.5)
+    assert drawn.high[0] == pytest.approx(2 + 2**0.5)
