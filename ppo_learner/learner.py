@@ -92,7 +92,7 @@ class LearnerRank:
         )
         with ExitStack() as on_failure:
             on_failure.callback(leave)
-            self._transport = make_transport(transport, self._ranks)
+            self._transport = make_transport(transport, self._ranks, host=master_address)
             seed_everything(seed)
             self._networks = Networks(learner, model, self._ranks, temperature=temperature)
             on_failure.pop_all()

@@ -23,6 +23,7 @@ from services.contracts.errors import UserError
 from services.contracts.interfaces import WeightTransport
 from services.contracts.records import Canary, Demonstration, Publication
 from services.contracts.settings import ModelConfig
+from services.transport.device_weights import DEVICE_TRANSPORTS, DeviceSender, publish_on_device, transport_names
 from services.transport.weights import TRANSPORTS, pack
 
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -30,18 +31,27 @@ CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 bfloat16 (8 bits of mantissa, so up to 0.03 on a logit of 8); a wrong tensor is off by 0.5 and more."""
 
 
-def make_transport(name: str, ranks: Ranks) -> WeightTransport | None:
-    """The transport that rank 0 publishes through, and no other rank. Raises `UserError` for a name there is not."""
-    if name not in TRANSPORTS:
-        raise UserError(f"weights.transport {name!r} does not exist; choose one of {', '.join(TRANSPORTS)}")
-    return TRANSPORTS[name]() if ranks.is_first else None
+def make_transport(name: str, ranks: Ranks, *, host: str) -> WeightTransport | DeviceSender | None:
+    """The transport that rank 0 publishes through, and no other rank.
+
+    Args:
+        host: an address at which workers reach rank 0's machine.
+
+    Raises:
+        UserError: a name there is not, or a transport that needs a GPU where there is none.
+    """
+    if name not in transport_names():
+        raise UserError(f"weights.transport {name!r} does not exist; choose one of {', '.join(transport_names())}")
+    if not ranks.is_first:
+        return None
+    return TRANSPORTS[name]() if name in TRANSPORTS else DEVICE_TRANSPORTS[name].sender(ranks.device, host)
 
 
 def publish_policy(
     policy: Engine,
     model: ModelConfig,
     ranks: Ranks,
-    transport: WeightTransport | None,
+    transport: WeightTransport | DeviceSender | None,
     *,
     version: int,
     canary_sequences: Sequence[array[int]],
@@ -56,6 +66,8 @@ def publish_policy(
         for _ in _language_model(policy):
             pass  # Takes part in gathering each weight.
         return None
+    if isinstance(transport, DeviceSender):
+        return publish_on_device(transport, _language_model(policy), version=version, dtype=model.dtype, canary=canary)
     manifest, buckets = pack(_language_model(policy), version=version, dtype=model.dtype, canary=canary)
     return transport.publish(manifest, buckets)
 

@@ -38,6 +38,8 @@ class RolloutConfig(Section):
     """CPU cores of one worker, and threads of its engine."""
     gpus_per_worker: int = Field(default=0, ge=0)
     """GPUs of one worker; 0 runs the engine on the CPU."""
+    colocate: bool = False
+    """One worker and one learner rank on the same GPU: the worker sleeps, its memory free, while the rank trains."""
     tensor_parallel_size: int = Field(default=1, ge=1)
     """Slices into which one worker's model is cut, each on a GPU of its own."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
@@ -97,6 +99,11 @@ class RolloutConfig(Section):
             raise ValueError(
                 f"tensor_parallel_size is {self.tensor_parallel_size} and gpus_per_worker {self.gpus_per_worker}; each "
                 "slice needs a GPU of its own"
+            )
+        if self.colocate and (self.num_workers, self.gpus_per_worker) != (1, 1):
+            raise ValueError(
+                f"colocate puts one worker and one learner rank on one GPU, and num_workers is {self.num_workers}, "
+                f"gpus_per_worker {self.gpus_per_worker}; set both to 1, or colocate to false"
             )
         return self
 

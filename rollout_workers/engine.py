@@ -1,6 +1,7 @@
 """The sampling engine: vLLM inside this process, driven step by step by one thread.
 
-With `weight_loader` the only file that knows vLLM. It must not know workers, groups, transports or asyncio.
+With `weight_loader` and `weight_transfer` the only file that knows vLLM. It must not know workers, groups, asyncio or
+how weights travel.
 Invariants: a token carries the version of the weights that sampled it and the logprob of the distribution that it was
 drawn from; keys and values of older weights are never read, unless completions under way are to keep their own; nothing
 sampled under new weights leaves the engine before their canary agreed.
@@ -22,12 +23,13 @@ from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from rollout_workers import weight_loader
 from rollout_workers.canary import check_canary
 from rollout_workers.config import RolloutConfig
+from rollout_workers.weight_transfer import EXTENSION, pull_weights
 from services.contracts.errors import UserError, VersionMismatch, WeightSyncError
 from services.contracts.records import FinishReason, Sampling, WeightManifest
 from services.contracts.settings import ModelConfig
+from services.transport.device_weights import Pull
 
 _FIRST = -1
 """Priority of canaries; everything else has 0."""
@@ -81,11 +83,12 @@ class Engine:
         self._recomputes = rollout.on_new_weights == "recompute"
         self._num_canaries = 0
         self._held: list[Completion] = []
+        self.asleep = False
 
     @property
     def busy(self) -> bool:
         """Whether `step` has anything to do or to give."""
-        return bool(self._held) or self._llm.has_unfinished_requests()
+        return bool(self._held) or (not self.asleep and self._llm.has_unfinished_requests())
 
     def add(self, order: str, token_ids: Sequence[int], sampling: Sampling, *, seed: int) -> None:
         """Order one completion, by a name of the caller. `num_samples` and `seed` of `sampling` are not read.
@@ -121,8 +124,25 @@ class Engine:
         """Take no orders until a version was loaded and checked."""
         self.refusal = reason
 
-    def load(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Loaded:
+    def sleep(self) -> None:
+        """Give up the GPU's memory until `wake` or the next `load`; completions under way wait, computed anew then."""
+        if not self.asleep:
+            self._llm.reset_prefix_cache(reset_running_requests=True)
+            # Level 1 keeps the weights, in host memory: what is served before the next load must be right as well.
+            self._llm.sleep(level=1, mode="keep")
+            self.asleep = True
+
+    def wake(self) -> None:
+        """Take the memory back, and go on."""
+        if self.asleep:
+            self._llm.wake_up()
+            self.asleep = False
+
+    def load(self, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> Loaded:
         """Load and check a version, between two steps. Running completions go on with it from their next token.
+
+        Args:
+            weights: buckets that were fetched, or the order to fetch them. An engine that sleeps wakes up.
 
         Raises:
             VersionMismatch: the version is older than the one served; nothing changes.
@@ -138,7 +158,7 @@ class Engine:
         before = self.generation, self.version
         self.generation, self.version = manifest.age
         try:
-            loaded = self._load_and_check(manifest, buckets)
+            loaded = self._load_and_check(manifest, weights)
         except WeightSyncError as error:
             self.generation, self.version = before
             self._forget_all()
@@ -147,18 +167,32 @@ class Engine:
         self.refusal = None
         return loaded
 
-    def _load_and_check(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Loaded:
+    def _load_and_check(self, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> Loaded:
         started = time.monotonic()
         if self._recomputes:
             # So that no completion goes on from keys and values of the old weights.
             self._llm.reset_prefix_cache(reset_running_requests=True)
-        arrays = [np.frombuffer(bucket, np.uint8) for bucket in buckets]
-        self._llm.collective_rpc("load_packed_weights", args=(manifest, arrays, self._repack_tied_head))
+        self._put(manifest, weights)
         self._llm.set_weight_version(str(manifest.version))
         loaded = time.monotonic()
         found = self.prompt_logprobs([list(sequence) for sequence in manifest.canary.sequences])
         error = check_canary(manifest.canary, found, version=manifest.version)
         return Loaded(canary_error=error, load_s=loaded - started, verify_s=time.monotonic() - loaded)
+
+    def _put(self, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> None:
+        if self.asleep:
+            # Keys and values come back last, when a learner on the same GPU may have let go of the buckets.
+            self._llm.wake_up(["weights"])
+        try:
+            if isinstance(weights, Pull):
+                pull_weights(self._llm, weights)
+            else:
+                arrays = [np.frombuffer(bucket, np.uint8) for bucket in weights]
+                self._llm.collective_rpc("load_packed_weights", args=(manifest, arrays, self._repack_tied_head))
+        finally:
+            if self.asleep:
+                self._llm.wake_up(["kv_cache"])
+                self.asleep = False
 
     def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
         """Logprobs (T - 1,) of tokens 1 … T-1 of each sequence. What ends meanwhile is held for the next `step`."""
@@ -255,6 +289,7 @@ def engine_arguments(model: ModelConfig, rollout: RolloutConfig) -> dict[str, An
         "max_model_len": model.max_length,
         "tensor_parallel_size": rollout.tensor_parallel_size,
         "enforce_eager": on_cpu or rollout.enforce_eager,
+        "enable_sleep_mode": rollout.colocate and not on_cpu,
         "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
         "max_num_seqs": rollout.max_concurrent_sequences,
@@ -262,7 +297,7 @@ def engine_arguments(model: ModelConfig, rollout: RolloutConfig) -> dict[str, An
         "block_size": rollout.block_tokens,
         "enable_prefix_caching": rollout.enable_prefix_caching,
         "logprobs_mode": "processed_logprobs",
-        "worker_extension_cls": weight_loader.EXTENSION,
+        "worker_extension_cls": EXTENSION,
         # Canaries go before completions that were preempted for the load that they check.
         "scheduling_policy": "priority",
         # A step in flight during a load would sample tokens of two versions at once.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.contracts.errors import TriremeError, VersionMismatch, WeightSyncError, WorkerLost
 from services.contracts.records import SampleRequest, WeightManifest, sampling_seed
+from services.transport.device_weights import Pull
 
 if TYPE_CHECKING:
     from rollout_workers.engine import Completion, Engine, Loaded
@@ -67,9 +68,9 @@ class EngineThread:
         self._submit(future, lambda engine: self._begin(engine, attempt, request, future))
         return future
 
-    def load(self, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Future[Loaded]:
+    def load(self, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> Future[Loaded]:
         """Load a version between two steps; if that fails, groups under way fail with the same error."""
-        return self.call(lambda engine: self._load(engine, manifest, buckets))
+        return self.call(lambda engine: self._load(engine, manifest, weights))
 
     def call(self, order: Callable[[Engine], Result]) -> Future[Result]:
         """Have the thread run `order` between two steps."""
@@ -151,9 +152,9 @@ class EngineThread:
         if len(completions) == len(group.orders):
             _end(group.future, completions)
 
-    def _load(self, engine: Engine, manifest: WeightManifest, buckets: Sequence[memoryview]) -> Loaded:
+    def _load(self, engine: Engine, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> Loaded:
         try:
-            return engine.load(manifest, buckets)
+            return engine.load(manifest, weights)
         except VersionMismatch:
             raise
         except WeightSyncError as error:

@@ -1,11 +1,12 @@
 """Puts packed weights into the live model of a vLLM engine, on a CPU or a GPU, one process or one per model slice.
 
-vLLM mixes `PackedWeightLoading` into its own worker class, so this runs where the model is. It must not know requests,
-versions or transports. Invariant: when loading returns, every parameter has been given, and no kernel still reads a
-copy that it packed from the old ones.
+`weight_transfer` mixes `PackedWeightLoading` into vLLM's own worker class, so this runs where the model is. It must not
+know requests, versions or transports. Invariant: when loading returns, every parameter has been given, and no kernel
+still reads a copy that it packed from the old ones.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,6 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from services.contracts.errors import WeightSyncError
 from services.contracts.records import WeightManifest
 from services.transport.weights import unpack
-
-EXTENSION = f"{__name__}.PackedWeightLoading"
-"""What `EngineArgs.worker_extension_cls` is given."""
 
 
 class PackedWeightLoading:
@@ -38,21 +36,38 @@ class PackedWeightLoading:
         """
         model = self.model_runner.get_model()
         config = self.model_runner.vllm_config.model_config
-        try:
+        with does_not_fit(manifest):
             loaded = _reload(model, config, unpack(manifest, [bucket.data for bucket in buckets]))
-        except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
-            raise WeightSyncError(
-                f"version {manifest.version} does not fit the model that this worker runs "
-                f"({type(error).__name__}: {error}); give learner and workers the same model.path"
-            ) from error
-        missing = {name for name, _ in model.named_parameters()} - loaded
-        if missing:
-            raise WeightSyncError(
-                f"version {manifest.version} lacks {len(missing)} parameters, among them {sorted(missing)[0]}; "
-                "publish every parameter of the policy"
-            )
+        check_complete(manifest, parameter_names(model), loaded)
         if repack_tied_head:
             repack(model)
+
+
+@contextmanager
+def does_not_fit(manifest: WeightManifest) -> Iterator[None]:
+    """Turn what vLLM's loading raises for foreign tensors into a `WeightSyncError`."""
+    try:
+        yield
+    except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:
+        raise WeightSyncError(
+            f"version {manifest.version} does not fit the model that this worker runs "
+            f"({type(error).__name__}: {error}); give learner and workers the same model.path"
+        ) from error
+
+
+def parameter_names(model: torch.nn.Module) -> set[str]:
+    """What a load must give; to be asked outside of one, since vLLM unties tied weights meanwhile."""
+    return {name for name, _ in model.named_parameters()}
+
+
+def check_complete(manifest: WeightManifest, names: set[str], loaded: set[str]) -> None:
+    """Raise `WeightSyncError` when a parameter of the model was not loaded."""
+    missing = names - loaded
+    if missing:
+        raise WeightSyncError(
+            f"version {manifest.version} lacks {len(missing)} parameters, among them {sorted(missing)[0]}; "
+            "publish every parameter of the policy"
+        )
 
 
 def repack(model: torch.nn.Module) -> None:

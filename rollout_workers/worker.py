@@ -27,6 +27,7 @@ from services.contracts.records import (
     SyncReceipt,
 )
 from services.contracts.settings import ModelConfig
+from services.transport.device_weights import Pull, transport_names
 from services.transport.weights import TRANSPORTS, verify_checksums
 
 if TYPE_CHECKING:
@@ -45,12 +46,12 @@ class RolloutWorker:
     """
 
     def __init__(self, *, worker: int, rollout: RolloutConfig, model: ModelConfig, transport: str | None) -> None:
-        if transport is not None and transport not in TRANSPORTS:
-            raise UserError(f"weights.transport is {transport!r}; choose one of {', '.join(TRANSPORTS)}")
+        if transport is not None and transport not in transport_names():
+            raise UserError(f"weights.transport is {transport!r}; choose one of {', '.join(transport_names())}")
         self._worker = worker
         self._rollout = rollout
         self._model = model
-        self._transport = TRANSPORTS[transport]() if transport is not None else None
+        self._transport = TRANSPORTS[transport]() if transport in TRANSPORTS else None
         self._transport_name = transport
         self._thread: EngineThread | None = None
 
@@ -100,6 +101,20 @@ class RolloutWorker:
         async with self._deadline("one token", self._rollout.health_timeout_s, "replace this worker"):
             return await asyncio.wrap_future(self._engine.call(_generate_one_token))
 
+    async def sleep(self) -> None:
+        """Give up the GPU's memory, for a learner on the same GPU; groups under way wait. Loading weights wakes it up.
+
+        Raises:
+            DeadlineExceeded: after `sync_timeout_s`.
+        """
+        async with self._deadline("the engine to sleep", self._rollout.sync_timeout_s, "see the worker's log"):
+            await asyncio.wrap_future(self._engine.call(lambda engine: engine.sleep()))
+
+    async def wake(self) -> None:
+        """Take the memory back without new weights. Raises `DeadlineExceeded` likewise."""
+        async with self._deadline("the engine to wake up", self._rollout.sync_timeout_s, "see the worker's log"):
+            await asyncio.wrap_future(self._engine.call(lambda engine: engine.wake()))
+
     async def close(self) -> None:
         """Stop; whatever is under way fails with `WorkerLost`."""
         if self._thread is not None:
@@ -115,18 +130,20 @@ class RolloutWorker:
         from rollout_workers.engine import Engine  # vLLM, which must not be imported where workers are only described
 
         engine = Engine(self._model, self._rollout)
-        if self._transport is not None:
+        if self._transport_name is not None:
             engine.refuse(f"rollout worker {self._worker} serves nothing before its first weights have come")
         return engine
 
     async def _fetch_and_load(self, publication: Publication) -> SyncReceipt:
         manifest = publication.manifest
         started = time.monotonic()
-        buckets = await asyncio.to_thread(self._fetch, publication)
+        self._check_transport(publication)
+        weights = await asyncio.to_thread(self._fetch, publication)
         fetched = time.monotonic()
-        await asyncio.to_thread(verify_checksums, manifest, buckets)
+        if not isinstance(weights, Pull):
+            await asyncio.to_thread(verify_checksums, manifest, weights)
         verified = time.monotonic()
-        loaded = await asyncio.wrap_future(self._engine.load(manifest, buckets))
+        loaded = await asyncio.wrap_future(self._engine.load(manifest, weights))
         return SyncReceipt(
             worker=self._worker,
             version=manifest.version,
@@ -138,13 +155,19 @@ class RolloutWorker:
             stall_s=loaded.load_s + loaded.verify_s,
         )
 
-    def _fetch(self, publication: Publication) -> Sequence[memoryview]:
-        if self._transport is None or publication.transport != self._transport_name:
+    def _check_transport(self, publication: Publication) -> None:
+        if publication.transport != self._transport_name:
             raise WeightSyncError(
                 f"weights come by {publication.transport!r} and rollout worker {self._worker} was started for "
                 f"{self._transport_name!r}; give learner and workers the same weights.transport"
             )
-        return self._transport.fetch(publication, timeout_s=self._rollout.sync_timeout_s)
+
+    def _fetch(self, publication: Publication) -> Sequence[memoryview] | Pull:
+        """The buckets, or, where only the engine's own processes can receive them, the order to do so."""
+        timeout_s = self._rollout.sync_timeout_s
+        if self._transport is None:
+            return Pull(publication=publication, member=f"rollout worker {self._worker}", timeout_s=timeout_s)
+        return self._transport.fetch(publication, timeout_s=timeout_s)
 
     @asynccontextmanager
     async def _deadline(self, waited_for: str, timeout_s: float, advice: str) -> AsyncIterator[None]:
@@ -182,5 +205,6 @@ def _to_rollout(prompt: Prompt, sample_index: int, completion: Completion) -> Ro
 
 
 def _generate_one_token(engine: Engine) -> int:
-    engine.prompt_logprobs([[0, 0]])
+    if not engine.asleep:  # Then it is as well as its thread, which runs this.
+        engine.prompt_logprobs([[0, 0]])
     return engine.version

@@ -185,7 +185,13 @@ class FakeWorker:
             raise self.error
         (receipt,) = await self.rollouts.load_weights(publication)
         self.versions.append(receipt.version)
-        return replace(receipt, worker=self.number)
+        return replace(receipt, worker=self.number, generation=publication.manifest.generation)
+
+    async def health(self) -> int:
+        await self._gate.wait()
+        if self.error is not None:
+            raise self.error
+        return self.rollouts.version
 
 
 class FakeRunControl:

@@ -89,6 +89,8 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """Address of an existing Ray cluster, or "auto" for this machine's; None starts Ray here for this run."""
+    allow_unauthenticated: bool = False
+    """Permit an existing cluster off this machine's loopback that asks for no token, although it runs anyone's code."""
     start_timeout_s: float = Field(default=180.0, gt=0)
     """Longest wait for the cluster to grant resources and for each process to be ready, in seconds."""
     cpus_per_learner_rank: int | None = Field(default=None, ge=1)
@@ -104,7 +106,8 @@ class WeightsConfig(Section):
     """How new weights reach the rollout workers."""
 
     transport: str = "shared_memory"
-    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes) or disk (a shared folder)."""
+    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes), disk (a shared folder), nccl (from
+    GPU to GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
 
 
 class _Root(BaseSettings):

@@ -6,7 +6,7 @@ for it for ever: with that rank's own error, or as `LearnerLost` when it died or
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,21 +28,31 @@ class LearnerGroup:
         start_timeout_s: deadline for every rank to be ready.
         timeout_s: deadline of each call.
         generation: how often the learner was started anew from a checkpoint; goes into what it publishes.
+        before_step: awaited before each step; frees a GPU that others share.
     """
 
     def __init__(
-        self, ranks: Sequence[Actor], *, start_timeout_s: float, timeout_s: float, generation: int = 0
+        self,
+        ranks: Sequence[Actor],
+        *,
+        start_timeout_s: float,
+        timeout_s: float,
+        generation: int = 0,
+        before_step: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._ranks = ranks
         self._start_timeout_s = start_timeout_s
         self._timeout_s = timeout_s
         self.generation = generation
+        self._before_step = before_step
 
     async def ready(self) -> None:
         """Wait until every rank has loaded its model."""
         await self._call("start", timeout_s=self._start_timeout_s)
 
     async def step(self, batch: Sequence[ScoredGroup] | Sequence[Demonstration]) -> LearnerReport:
+        if self._before_step is not None:
+            await self._before_step()
         report: LearnerReport = await self._call("step", put(list(batch)))
         return report
 

@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from services.contracts.errors import UserError
-from services.control.ledger import EVENTS_FILE
+from services.control.event_log import EVENTS_FILE
 from services.control.ledger_events import Event, RunStarted, parse_event
 
 

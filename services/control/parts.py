@@ -15,12 +15,13 @@ from ppo_learner.learner import LearnerRank
 from ppo_learner.supervised import SupervisedRank
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
+from rollout_workers.sleeping import sleep_all
 from services.control.actor import constructed_by_start
 from services.control.cluster import Cluster, Room
 from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
-from services.control.remote_worker import RayLauncher, worker_demand
+from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
 from services.control.reward_service import open_reward_service
 from services.control.run_events import RunEvents
 from services.transport.reward_client import RewardClient
@@ -68,12 +69,20 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
         fleet = _fleet(cluster, config, events, transport=config.weights.transport)
         stack.push_async_callback(fleet.stop)
-        learner = await spawn_learner(cluster, rooms, config)
-        await _all_or_first_error(fleet.start(config.rollout.num_workers), learner.ready())
+        free_gpu = _free_gpu(fleet.pool) if config.rollout.colocate else None
+        learner = await spawn_learner(cluster, rooms, config, before_step=free_gpu)
+        if free_gpu is None:
+            await _all_or_first_error(fleet.start(config.rollout.num_workers), learner.ready())
+        else:
+            # vLLM takes for its own what others allocate while it starts, so it starts alone, and then sleeps.
+            await fleet.start(config.rollout.num_workers)
+            await learner.ready()
 
         async def restart_learner(lost: LearnerGroup) -> LearnerGroup:
             await lost.kill(timeout_s=_KILL_TIMEOUT_S)
-            new = await spawn_learner(cluster, rooms, config, generation=lost.generation + 1)
+            new = await spawn_learner(cluster, rooms, config, generation=lost.generation + 1, before_step=free_gpu)
+            if free_gpu is not None:
+                await free_gpu()
             await new.ready()
             return new
 
@@ -111,7 +120,12 @@ def run_demands(config: RunConfig) -> list[Demand]:
 
 
 async def spawn_learner(
-    cluster: Cluster, rooms: Sequence[Room], config: RunConfig, *, generation: int = 0
+    cluster: Cluster,
+    rooms: Sequence[Room],
+    config: RunConfig,
+    *,
+    generation: int = 0,
+    before_step: Callable[[], Awaitable[None]] | None = None,
 ) -> LearnerGroup:
     """Start every rank, each in its room; after `LearnerGroup.kill` the same rooms take new ranks, with a new port."""
     return await _spawn_ranks(
@@ -123,6 +137,7 @@ async def spawn_learner(
         transport=config.weights.transport,
         temperature=config.rollout.temperature,
         generation=generation,
+        before_step=before_step,
     )
 
 
@@ -133,6 +148,7 @@ async def _spawn_ranks(
     config: RunConfig | SupervisedRunConfig,
     *,
     generation: int = 0,
+    before_step: Callable[[], Awaitable[None]] | None = None,
     **arguments: object,
 ) -> LearnerGroup:
     host, port = await cluster.address_for(rooms[0], timeout_s=config.cluster.start_timeout_s)
@@ -159,19 +175,23 @@ async def _spawn_ranks(
         start_timeout_s=config.cluster.start_timeout_s,
         timeout_s=config.train.step_timeout_s,
         generation=generation,
+        before_step=before_step,
     )
 
 
-def rank_demands(learner: OptimizerConfig, cluster: ClusterConfig, *, cores_taken: int = 0) -> list[Demand]:
+def rank_demands(
+    learner: OptimizerConfig, cluster: ClusterConfig, *, cores_taken: int = 0, share: float = 1.0
+) -> list[Demand]:
     """What each learner rank needs.
 
     Args:
         cores_taken: cores of this machine that others keep busy while the learner works.
+        share: how much of its GPU a rank has to itself.
     """
     cores = len(os.sched_getaffinity(0)) - cores_taken
     cpus = cluster.cpus_per_learner_rank or max(1, cores // learner.num_ranks)
     return [
-        Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank)
+        Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank * share)
         for rank in range(learner.num_ranks)
     ]
 
@@ -180,7 +200,8 @@ def _learner_demands(config: RunConfig) -> list[Demand]:
     """In an asynchronous run the workers never rest, and threads that have to share a core with them crawl."""
     is_busy = config.train.max_staleness > 0 and config.cluster.address is None
     cores_taken = config.rollout.num_workers * config.rollout.cpus_per_worker if is_busy else 0
-    return rank_demands(config.learner, config.cluster, cores_taken=cores_taken)
+    share = gpu_share(config.rollout)
+    return rank_demands(config.learner, config.cluster, cores_taken=cores_taken, share=share)
 
 
 def _worker_demands(config: RunConfig) -> list[Demand]:
@@ -200,6 +221,11 @@ def _fleet(cluster: Cluster, config: RunConfig, events: RunEvents | None, *, tra
         watcher=events,
     )
     return Fleet(pool, RayLauncher(cluster, config, transport=transport), config.rollout, watcher=events)
+
+
+def _free_gpu(pool: RolloutPool) -> Callable[[], Awaitable[None]]:
+    """What has the pool's workers sleep."""
+    return lambda: sleep_all(worker for worker in pool.workers if isinstance(worker, RemoteWorker))
 
 
 async def _all_or_first_error(*waits: Awaitable[None]) -> None:

@@ -12,7 +12,7 @@ from rollout_workers.prompts import DataConfig, PromptSet, load_demonstrations, 
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
-from services.control.config import RunConfig, SupervisedRunConfig, WeightsConfig
+from services.control.config import RunConfig, SupervisedRunConfig
 from services.control.control_settings import check_certificate
 
 
@@ -31,7 +31,7 @@ def check_run(config: RunConfig) -> RunInputs:
     Raises:
         UserError: naming the value, the rule and the fix.
     """
-    _check_transport(config.weights)
+    _check_transport(config)
     check_certificate(config.control)
     tokenizer, max_length = load_tokenizer(config.model)
     room = max_length - config.rollout.max_completion_tokens
@@ -99,8 +99,43 @@ def _refuse_missing_folder(path: str) -> None:
         )
 
 
-def _check_transport(weights: WeightsConfig) -> None:
+def _check_transport(config: RunConfig) -> None:
+    from services.transport.device_weights import DEVICE_TRANSPORTS, transport_names
     from services.transport.weights import TRANSPORTS
 
-    if weights.transport not in TRANSPORTS:
-        raise UserError(f"weights.transport is {weights.transport!r}; there are {', '.join(TRANSPORTS)}")
+    name = config.weights.transport
+    if name not in transport_names():
+        raise UserError(f"weights.transport is {name!r}; there are {', '.join(transport_names())}")
+    on_gpus = config.rollout.gpus_per_worker, config.cluster.gpus_per_learner_rank
+    if name in DEVICE_TRANSPORTS and not all(on_gpus):
+        raise UserError(
+            f"weights.transport is {name}, which goes from GPU to GPU, and rollout.gpus_per_worker is {on_gpus[0]}, "
+            f"cluster.gpus_per_learner_rank {on_gpus[1]}; give both GPUs, or choose one of {', '.join(TRANSPORTS)}"
+        )
+    if config.rollout.colocate:
+        _check_colocation(config)
+    elif name == "ipc":
+        raise UserError(
+            "weights.transport is ipc, which needs learner and worker on one GPU, and rollout.colocate is false; set "
+            "that to true, or choose nccl"
+        )
+
+
+def _check_colocation(config: RunConfig) -> None:
+    """One worker and one rank share a GPU, and only one of them computes at a time."""
+    rules: dict[str, tuple[object, object]] = {
+        "learner.num_ranks": (config.learner.num_ranks, 1),
+        "cluster.gpus_per_learner_rank": (config.cluster.gpus_per_learner_rank, 1),
+        "train.max_staleness": (config.train.max_staleness, 0),
+    }
+    for name, (found, needed) in rules.items():
+        if found != needed:
+            raise UserError(
+                f"rollout.colocate has worker and learner take turns on one GPU, and {name} is {found}; set it to "
+                f"{needed}, or rollout.colocate to false"
+            )
+    if config.weights.transport == "nccl":
+        raise UserError(
+            "rollout.colocate puts learner and worker on one GPU, and NCCL takes one process of each GPU; set "
+            "weights.transport to ipc or shared_memory"
+        )

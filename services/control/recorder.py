@@ -29,7 +29,7 @@ def restore_point(folder: Path, progress: Progress, *, resume: bool) -> tuple[Pa
     for fault in faults:
         progress.message(f"skipped a damaged checkpoint: {fault}")
     progress.message(f"resuming after step {state.step}")
-    return checkpoint / run_state.LEARNER_FOLDER, state
+    return checkpoint, state
 
 
 class Recorder:

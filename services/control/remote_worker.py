@@ -60,6 +60,12 @@ class RemoteWorker:
         version: int = await self._actor.call("health", timeout_s=self._rollout.health_timeout_s + _PROBE_MARGIN_S)
         return version
 
+    async def sleep(self) -> None:
+        await self._actor.call("sleep", timeout_s=self._rollout.sync_timeout_s + _MARGIN_S)
+
+    async def wake(self) -> None:
+        await self._actor.call("wake", timeout_s=self._rollout.sync_timeout_s + _MARGIN_S)
+
     async def stop(self) -> None:
         try:
             await self._actor.kill(timeout_s=_STOP_TIMEOUT_S)
@@ -95,6 +101,8 @@ class RayLauncher:
         worker = RemoteWorker(actor, room, self._cluster, rollout)
         try:
             await worker.ready()
+            if rollout.colocate and self._transport is not None:
+                await worker.sleep()  # Its first weights wake it; until then the GPU is the learner's.
         except BaseException:
             await worker.stop()
             raise
@@ -103,4 +111,10 @@ class RayLauncher:
 
 def worker_demand(rollout: RolloutConfig, number: int) -> Demand:
     """What rollout worker `number` needs."""
-    return Demand(name=f"rollout worker {number}", cpus=rollout.cpus_per_worker, gpus=rollout.gpus_per_worker)
+    gpus = rollout.gpus_per_worker * gpu_share(rollout)
+    return Demand(name=f"rollout worker {number}", cpus=rollout.cpus_per_worker, gpus=gpus)
+
+
+def gpu_share(rollout: RolloutConfig) -> float:
+    """How much of its GPU a process has to itself."""
+    return 0.5 if rollout.colocate else 1.0

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rollout_workers.prompts import RowOrder
 from services.contracts.records import Demonstration, Json
-from services.control import run_folder
+from services.control import run_folder, run_state
 from services.control.config import SupervisedRunConfig
 from services.control.interrupts import catch_interrupts
 from services.control.learner_group import LearnerGroup
@@ -65,7 +65,7 @@ async def _run(
         progress.message("starting the learner")
         async with start_supervised_learner(config) as learner:
             if checkpoint is not None:
-                await learner.load(checkpoint)
+                await learner.load(checkpoint / run_state.LEARNER_FOLDER)
             stop.finishes_step = True
             rows = RowOrder(
                 len(demonstrations),

@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import xxhash
 
@@ -27,6 +25,7 @@ _DTYPES: dict[_Dtype, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+_CPU = torch.device("cpu")
 
 
 def pack(
@@ -51,15 +50,12 @@ def pack(
     Raises:
         UserError: a number format that is not sent.
     """
-    if dtype not in _DTYPES:
-        raise UserError(f"weights cannot be sent as {dtype!r}; choose one of {', '.join(_DTYPES)}")
-    packer = _Packer(dtype, bucket_bytes, reuse)
-    for name, tensor in tensors:
-        packer.add(name, tensor)
-    buckets = packer.finish()
+    packer = Packer(dtype, bucket_bytes, reuse=[_as_tensor(bucket) for bucket in reuse])
+    entries, filled = packer.pack(tensors)
+    buckets = [bucket.numpy().data for bucket in filled]
     manifest = WeightManifest(
         version=version,
-        tensors=tuple(packer.entries),
+        tensors=entries,
         bucket_bytes=tuple(len(bucket) for bucket in buckets),
         checksums=tuple(map(checksum, buckets)),
         canary=canary,
@@ -86,7 +82,7 @@ def verify_checksums(manifest: WeightManifest, buckets: Sequence[memoryview]) ->
 def unpack(manifest: WeightManifest, buckets: Sequence[memoryview]) -> Iterator[tuple[str, torch.Tensor]]:
     """Name and tensor, in the order they were packed: views of the buckets, to be read and never written."""
     for entry in manifest.tensors:
-        yield entry.name, _view(buckets[entry.bucket], entry)
+        yield entry.name, view(_as_tensor(buckets[entry.bucket]), entry)
 
 
 def checksum(bucket: memoryview) -> str:
@@ -94,19 +90,40 @@ def checksum(bucket: memoryview) -> str:
     return xxhash.xxh3_64_hexdigest(bucket)
 
 
-class _Packer:
-    """Fills one bucket after the other; `entries` says where each tensor went."""
+class Packer:
+    """Fills one bucket after the other, each a tensor of bytes on `device`; `reuse` are buckets to be overwritten.
 
-    def __init__(self, dtype: _Dtype, bucket_bytes: int, reuse: Sequence[memoryview]) -> None:
-        self.entries: list[TensorEntry] = []
+    Raises:
+        UserError: a number format that is not sent.
+    """
+
+    def __init__(
+        self,
+        dtype: str,
+        bucket_bytes: int = DEFAULT_BUCKET_BYTES,
+        *,
+        reuse: Sequence[torch.Tensor] = (),
+        device: torch.device = _CPU,
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise UserError(f"weights cannot be sent as {dtype!r}; choose one of {', '.join(_DTYPES)}")
         self._dtype = dtype
         self._bucket_bytes = bucket_bytes
+        self._device = device
         self._spare = list(reuse)
-        self._full: list[memoryview] = []
-        self._open: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._entries: list[TensorEntry] = []
+        self._full: list[torch.Tensor] = []
+        self._open = self._empty(0)
         self._used = 0
 
-    def add(self, name: str, tensor: torch.Tensor) -> None:
+    def pack(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> tuple[tuple[TensorEntry, ...], list[torch.Tensor]]:
+        """Where each tensor went, and the buckets, each as long as what is in it."""
+        for name, tensor in tensors:
+            self._add(name, tensor)
+        self._close()
+        return tuple(self._entries), self._full
+
+    def _add(self, name: str, tensor: torch.Tensor) -> None:
         if not tensor.is_floating_point():
             raise UserError(f"tensor {name} is {tensor.dtype}; only floating-point weights can be sent")
         num_bytes = tensor.numel() * _DTYPES[self._dtype].itemsize
@@ -114,13 +131,9 @@ class _Packer:
         entry = TensorEntry(
             name=name, dtype=self._dtype, shape=tuple(tensor.shape), bucket=len(self._full), offset=offset
         )
-        _view(self._open.data, entry).copy_(tensor.detach())
-        self.entries.append(entry)
+        view(self._open, entry).copy_(tensor.detach())
+        self._entries.append(entry)
         self._used = offset + num_bytes
-
-    def finish(self) -> list[memoryview]:
-        self._close()
-        return self._full
 
     def _reserve(self, num_bytes: int) -> int:
         """The offset of the next tensor, in a new bucket if the open one has no room for it."""
@@ -132,29 +145,36 @@ class _Packer:
         self._open[self._used : offset] = 0
         return offset
 
-    def _bucket(self, num_bytes: int) -> npt.NDArray[np.uint8]:
+    def _bucket(self, num_bytes: int) -> torch.Tensor:
         while self._spare:
             spare = self._spare.pop(0)
             if len(spare) >= num_bytes:
-                return np.frombuffer(spare, np.uint8)
-        # Pages that no tensor reaches are never touched, so a small model costs no whole bucket.
-        return np.empty(max(self._bucket_bytes, num_bytes), np.uint8)
+                return spare
+        # Pages that no tensor reaches are never touched, so a small model costs a host no whole bucket.
+        return self._empty(max(self._bucket_bytes, num_bytes))
+
+    def _empty(self, num_bytes: int) -> torch.Tensor:
+        return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
 
     def _close(self) -> None:
         if self._used:
-            self._full.append(self._open.data[: self._used])
+            self._full.append(self._open[: self._used])
         self._used = 0
 
 
-def _view(bucket: memoryview, entry: TensorEntry) -> torch.Tensor:
-    count = math.prod(entry.shape)
+def view(bucket: torch.Tensor, entry: TensorEntry) -> torch.Tensor:
+    """One tensor where it lies in its bucket, a tensor of bytes."""
     dtype = _DTYPES[entry.dtype]
-    if count == 0:
-        return torch.empty(entry.shape, dtype=dtype)
+    num_bytes = math.prod(entry.shape) * dtype.itemsize
+    return bucket[entry.offset : entry.offset + num_bytes].view(dtype).view(entry.shape)
+
+
+def _as_tensor(bucket: memoryview) -> torch.Tensor:
+    """The bucket's own bytes, as a tensor."""
     with warnings.catch_warnings():
         # Torch has no read-only tensors, and warns that a published bucket is one.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
-        return torch.frombuffer(bucket, dtype=dtype, count=count, offset=entry.offset).view(entry.shape)
+        return torch.frombuffer(bucket, dtype=torch.uint8)
 
 
 def _shared_memory() -> WeightTransport:

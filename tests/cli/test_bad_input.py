@@ -41,7 +41,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--model.max_length", "12"], ["rollout.max_completion_tokens is 12", "at most 12 tokens"]),
         (["--model.max_length", "9999"], ["model.max_length is 9999", "takes at most 512 tokens"]),
         (["--weights.transport", "pigeon"], ["weights.transport is 'pigeon'; there are shared_memory, disk"]),
-        (["--train.max_staleness", "1"], ["train.max_staleness", "less than or equal to 0"]),
+        (["--train.max_staleness", "-1"], ["train.max_staleness", "greater than or equal to 0"]),
         (["--metrics.sinks", '["paper"]'], ["metrics.sinks", "'paper'", "tensorboard"]),
         (["--resume"], ["holds no run to go on with"]),
     ],

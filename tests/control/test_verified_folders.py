@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from services.contracts.errors import UserError
 from services.control import run_folder, run_state
-from services.control.ledger import EVENTS_FILE
+from services.control.event_log import EVENTS_FILE
 from services.control.ledger_events import Checkpoint, Event, Joined
 from services.control.run_state import RunState
 from services.control.verification import verify_run

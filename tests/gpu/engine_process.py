@@ -19,7 +19,9 @@ from rollout_workers.worker import RolloutWorker
 from services.contracts.errors import CanaryMismatch
 from services.contracts.records import Prompt, Publication, RolloutGroup, SampleRequest, Sampling, SyncReceipt
 from services.contracts.settings import ModelConfig
+from services.transport.device_weights import DEVICE_TRANSPORTS
 from tests.gpu.variants import CUDA, Variant
+from tests.transport.gloo_groups import GLOO
 
 Result = TypeVar("Result")
 _START_S = 400.0
@@ -27,13 +29,28 @@ _CALL_S = 200.0
 
 
 class EngineProcess:
-    """The process; `start` loads the model of `variant` from `folder` in it."""
+    """The process; `start` loads the model of `variant` from `folder` in it.
 
-    def __init__(self, variant: Variant, folder: Path) -> None:
+    Args:
+        transport: how its weights come; "gloo" stands for nccl and ipc in a rehearsal.
+        gpu: the GPU that it sees, by its number; all of them by default.
+    """
+
+    def __init__(
+        self,
+        variant: Variant,
+        folder: Path,
+        *,
+        transport: str = "disk",
+        colocate: bool = False,
+        gpu: int | None = None,
+    ) -> None:
         self.variant = variant
         self.folder = folder
+        self._transport = transport
         self._rollout = RolloutConfig(
             gpus_per_worker=int(CUDA),
+            colocate=colocate and CUDA,
             gpu_memory_utilization=0.2,
             kv_cache_gib=0.1,
             enforce_eager=variant.eager,
@@ -45,11 +62,14 @@ class EngineProcess:
             max_workers=1,
             mp_context=multiprocessing.get_context("spawn"),
             initializer=_enter,
-            initargs=(engine_environment(self._rollout, cuda=CUDA),),
+            initargs=(
+                engine_environment(self._rollout, cuda=CUDA)
+                | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": str(gpu)}),
+            ),
         )
 
     def start(self) -> None:
-        self._call(_start, self.variant.config(self.folder), self._rollout, timeout_s=_START_S)
+        self._call(_start, self.variant.config(self.folder), self._rollout, self._transport, timeout_s=_START_S)
 
     def load(self, publication: Publication) -> SyncReceipt:
         return self._call(_load, publication)
@@ -63,6 +83,9 @@ class EngineProcess:
     ) -> list[RolloutGroup | BaseException]:
         """Load once every request has its first tokens; what became of the requests."""
         return self._call(_load_while_sampling, publication, requests)
+
+    def sleep(self) -> None:
+        self._call(_sleep)
 
     def close(self) -> None:
         self._pool.shutdown(wait=True, cancel_futures=True)
@@ -93,13 +116,18 @@ def _run(work: Coroutine[Any, Any, Result]) -> Result:
     return _Process.loop.run_until_complete(work)
 
 
-def _start(model: ModelConfig, rollout: RolloutConfig) -> None:
-    _Process.worker = RolloutWorker(worker=0, rollout=rollout, model=model, transport="disk")
+def _start(model: ModelConfig, rollout: RolloutConfig, transport: str) -> None:
+    DEVICE_TRANSPORTS["gloo"] = GLOO
+    _Process.worker = RolloutWorker(worker=0, rollout=rollout, model=model, transport=transport)
     _run(_Process.worker.start())
 
 
 def _load(publication: Publication) -> SyncReceipt:
     return _run(_Process.worker.load_weights(publication))
+
+
+def _sleep() -> None:
+    _run(_Process.worker.sleep())
 
 
 def _sample(requests: Sequence[SampleRequest]) -> list[RolloutGroup]:

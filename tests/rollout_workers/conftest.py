@@ -27,10 +27,13 @@ class WorkerHost:
     def __init__(self) -> None:
         self._workers: dict[str, Any] = {}
 
-    async def start(self, name: str, model: ModelConfig, rollout: RolloutConfig) -> None:
+    async def start(self, name: str, model: ModelConfig, rollout: RolloutConfig, transport: str = "disk") -> None:
         from rollout_workers.worker import RolloutWorker
+        from services.transport.device_weights import DEVICE_TRANSPORTS
+        from tests.transport.gloo_groups import GLOO
 
-        worker = RolloutWorker(worker=len(self._workers), rollout=rollout, model=model, transport="disk")
+        DEVICE_TRANSPORTS["gloo"] = GLOO
+        worker = RolloutWorker(worker=len(self._workers), rollout=rollout, model=model, transport=transport)
         await worker.start()
         self._workers[name] = worker
 

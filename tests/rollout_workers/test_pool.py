@@ -4,9 +4,10 @@ import asyncio
 
 import pytest
 
+from rollout_workers.dispatch import Assignment
 from rollout_workers.pool import RolloutPool
 from services.contracts.errors import CanaryMismatch, DeadlineExceeded, WorkerLost
-from services.contracts.records import Canary, Publication, SampleRequest, Sampling, WeightManifest
+from services.contracts.records import Canary, Publication, SampleRequest, Sampling, SyncReceipt, WeightManifest
 from tests.fakes import FakeWorker, make_prompt
 
 
@@ -68,14 +69,53 @@ async def test_the_request_of_a_worker_that_died_goes_to_another_which_samples_t
     assert list(pool.workers) == [alive]
 
 
-async def test_a_request_over_which_two_workers_died_ends_with_that_error() -> None:
+async def test_a_request_over_which_too_many_workers_died_ends_with_that_error() -> None:
     workers = [FakeWorker(error=WorkerLost(f"killed {number}")) for number in range(3)]
-    pool = RolloutPool(workers)
+    pool = RolloutPool(workers, max_attempts=2)
 
-    with pytest.raises(WorkerLost, match="killed 1"):
+    with pytest.raises(WorkerLost, match=r"2 rollout workers .* prompt 0-0; the last: killed 1"):
         await pool.sample(request(0))
 
     assert list(pool.workers) == workers[2:]
+
+
+async def test_requests_that_no_worker_has_room_for_wait_for_whoever_has_it_first() -> None:
+    workers = [FakeWorker(number, open=False) for number in range(2)]
+    pool = RolloutPool(workers[:1], max_outstanding=2)
+    tasks = [asyncio.create_task(pool.sample(request(row))) for row in range(4)]
+    await turns_of_the_loop()
+    assert (rows(workers[0]), pool.num_waiting) == ([0, 1], 2)
+
+    await pool.add(1, workers[1])
+    await turns_of_the_loop()
+
+    assert (rows(workers[1]), pool.num_waiting) == ([2, 3], 0)
+    for worker in workers:
+        worker.release()
+    assert len(await asyncio.gather(*tasks)) == 4
+
+
+async def test_a_late_answer_of_a_worker_that_was_lost_is_ignored() -> None:
+    thawed, other = FakeWorker(0, open=False), FakeWorker(1)
+    seen: list[str] = []
+
+    class Watcher:
+        def on_attempt(self, event: str, prompt_id: str, assignment: Assignment, detail: int | str | None) -> None:
+            seen.append(f"{event} {assignment.attempt} {assignment.worker}")
+
+        def on_synced(self, receipt: SyncReceipt, publication: Publication) -> None:
+            raise AssertionError("nothing was published")
+
+    pool = RolloutPool([thawed, other], watcher=Watcher())
+    task = asyncio.create_task(pool.sample(request(0)))
+    await turns_of_the_loop()
+    pool.lose(0, "three probes missed")
+    await task
+
+    thawed.release()
+    await turns_of_the_loop()
+
+    assert seen == ["dispatched 0 0", "requeued 0 0", "dispatched 1 1", "fenced 0 0"]
 
 
 async def test_without_a_worker_the_error_says_so() -> None:
@@ -107,8 +147,9 @@ async def test_all_workers_load_at_the_same_time_and_answer_in_order() -> None:
     assert [(receipt.worker, receipt.version) for receipt in await task] == [(0, 3), (1, 3)]
 
 
-async def test_refused_weights_are_raised_only_once_every_worker_has_answered() -> None:
+async def test_weights_that_all_refuse_are_an_error_once_every_worker_has_answered() -> None:
     refusing, slow = FakeWorker(error=CanaryMismatch("stale head")), FakeWorker(1, open=False)
+    slow.error = CanaryMismatch("slow too")
     pool = RolloutPool([refusing, slow])
     task = asyncio.create_task(pool.load_weights(publication(3)))
     await turns_of_the_loop()
@@ -118,7 +159,17 @@ async def test_refused_weights_are_raised_only_once_every_worker_has_answered() 
 
     with pytest.raises(CanaryMismatch, match="stale head"):
         await task
-    assert slow.versions == [3]
+
+
+async def test_a_worker_that_refuses_what_others_accept_is_lost() -> None:
+    refusing, other = FakeWorker(error=CanaryMismatch("broken memory")), FakeWorker(1)
+    lost: list[int] = []
+    pool = RolloutPool([refusing, other])
+    pool.on_lost = lambda number, reason: lost.append(number)
+
+    receipts = await pool.load_weights(publication(3))
+
+    assert ([receipt.worker for receipt in receipts], lost, list(pool.workers)) == ([1], [0], [other])
 
 
 async def test_a_worker_found_dead_while_loading_leaves_and_the_others_serve() -> None:
@@ -141,7 +192,7 @@ async def test_a_joining_worker_serves_only_after_it_loaded_the_newest_version()
     pool = RolloutPool([FakeWorker(0)])
     await pool.load_weights(publication(3))
     joining = FakeWorker(1, open=False)
-    task = asyncio.create_task(pool.add(joining))
+    task = asyncio.create_task(pool.add(1, joining))
     await turns_of_the_loop()
     assert joining not in pool.workers
     await pool.load_weights(publication(4))
@@ -159,7 +210,7 @@ async def test_a_worker_that_fails_to_load_does_not_join() -> None:
     await pool.load_weights(publication(3))
 
     with pytest.raises(CanaryMismatch):
-        await pool.add(FakeWorker(1, error=CanaryMismatch("stale head")))
+        await pool.add(1, FakeWorker(1, error=CanaryMismatch("stale head")))
 
     assert len(pool.workers) == 1
 
@@ -169,7 +220,7 @@ async def test_a_removed_worker_ends_its_requests_and_gets_no_more() -> None:
     pool = RolloutPool([leaving, staying])
     under_way = asyncio.create_task(pool.sample(request(0)))
     await turns_of_the_loop()
-    removal = asyncio.create_task(pool.remove(leaving, timeout_s=20))
+    removal = asyncio.create_task(pool.remove(0, timeout_s=20))
     await turns_of_the_loop()
     await asyncio.gather(*(pool.sample(request(row)) for row in (1, 2)))
     assert not removal.done()
@@ -181,14 +232,14 @@ async def test_a_removed_worker_ends_its_requests_and_gets_no_more() -> None:
     assert (rows(leaving), rows(staying)) == ([0], [1, 2])
 
 
-async def test_a_removal_has_a_deadline() -> None:
-    leaving = FakeWorker(0, open=False)
-    pool = RolloutPool([leaving])
+async def test_what_a_removed_worker_has_not_ended_in_time_goes_to_others() -> None:
+    leaving, staying = FakeWorker(0, open=False), FakeWorker(1)
+    pool = RolloutPool([leaving, staying])
     under_way = asyncio.create_task(pool.sample(request(0)))
     await turns_of_the_loop()
 
-    with pytest.raises(DeadlineExceeded, match="1 requests of rollout worker 0"):
-        await pool.remove(leaving, timeout_s=0.01)
+    assert not await pool.remove(0, timeout_s=0.01)
 
+    assert (await under_way).prompt.row == 0
+    assert rows(staying) == [0]
     leaving.release()
-    await under_way

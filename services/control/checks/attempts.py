@@ -43,6 +43,8 @@ class AttemptChecks(Check):
             Requeued: self._void_ended,
             Accepted: self._void_ended,
             Fenced: self._fenced,
+            Filtered: self._ended,
+            Failed: self._ended,
         }
 
     def _started(self, event: RunStarted, line: int) -> None:

@@ -1,0 +1,167 @@
+"""Ray clusters of the tests' own, with any number of nodes on this machine, each of which can be killed and frozen.
+
+It must not touch another Ray that runs here. Invariants: the cluster asks for a token; each node besides the head has
+a shared memory of its own where this machine allows it; nothing outlives the context.
+"""
+
+import logging
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+import ray
+from ray._private.authentication_test_utils import authentication_env_guard, reset_auth_token_state
+
+START_TIMEOUT_S = 30
+STORE_BYTES = 80 * 2**20
+TOKEN = "c0ffee" * 8
+
+OWN_SHARED_MEMORY = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs tmpfs /dev/shm && exec "$@"', "sh"]
+
+# A node that does not answer is given up after about four seconds instead of a minute.
+QUICK_TO_NOTICE = {
+    "RAY_health_check_initial_delay_ms": "1000",
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "1000",
+    "RAY_health_check_failure_threshold": "4",
+}
+
+
+class Node:
+    """One node: `ray start --block` with all that it starts, which stands for a machine."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]", name: str) -> None:
+        self._process = process
+        self.name = name
+
+    @property
+    def node_id(self) -> str:
+        return next(node["NodeID"] for node in ray.nodes() if node["NodeName"] == self.name)
+
+    def freeze(self) -> None:
+        """Stop the whole machine; it neither answers nor closes a connection."""
+        for member in self._family():
+            member.suspend()
+
+    def kill(self) -> None:
+        """Lose the machine with all that runs there."""
+        family = self._family()
+        for member in family:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
+        self._process.wait(timeout=10)
+        psutil.wait_procs(family, timeout=10)
+
+    def _family(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            root = psutil.Process(self._process.pid)
+            return [root, *root.children(recursive=True)]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nodes:
+    """A cluster: the head's address, the environment to join it with, and its nodes, the head first."""
+
+    address: str
+    environment: Mapping[str, str]
+    nodes: Sequence[Node]
+
+
+@contextmanager
+def ray_nodes(*num_cpus: int) -> Iterator[Nodes]:
+    """A cluster of so many nodes, with so many logical cores each; the first is the head."""
+    folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # A short path: sockets lie in it.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0", **QUICK_TO_NOTICE}
+    address = f"{ray.util.get_node_ip_address()}:{free_port()}"
+    nodes: list[Node] = []
+    try:
+        head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+        nodes.append(_start("head", num_cpus[0], head, environment, folder))
+        _wait_for(address, folder / "head")
+        for number, cpus in enumerate(num_cpus[1:], 1):
+            arguments = [f"--address={address}"]
+            nodes.append(_start(f"node-{number}", cpus, arguments, environment, folder, _own_shared_memory()))
+        cluster = Nodes(address=address, environment=environment, nodes=nodes)
+        _wait_for_nodes(cluster)
+        yield cluster
+    finally:
+        for node in reversed(nodes):
+            node.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def joined(cluster: Nodes) -> Iterator[None]:
+    """This process may join the cluster as a run does, which reads the token when it starts."""
+    with authentication_env_guard(), pytest.MonkeyPatch.context() as patched:
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+            patched.setenv(name, cluster.environment[name])
+        reset_auth_token_state()
+        yield
+    reset_auth_token_state()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def _start(
+    name: str,
+    num_cpus: int,
+    arguments: Sequence[str],
+    environment: Mapping[str, str],
+    folder: Path,
+    prefix: Sequence[str] = (),
+) -> Node:
+    command = [
+        *prefix,
+        *(sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"),
+        *(f"--node-name={name}", f"--num-cpus={num_cpus}", f"--object-store-memory={STORE_BYTES}", *arguments),
+        f"--temp-dir={folder / name[-1]}",
+    ]
+    with (folder / name).open("w") as output:
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+    return Node(process, name)
+
+
+def _own_shared_memory() -> Sequence[str]:
+    allowed = subprocess.run([*OWN_SHARED_MEMORY, "true"], check=False, capture_output=True, timeout=10)
+    return OWN_SHARED_MEMORY if allowed.returncode == 0 else ()
+
+
+def _wait_for(address: str, output: Path) -> None:
+    host, _, port = address.partition(":")
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        with suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"waited {START_TIMEOUT_S} s for Ray's head: {output.read_text()}")
+
+
+def _wait_for_nodes(cluster: Nodes) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    with joined(cluster):
+        ray.init(address=cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            while sum(node["Alive"] for node in ray.nodes()) < len(cluster.nodes):
+                assert time.monotonic() < deadline, f"waited {START_TIMEOUT_S} s for all nodes: {ray.nodes()}"
+                time.sleep(0.05)
+        finally:
+            ray.shutdown()
