@@ -68,9 +68,7 @@ class SimulatedWorker:
             for _ in range(TOKENS):
                 await self._work(self._slowness * self._draw.paretovariate(1.3) / 3, deadline, "a group")
                 versions.append(self._version)
-        rollouts = [
-            _rollout(request, index, versions) for index in range(request.sampling.num_samples)
-        ]
+        rollouts = [_rollout(request, index, versions) for index in range(request.sampling.num_samples)]
         if len(set(versions)) > 1:
             self._note("weights changed under a running request")
         return RolloutGroup(prompt=request.prompt, rollouts=tuple(rollouts))
