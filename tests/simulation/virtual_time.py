@@ -72,7 +72,9 @@ class VirtualTimeLoop(asyncio.BaseEventLoop):
         for task in sorted(asyncio.all_tasks(self), key=hash)[:_MOST_NAMED]:
             frame = task.get_stack()[-1] if task.get_stack() else None
             where = traceback.extract_stack(frame, limit=1)[0] if frame else None
-            lines.append(f"  {task.get_name()}" + (f" at {where.filename}:{where.lineno}, {where.line}" if where else ""))
+            lines.append(
+                f"  {task.get_name()}" + (f" at {where.filename}:{where.lineno}, {where.line}" if where else "")
+            )
         return "\n".join(lines)
 
     def run(self, main: Coroutine[Any, Any, Any], *, on_kill: Callable[[], None] = lambda: None) -> Any:
