@@ -7,6 +7,7 @@ that its scenario allows; once the faults are over it finishes; its ledger keeps
 import asyncio
 import json
 import random
+import shutil
 import tempfile
 import time
 import traceback
@@ -54,6 +55,7 @@ class Result:
     endings: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     events: list[Event] = field(default_factory=list)
+    num_events: int = 0
     trained_tokens: list[int] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
@@ -87,9 +89,7 @@ def run_scenario(scenario: Scenario) -> Result:
     """One run, up to its end or to an error that no resume mends."""
     result = Result(scenario=scenario)
     with tempfile.TemporaryDirectory(dir=_SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None) as folder:
-        run = _SimulatedRun(scenario, Path(folder), result)
-        run.go()
-        run.check()
+        _SimulatedRun(scenario, Path(folder) / "run", result).go()
     return result
 
 
@@ -112,18 +112,24 @@ class _SimulatedRun:
             if in_peace and ending != "finished":
                 self._result.wrong.append(f"a process to which nothing happened did not finish: {ending}")
             if not self._has_run():
-                return
+                self._check()
+                if not self._result.wrong:
+                    shutil.rmtree(self._folder)  # Nothing can be resumed: the run starts anew.
+        self._check()
 
-    def check(self) -> None:
+    def _check(self) -> None:
         """The ledger's promises, and those that only the learner can show."""
         result = self._result
         result.events = [parse_event(line) for line in (self._folder / EVENTS_FILE).read_bytes().splitlines()]
+        result.num_events += len(result.events)
         if result.wrong:
             return
         report = verify_events(result.events)
         violations = report.violations
         if result.endings[-1] == "killed":
             violations.pop("I7", None)  # Nothing was committed, so nothing could be resumed.
+        result.faults["late reply fenced"] += report.totals.fenced
+        result.faults["attempt requeued"] += report.totals.requeued
         result.wrong += [f"{invariant}: {facts}" for invariant, facts in violations.items()]
         if result.endings[-1] == "finished":
             result.wrong += [] if not report.totals.num_open else [f"prompts are open: {report.totals.open_prompts}"]
@@ -313,6 +319,7 @@ def _config(scenario: Scenario, folder: Path) -> RunConfig:
                 "max_groups_per_worker": scenario.max_groups_per_worker,
                 "sample_timeout_s": scenario.sample_timeout_s,
                 "sync_timeout_s": 40.0,
+                "drain_timeout_s": 2.0,
                 "max_restarts": scenario.max_restarts,
                 "max_losses_per_prompt": scenario.max_losses_per_prompt,
             },

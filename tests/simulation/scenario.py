@@ -80,28 +80,28 @@ def make_scenario(seed: int) -> Scenario:
     """The scenario of this seed."""
     draw = random.Random(f"scenario/{seed}")
     num_workers = draw.randint(1, 5)
-    num_processes = draw.choice((1, 1, 2, 3))
+    num_processes = draw.choice((1, 1, 2, 4))
     horizon_s = draw.choice((30.0, 60.0, 120.0))
-    scarce = draw.random() < 0.15
+    scarce = draw.random() < 0.12
     return Scenario(
         seed=seed,
         max_staleness=draw.choice((0, 0, 1, 1, 2, 3, 4)),
         prompts_per_step=draw.randint(1, 4),
         num_workers=num_workers,
-        max_workers=draw.randint(num_workers, 6),
+        max_workers=draw.randint(num_workers, 7),
         num_steps=draw.randint(3, 8),
         num_prompts=draw.randint(5, 40),
         max_groups_per_worker=draw.randint(1, 4),
-        checkpoint_every=draw.choice((0, 1, 1, 2, 3)),
+        checkpoint_every=draw.choice((0, 1, 1, 2, 4)),
         max_restarts=draw.randint(0, 3) if scarce else 100,
         max_losses_per_prompt=draw.randint(1, 3) if scarce else 100,
         max_failed_prompts=draw.randint(0, 2) if scarce else 1000,
         max_learner_restarts=draw.randint(0, 1) if scarce else 1000,
         sample_timeout_s=draw.choice((600.0, 600.0, 600.0, 30.0)),
         step_s=draw.choice((0.1, 1.0, 3.0, 10.0)),
-        life_s=_maybe(draw, 0.5, 20.0, 200.0),
-        awake_s=_maybe(draw, 0.4, 20.0, 200.0),
-        frozen_s=draw.choice((3.0, 25.0, 60.0)),
+        life_s=_maybe(draw, 0.6, 10.0, 120.0),
+        awake_s=_maybe(draw, 0.5, 10.0, 120.0),
+        frozen_s=draw.choice((3.0, 30.0, 30.0)),
         slow=draw.choice((1.0, 5.0, 10.0)),
         broken_memory=_maybe(draw, 0.3, 0.02, 0.15),
         dies_loading=_maybe(draw, 0.3, 0.02, 0.15),
@@ -126,7 +126,7 @@ def _outage(draw: random.Random, horizon_s: float) -> tuple[float, float]:
 
 
 def _kill(draw: random.Random, horizon_s: float) -> tuple[float, int] | None:
-    return (draw.uniform(0.0, horizon_s), draw.randint(0, 20)) if draw.random() < 0.5 else None
+    return (draw.uniform(5.0, horizon_s), draw.randint(0, 20)) if draw.random() < 0.5 else None
 
 
 def _orders(draw: random.Random, horizon_s: float) -> tuple[Order, ...]:

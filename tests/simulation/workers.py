@@ -66,7 +66,7 @@ class SimulatedWorker:
         with _Counted(self._calls, "sampling"):
             deadline = self._now() + self._rollout.sample_timeout_s
             for _ in range(TOKENS):
-                await self._work(self._slowness * self._draw.paretovariate(1.3) / 3, deadline, "a group")
+                await self._work(self._slowness * min(self._draw.paretovariate(1.3), 20.0) / 3, deadline, "a group")
                 versions.append(self._version)
         rollouts = [_rollout(request, index, versions) for index in range(request.sampling.num_samples)]
         if len(set(versions)) > 1:
@@ -114,7 +114,7 @@ class SimulatedWorker:
         self._note("worker froze")
         self._wake()
         self._timers.append(
-            asyncio.get_running_loop().call_later(self._draw.uniform(0.0, self._scenario.frozen_s), self._thaw)
+            asyncio.get_running_loop().call_later(self._scenario.frozen_s * self._draw.betavariate(4, 1), self._thaw)
         )
 
     def _thaw(self) -> None:
@@ -177,10 +177,12 @@ class SimulatedLauncher:
     async def launch(self, number: int) -> SimulatedWorker:
         draw = random.Random(f"{self._seed}/worker {number}")
         await asyncio.sleep(draw.uniform(0.5, 8.0))
-        if draw.random() < self._scenario.no_launch:
+        is_first = number < self._scenario.num_workers  # Of these, none may fail.
+        no_launch = self._scenario.no_launch * (0.1 if is_first else 1.0)
+        if draw.random() < no_launch:
             self._note("launch failed")
             raise WorkerLost(f"rollout worker {number} ran out of memory while it loaded the model")
-        if draw.random() < self._scenario.no_launch / 4:
+        if draw.random() < no_launch / 4:
             self._note("no room")
             raise UserError(f"the cluster has no room for rollout worker {number}")
         worker = SimulatedWorker(number, self._scenario, self._rollout, draw, self._note)
