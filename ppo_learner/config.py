@@ -67,9 +67,10 @@ class LearnerConfig(OptimizerConfig):
     """Parts into which each pass is split; each part is one optimizer step."""
     loss_aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """Average of the loss over all trained tokens, or over each completion first and then over completions."""
-    proximal: Literal["recomputed", "sampler", "interpolated"] = "recomputed"
+    proximal: Literal["recomputed", "sampler", "interpolated"] | None = None
     """Policy that PPO's ratio compares with: the learner's at the step's start (recomputed), the one that sampled, or a
-    point between that and the trained one by each token's staleness (interpolated), which saves a forward pass."""
+    point between that and the trained one by each token's staleness (interpolated), which saves a forward pass. By
+    default recomputed; where there is staleness, no importance_correction and a clip, the one that sampled."""
     importance_correction: Literal["none", "token_tis", "sequence_tis", "sequence_mis", "icepop"] = "none"
     """Weight on each token's policy loss by the proximal policy's probability over the sampler's: truncated per token
     or per completion (tis), completions masked above the cap (mis), or tokens masked outside a range (icepop)."""
@@ -125,6 +126,21 @@ class LearnerConfig(OptimizerConfig):
         return ALGORITHMS[self.algorithm]
 
     @property
+    def clips(self) -> bool:
+        """Whether the policy loss has a ratio that is clipped."""
+        return self.parts.loss != "reinforce"
+
+    def for_staleness(self, max_staleness: int) -> Self:
+        """These settings with the default of `proximal` resolved.
+
+        A step with a single update starts at the recomputed policy, so nothing would hold it back from samples that
+        an older policy drew; against the sampler the same clip does.
+        """
+        stale = max_staleness > 0 and self.clips and self.importance_correction == "none"
+        default: Literal["recomputed", "sampler"] = "sampler" if stale else "recomputed"
+        return self.model_copy(update={"proximal": self.proximal or default})
+
+    @property
     def whitens(self) -> bool:
         """Whether advantages are whitened, the default resolved."""
         return self.parts.needs_critic if self.whiten_advantages is None else self.whiten_advantages
@@ -157,7 +173,7 @@ class LearnerConfig(OptimizerConfig):
 
     @model_validator(mode="after")
     def _proximal_fits(self) -> Self:
-        if self.parts.loss == "reinforce" and self.proximal != "recomputed":
+        if not self.clips and self.proximal not in (None, "recomputed"):
             raise ValueError(
                 f"proximal {self.proximal} anchors a clip, and algorithm {self.algorithm} has none; use "
                 "proximal: recomputed, and importance_correction against staleness"

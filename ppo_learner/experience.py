@@ -62,7 +62,7 @@ class Experience:
             actions: (N,) where those tokens lie in the columns.
         """
         start = None if self.start_logprobs is None else self.start_logprobs[actions]
-        return PROXIMAL_POLICIES[config.proximal](
+        return PROXIMAL_POLICIES[config.proximal or "recomputed"](
             current, start, self.behaviour_logprobs[actions], self.staleness[actions]
         )
 

@@ -189,7 +189,7 @@ class LearnerRank:
         With a single update the trained forward pass itself gives the policy at the step's start.
         """
         kl_in_reward = self._networks.has_reference and self._config.kl_placement == "reward"
-        ratio_needs_them = self._config.updates_per_step > 1 and self._config.proximal == "recomputed"
+        ratio_needs_them = self._config.updates_per_step > 1 and self._config.proximal in (None, "recomputed")
         return kl_in_reward or ratio_needs_them or not rates.train_policy
 
     def _steer_kl(self, measured: Mapping[str, float], *, num_completions: int) -> None:

@@ -133,7 +133,7 @@ async def spawn_learner(
         rooms,
         LearnerRank,
         config,
-        learner=config.learner,
+        learner=config.learner.for_staleness(config.train.max_staleness),
         transport=config.weights.transport,
         temperature=config.rollout.temperature,
         generation=generation,

@@ -1,7 +1,7 @@
 """Settings that do not fit together are refused with a fix; the schedule of the learning rate."""
 
 import math
-from typing import get_args
+from typing import Literal, get_args, get_origin
 
 import pytest
 
@@ -51,7 +51,9 @@ def test_every_algorithm_builds_with_defaults_and_is_whitened_only_with_a_critic
     ("setting", "names"), [("proximal", PROXIMAL_POLICIES), ("importance_correction", IMPORTANCE_CORRECTIONS)]
 )
 def test_a_setting_offers_what_its_dict_has(setting: str, names: dict[str, object]) -> None:
-    assert list(get_args(LearnerConfig.model_fields[setting].annotation)) == list(names)
+    annotation = LearnerConfig.model_fields[setting].annotation
+    offered = next((part for part in get_args(annotation) if get_origin(part) is Literal), annotation)
+    assert list(get_args(offered)) == list(names)
 
 
 def test_a_config_that_was_written_out_in_full_is_read_back() -> None:
@@ -75,3 +77,19 @@ def test_linear_and_cosine_end_at_zero() -> None:
     assert [learning_rate_factor(linear, step=step, total_steps=4) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
     assert learning_rate_factor(cosine, step=1, total_steps=4) == pytest.approx((1 + math.cos(math.pi / 4)) / 2)
     assert learning_rate_factor(cosine, step=4, total_steps=4) == pytest.approx(0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "max_staleness", "proximal"),
+    [
+        ({}, 0, "recomputed"),
+        ({}, 1, "sampler"),
+        ({"proximal": "recomputed"}, 1, "recomputed"),
+        ({"importance_correction": "token_tis"}, 1, "recomputed"),
+        ({"algorithm": "rloo"}, 1, "recomputed"),
+    ],
+)
+def test_stale_samples_are_clipped_against_the_policy_that_drew_them(
+    settings: dict[str, str], max_staleness: int, proximal: str
+) -> None:
+    assert LearnerConfig.model_validate(settings).for_staleness(max_staleness).proximal == proximal
