@@ -136,7 +136,7 @@ class _SimulatedRun:
             self._check_learner()
 
     def _check_learner(self) -> None:
-        checkpoint, state, _ = run_state.newest(self._folder / run_folder.CHECKPOINTS)
+        checkpoint, _state, _ = run_state.newest(self._folder / run_folder.CHECKPOINTS)
         learnt = json.loads((checkpoint / run_state.LEARNER_FOLDER / "state.json").read_text())
         self._result.trained_tokens = learnt["tokens"]
         wanted = self._scenario.num_steps * self._scenario.prompts_per_step
