@@ -1,6 +1,7 @@
 """All benchmarks, one after the other, each in a process of its own: `make bench`, or python -m benchmarks [NAME ...].
 
-Results are printed, and written as JSON to runs/benchmarks/.
+Results are printed, and written as JSON to runs/benchmarks/. Two more are run by hand: `calibrate`, which measures
+what the simulator is held against, and `staleness_curve`.
 """
 
 import subprocess
@@ -8,7 +9,18 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-BENCHMARKS = ("rollout_throughput", "weight_sync", "learner_throughput", "end_to_end")
+BENCHMARKS = (
+    "rollout_throughput",
+    "weight_sync",
+    "learner_throughput",
+    "end_to_end",
+    "overlap",
+    "streaming",
+    "staleness_bound",
+    "controller_cost",
+    "worker_loss",
+    "simulator",
+)
 RESULTS = Path("runs/benchmarks")
 
 

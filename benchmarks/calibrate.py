@@ -17,7 +17,15 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.calibration import MeasuredRun
-from benchmarks.reference_task import MAX_COMPLETION_TOKENS, NUM_PROMPTS, NUM_SAMPLES, TrainRun, train, write_task
+from benchmarks.reference_task import (
+    MAX_COMPLETION_TOKENS,
+    NUM_PROMPTS,
+    NUM_SAMPLES,
+    Sections,
+    TrainRun,
+    train,
+    write_task,
+)
 from benchmarks.simulator import CALIBRATION
 
 WARM_UP_STEPS = 2
@@ -41,7 +49,7 @@ def summary(run: TrainRun, *, num_workers: int, max_staleness: int, prompts_per_
 
 
 def measure(folder: Path, *, num_workers: int, max_staleness: int, prompts_per_step: int, steps: int) -> MeasuredRun:
-    changes = {
+    changes: Sections = {
         "train": {"num_steps": steps, "max_staleness": max_staleness, "prompts_per_step": prompts_per_step},
         "rollout": {"num_workers": num_workers, "kv_cache_gib": 0.25},
         "cluster": {"cpus_per_learner_rank": 1},

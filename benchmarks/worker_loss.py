@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.pairs import Ratio, report
-from benchmarks.reference_task import TrainRun, read_lines, train, wait_for_step, write_task
+from benchmarks.reference_task import Sections, TrainRun, read_lines, train, wait_for_step, write_task
 
 NUM_STEPS_AFTER = 10
 NUM_WORKERS = 4
@@ -50,7 +50,7 @@ def rate(run: TrainRun, *, after: int) -> float:
 
 
 def run_once(folder: Path, *, kill_at: int, kill: bool) -> TrainRun:
-    changes = {
+    changes: Sections = {
         # Two more, so that what was admitted before the kill is trained before the end.
         "train": {"num_steps": kill_at + NUM_STEPS_AFTER + 2, "max_staleness": 1},
         "rollout": {"num_workers": NUM_WORKERS, "kv_cache_gib": 0.25},

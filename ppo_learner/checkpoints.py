@@ -6,6 +6,8 @@ Invariant: a folder is loaded only by as many ranks, at the same ZeRO stage, as 
 
 import json
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,8 @@ from ppo_learner.ranks import Ranks
 from services.contracts.errors import CheckpointError
 
 _STATE_FILE = "learner.json"
+_TORCH_WRITER = "inline_container.cc"
+"""What torch names when the file behind `torch.save` takes no more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +45,17 @@ def save_state(folder: Path, state: LearnerState, config: OptimizerConfig, ranks
     if ranks.is_first:
         layout = {"world_size": ranks.world_size, "zero_stage": config.zero_stage}
         (folder / _STATE_FILE).write_text(json.dumps(layout | asdict(state), indent=2))
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Tell what the disk refuses within the block as `CheckpointError`; torch says it as a RuntimeError of its own."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and _TORCH_WRITER not in str(error):
+            raise
+        raise CheckpointError(f"{folder} could not be written: {error}") from error
 
 
 def check_layout(folder: Path, config: OptimizerConfig, ranks: Ranks) -> None:

@@ -145,15 +145,16 @@ class LearnerRank:
         )
 
     def save(self, folder: Path) -> None:
-        """Write everything that a resumed run needs below `folder`, which the caller commits."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._networks.save(folder)
-        state = LearnerState(
-            step=self._step,
-            kl_coefficient=self._kl_coefficient,
-            skipped_in_a_row=self._updater.skips.in_a_row,
-        )
-        checkpoints.save_state(folder, state, self._config, self._ranks)
+        """Write all that a resumed run needs below `folder`, for the caller to commit. Raises `CheckpointError`."""
+        with checkpoints.writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._networks.save(folder)
+            state = LearnerState(
+                step=self._step,
+                kl_coefficient=self._kl_coefficient,
+                skipped_in_a_row=self._updater.skips.in_a_row,
+            )
+            checkpoints.save_state(folder, state, self._config, self._ranks)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, into a rank that has not trained yet. Raises `CheckpointError`."""

@@ -199,7 +199,8 @@ class Fleet:
         """Ask for a token every so often; a worker that fails to give one several times in a row is lost."""
         missed = 0
         while missed < self._config.max_missed_probes:
-            await asyncio.sleep(self._config.health_interval_s)
+            if not missed:
+                await asyncio.sleep(self._config.health_interval_s)
             try:
                 await worker.health()
                 missed = 0

@@ -50,19 +50,14 @@ class Node:
 
     def freeze(self) -> None:
         """Stop the whole machine; it neither answers nor closes a connection."""
-        for member in self._family():
+        for member in self.family():
             member.suspend()
 
     def kill(self) -> None:
         """Lose the machine with all that runs there."""
-        family = self._family()
-        for member in family:
-            with suppress(psutil.NoSuchProcess):
-                member.kill()
-        self._process.wait(timeout=10)
-        psutil.wait_procs(family, timeout=10)
+        kill_all([self])
 
-    def _family(self) -> list[psutil.Process]:
+    def family(self) -> list[psutil.Process]:
         with suppress(psutil.NoSuchProcess):
             root = psutil.Process(self._process.pid)
             return [root, *root.children(recursive=True)]
@@ -97,8 +92,7 @@ def ray_nodes(*num_cpus: int) -> Iterator[Nodes]:
         _wait_for_nodes(cluster)
         yield cluster
     finally:
-        for node in reversed(nodes):
-            node.kill()
+        kill_all(nodes)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -111,6 +105,16 @@ def joined(cluster: Nodes) -> Iterator[None]:
         reset_auth_token_state()
         yield
     reset_auth_token_state()
+
+
+def kill_all(nodes: Sequence[Node]) -> None:
+    """Lose these machines at once."""
+    family = [member for node in nodes for member in node.family()]
+    for member in family:
+        with suppress(psutil.NoSuchProcess):
+            member.kill()
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert left == []
 
 
 def free_port() -> int:

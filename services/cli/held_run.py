@@ -41,17 +41,18 @@ def run_in_folder(
         try:
             interrupted = work()
         except (TriremeError, KeyboardInterrupt):
-            _print_resume(folder, f"{command} {shlex.join(argv)}")
+            print_resume(folder, f"{command} {shlex.join(argv)}")
             raise
         if (folder / run_folder.METRICS_FILE).exists():
             write_report(folder)
     if interrupted:
-        _print_resume(folder, f"{command} {shlex.join(argv)}")
+        print_resume(folder, f"{command} {shlex.join(argv)}")
         return INTERRUPTED
     return 0
 
 
-def _print_resume(folder: Path, command: str) -> None:
+def print_resume(folder: Path, command: str) -> None:
+    """Tell which checkpoint is the newest, and how to go on from it."""
     checkpoints = committed(folder / run_folder.CHECKPOINTS)
     if checkpoints:
         print(f"last checkpoint: {checkpoints[0]}\ngo on with: {command} --resume", file=sys.stderr)

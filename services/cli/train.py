@@ -1,5 +1,6 @@
 """Train a policy by reinforcement learning."""
 
+import shlex
 import time
 
 from rich.console import Console
@@ -7,7 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from services.cli.arguments import load_config, take_switch
-from services.cli.held_run import run_in_folder
+from services.cli.held_run import print_resume, run_in_folder
 from services.cli.plan import print_plan
 from services.control import run_folder
 from services.control.config import RunConfig
@@ -42,7 +43,10 @@ def main(argv: list[str]) -> int:
         return outcomes[0].interrupted
 
     code = run_in_folder(config, argv, command="trireme train", resume=resume, work=work)
-    if code == 0:
+    if code == 0 and outcomes[0].drained:
+        print(f"drained after step {outcomes[0].summary['num_steps']} of {config.train.num_steps}")
+        print_resume(config.run.dir, f"trireme train {shlex.join(argv)}")
+    elif code == 0:
         _print_outcome(config, outcomes[0])
     return code
 

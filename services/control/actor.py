@@ -21,6 +21,9 @@ from services.control.process_tree import end_process_tree, start_ticks
 _KNOWN_WITHIN_S = 1.0
 """Time to look up a location that arrived long ago."""
 
+_LOOK_EVERY_S = 0.5
+"""Pause between two looks at whether a machine was lost."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Location:
@@ -90,7 +93,16 @@ class Actor:
     async def _end(self, location: Location, timeout_s: float) -> None:
         there = NodeAffinitySchedulingStrategy(location.node_id, soft=False)
         task = ray.remote(end_process_tree).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
-        await self._answer(task.remote(location.pid, location.started), "kill", timeout_s)
+        reference = task.remote(location.pid, location.started)
+        ended = asyncio.ensure_future(self._answer(reference, "kill", timeout_s))
+        try:
+            # Ray finds a machine lost long before it gives up what is to run there.
+            while not ended.done() and await asyncio.to_thread(_is_alive, location.node_id):
+                await asyncio.wait([ended], timeout=_LOOK_EVERY_S)
+            if ended.done():
+                await ended
+        finally:
+            ended.cancel()
 
     async def _answer(self, reference: Any, method: str, timeout_s: float) -> Any:  # Any: as in `call`
         try:
@@ -127,6 +139,10 @@ def _whereabouts(_: object) -> Location:
     assert started is not None
     node_id = ray.get_runtime_context().get_node_id()
     return Location(node_id=node_id, node=ray.util.get_node_ip_address(), pid=pid, started=started)
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)
 
 
 def _original(error: RayTaskError, name: str, method: str) -> TriremeError:

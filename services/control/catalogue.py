@@ -71,7 +71,11 @@ METRICS: Mapping[str, Metric] = {
     "importance/ratio_kl": Metric(title="KL of sampler to learner"),
     "importance/mean": Metric(title="mean importance weight"),
     "importance/clipped": Metric(title="clipped importance weights", unit="share", panel="Clipped importance weights"),
-    "staleness/mean": Metric(title="staleness", panel="Staleness", only_when_it_varies=True),
+    "staleness/mean": Metric(title="staleness", panel="Staleness", label="mean", only_when_it_varies=True),
+    "staleness/max": Metric(title="largest staleness", panel="Staleness", label="largest", only_when_it_varies=True),
+    "learner_wait": Metric(title="learner waits", unit="share", panel="Learner waits for rollouts"),
+    "rollout_workers": Metric(title="rollout workers", unit="count", panel="Rollout workers", only_when_it_varies=True),
+    "sync/stall_seconds": Metric(title="stall per sync", unit="seconds", panel="Engine stands still for a sync"),
     "kl_coefficient": Metric(title="KL coefficient", panel="KL coefficient", only_when_it_varies=True),
     "learning_rate": Metric(title="learning rate", panel="Learning rate", only_when_it_varies=True),
     "samples_per_second": Metric(title="samples/s", unit="rate", panel="Samples per second"),
@@ -92,6 +96,14 @@ def describe(name: str) -> Metric:
         return METRICS[name]
     if family == "reward" and member not in _NOT_COMPONENTS:
         return Metric(title=name, panel="Reward components", label=member)
+    if name.startswith("staleness/share_"):
+        return Metric(
+            title=name,
+            unit="share",
+            panel="Staleness of trained groups",
+            label=f"{member.removeprefix('share_')} versions",
+            only_when_it_varies=True,
+        )
     if family == "evaluation":
         return Metric(title=member, unit="share", panel="Held-out accuracy", label=member)
     return Metric(title=name, unit="seconds" if family == "seconds" else "number")

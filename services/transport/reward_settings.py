@@ -22,8 +22,8 @@ class RewardClientConfig(Section):
     """Tries for a sample that fails retryably, and for a call that fails in the service, before it counts as failed."""
     backoff_initial_s: float = Field(default=0.2, gt=0)
     """Longest pause before the first retry, in seconds; it doubles with each, and the pause is random up to it."""
-    backoff_max_s: float = Field(default=5.0, gt=0)
-    """Longest pause before any retry, in seconds."""
+    backoff_max_s: float = Field(default=2.5, gt=0)
+    """Longest pause before any retry, in seconds; with the time to connect anew, a run goes on 5 s after an outage."""
     max_in_flight_calls: int = Field(default=32, ge=1)
     """Calls under way at the same time, over all servers; more wait here."""
     max_request_bytes: int = Field(default=4_000_000, ge=1024)

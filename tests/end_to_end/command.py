@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,8 +40,17 @@ class Running:
             self._look()
             time.sleep(0.1)
 
-    def interrupt(self) -> None:
-        self._process.send_signal(signal.SIGINT)
+    def descendants(self, title: str) -> Sequence[psutil.Process]:
+        """Its processes whose title begins so."""
+        found = []
+        for process in psutil.Process(self._process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                if "".join(process.cmdline()).startswith(title):
+                    found.append(process)
+        return found
+
+    def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         self._process.kill()

@@ -7,6 +7,7 @@ from typing import Any
 from tests.tiny import write_tiny_model
 
 NUM_ROWS = 24
+LONG_STEPS = 40
 
 
 def write_task(folder: Path) -> Path:
@@ -43,3 +44,14 @@ def run_sections(task: Path, **changes: dict[str, Any]) -> dict[str, dict[str, A
         "train": {"num_steps": 6, "prompts_per_step": 4, "checkpoint_every": 2},
     }
     return {name: sections.get(name, {}) | changes.get(name, {}) for name in {**sections, **changes}}
+
+
+def long_run_sections(task: Path, **changes: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """One that trains for about twenty seconds, with completions that stay long; `changes` are merged likewise."""
+    base = run_sections(
+        task,
+        rollout={"max_completion_tokens": 48},
+        learner={"lr": 1e-4, "critic_lr": 1e-4},
+        train={"num_steps": LONG_STEPS, "checkpoint_every": 5},
+    )
+    return {name: base.get(name, {}) | changes.get(name, {}) for name in {**base, **changes}}

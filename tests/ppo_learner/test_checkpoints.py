@@ -2,13 +2,14 @@
 
 import json
 import random
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from ppo_learner.checkpoints import LearnerState, check_layout, load_state, save_state
+from ppo_learner.checkpoints import LearnerState, check_layout, load_state, save_state, writing
 from ppo_learner.config import LearnerConfig, OptimizerConfig
 from ppo_learner.ranks import Ranks
 from services.contracts.errors import CheckpointError
@@ -81,3 +82,17 @@ def test_what_is_neither_weights_nor_random_state_is_readable_by_people(tmp_path
     save_state(tmp_path, STATE, OptimizerConfig(), RANKS)
     content = json.loads((tmp_path / "learner.json").read_text())
     assert content == {"world_size": 1, "zero_stage": 0, "step": 3, "kl_coefficient": 0.1, "skipped_in_a_row": 1}
+
+
+def test_what_the_disk_refuses_is_told_as_a_checkpoint_error_and_other_failures_as_they_are(tmp_path: Path) -> None:
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, unlimited[1]))
+    try:
+        with pytest.raises(CheckpointError, match="could not be written"), writing(tmp_path):
+            torch.save(torch.zeros(10_000), tmp_path / "weights.pt")
+        with pytest.raises(CheckpointError, match="File too large"), writing(tmp_path):
+            (tmp_path / "learner.json").write_text("." * 20_000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with pytest.raises(RuntimeError, match="another rank"), writing(tmp_path):
+        raise RuntimeError("another rank is gone")

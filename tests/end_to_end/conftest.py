@@ -1,0 +1,17 @@
+"""The undisturbed run that disturbed runs are compared with."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.command import trireme, write_config
+from tests.end_to_end.tiny_run import long_run_sections
+
+
+@pytest.fixture(scope="session")
+def undisturbed_long(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synchronous run of one worker that is long enough to be disturbed; others must end in the same weights."""
+    folder = tmp_path_factory.mktemp("undisturbed_long")
+    finished = trireme("train", write_config(folder / "run.yaml", **long_run_sections(task)), cwd=folder)
+    assert finished.code == 0, finished.output
+    return folder / "run"
