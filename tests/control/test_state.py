@@ -145,6 +145,19 @@ def test_a_machine_made_from_anothers_open_work_goes_on_as_that_one() -> None:
     assert groups is not None and [group.group.prompt.row for group in groups] == [1, 3]
 
 
+def test_a_batch_that_was_given_out_is_open_work_until_it_is_trained() -> None:
+    machine = make_machine(batch=2, max_staleness=1)
+    for position in range(4):
+        machine.admit(position, make_prompt(position))
+    for position in range(3):
+        machine.accept(position, scored(position))
+    groups = machine.next_batch()
+    assert groups is not None
+    assert [waiting.position for waiting in machine.open_work.waiting] == [0, 1, 2]
+    machine.trained(groups)
+    assert [waiting.position for waiting in machine.open_work.waiting] == [2]
+
+
 def test_the_buffer_gives_groups_in_the_order_of_their_admission() -> None:
     buffer = RolloutBuffer(batch=3, capacity=4)
     for position in (3, 1, 0, 2):

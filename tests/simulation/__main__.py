@@ -1,4 +1,4 @@
-"""Runs the simulation of one seed and prints its scenario, its ledger and what is wrong: `python -m tests.simulation 7`."""
+"""Simulates one seed and prints its scenario, its ledger and what is wrong: `python -m tests.simulation 7`."""
 
 import sys
 from dataclasses import asdict

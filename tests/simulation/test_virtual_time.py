@@ -39,8 +39,13 @@ def test_a_deadlock_names_who_waits_and_where() -> None:
 
 def test_what_goes_on_for_ever_is_stuck() -> None:
     async def main() -> None:
-        while True:
-            await asyncio.sleep(1.0)
+        loop = asyncio.get_running_loop()
+
+        def again() -> None:
+            loop.call_later(1.0, again)
+
+        again()
+        await asyncio.Event().wait()
 
     with pytest.raises(Deadlock, match="no end is in sight"):
         VirtualTimeLoop(most_s=100.0).run(main())
