@@ -4,7 +4,6 @@ It must not know the loop. Invariants: every part is ready when `start_parts` yi
 the way out, in whichever way that is; the parts start side by side, because each takes seconds.
 """
 
-import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,7 +23,7 @@ from services.control.placement import Demand
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
 from services.control.reward_service import open_reward_service
 from services.control.run_events import RunEvents
-from services.transport.reward_client import RewardClient
+from services.transport.reward_client import RewardClient, all_or_cancel
 
 _KILL_TIMEOUT_S = 30.0
 
@@ -72,7 +71,7 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
         free_gpu = _free_gpu(fleet.pool) if config.rollout.colocate else None
         learner = await spawn_learner(cluster, rooms, config, before_step=free_gpu)
         if free_gpu is None:
-            await _all_or_first_error(fleet.start(config.rollout.num_workers), learner.ready())
+            await all_or_cancel([fleet.start(config.rollout.num_workers), learner.ready()])
         else:
             # vLLM takes for its own what others allocate while it starts, so it starts alone, and then sleeps.
             await fleet.start(config.rollout.num_workers)
@@ -226,14 +225,3 @@ def _fleet(cluster: Cluster, config: RunConfig, events: RunEvents | None, *, tra
 def _free_gpu(pool: RolloutPool) -> Callable[[], Awaitable[None]]:
     """What has the pool's workers sleep."""
     return lambda: sleep_all(worker for worker in pool.workers if isinstance(worker, RemoteWorker))
-
-
-async def _all_or_first_error(*waits: Awaitable[None]) -> None:
-    """Wait for all; when one fails, the others are cancelled, so that nothing is still starting while it all ends."""
-    tasks = [asyncio.ensure_future(wait) for wait in waits]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
