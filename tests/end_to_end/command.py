@@ -15,6 +15,7 @@ import psutil
 import yaml
 
 TIMEOUT_S = 240
+FAMILY_ENDS_WITHIN_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,8 +62,8 @@ class Running:
         while self._process.poll() is None and time.monotonic() < deadline:
             self._look()
             time.sleep(0.2)
+        left = self._wait_for_family(FAMILY_ENDS_WITHIN_S)  # First: they may still hold the pipe.
         output, _ = self._process.communicate(timeout=10)
-        left = self._wait_for_family(20)
         assert left == [], f"processes left behind: {left}"
         return Finished(code=self._process.returncode, output=output)
 
