@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 QUICKSTART := runs/quickstart
 PROTOS := $(wildcard services/protos/*/v*/*.proto)
 
-.PHONY: setup train test lint clean bench lock protos tree
+.PHONY: setup train test lint clean bench chaos lock protos tree
 
 setup: $(READY)
 
@@ -36,6 +36,10 @@ lint: setup
 
 bench: setup
 	$(BIN)/python -m benchmarks
+
+# Ten minutes of random faults on one run, which must recover from each and lose nothing.
+chaos: setup
+	$(BIN)/python -m tests.chaos --seed $(SEED)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache
