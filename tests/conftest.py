@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.end_to_end.tiny_run import write_task
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("trireme", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("trireme")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """The fleet on virtual time: who is brought up, probed, replaced, drained, and when it gives up."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -102,7 +103,7 @@ def test_a_worker_that_misses_three_probes_is_ended_and_replaced_within_its_time
         setting.machines[0].is_frozen = True
         frozen_at = asyncio.get_running_loop().time()
         while 0 not in setting.left:
-            await asyncio.sleep(0.5)
+            await asyncio.sleep(0.5)  # The clock is virtual, and there is nothing to be told by.
         assert asyncio.get_running_loop().time() - frozen_at <= 3 * (2.0 + 5.0) + 1.0
         assert setting.left[0] == "it gave no token in 3 probes of 5 s"
         await asyncio.sleep(LAUNCH_S + 1.0)
@@ -206,7 +207,7 @@ def test_launches_that_fail_are_tried_again_after_pauses_that_grow() -> None:
         setting.fleet.scale(2)
         await asyncio.sleep(60.0)
         starts = setting.launches[1:]
-        pauses = [later - earlier - LAUNCH_S for earlier, later in zip(starts, starts[1:], strict=False)]
+        pauses = [later - earlier - LAUNCH_S for earlier, later in itertools.pairwise(starts)]
         assert pauses == pytest.approx([0.0, 0.5, 1.0])
         assert setting.phases == {0: "serving", 4: "serving"}
 
