@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,12 +42,8 @@ class Running:
 
     def descendants(self, title: str) -> Sequence[psutil.Process]:
         """Its processes whose title begins so."""
-        found = []
-        for process in psutil.Process(self._process.pid).children(recursive=True):
-            with suppress(psutil.NoSuchProcess):
-                if "".join(process.cmdline()).startswith(title):
-                    found.append(process)
-        return found
+        children = psutil.Process(self._process.pid).children(recursive=True)
+        return [process for process in children if _title(process).startswith(title)]
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
         self._process.send_signal(number)
@@ -56,14 +52,16 @@ class Running:
         self._process.kill()
 
     def finish(self, *, lingering: tuple[str, ...] = ()) -> Finished:
-        """Wait for the end; no process that was seen may outlive it for long, but for those titled as `lingering`."""
+        """Wait for the end; no process that was seen may outlive it for long, but for those titled `lingering`."""
         deadline = time.monotonic() + TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < deadline:
             self._look()
             time.sleep(0.2)
+        for process in self._family.values():
+            if _title(process).startswith(lingering):
+                process.kill()
         left = self._wait_for_family(20)  # First: they may still hold the pipe.
         output, _ = self._process.communicate(timeout=10)
-        left = [name for name in left if not name.startswith(lingering)]
         assert left == [], f"processes left behind: {left}"
         return Finished(code=self._process.returncode, output=output)
 
@@ -82,6 +80,14 @@ class Running:
                 names.append(" ".join(process.cmdline())[:120])
                 process.kill()
         return names
+
+
+def _title(process: psutil.Process) -> str:
+    """The process's command line; empty when it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 @contextmanager
