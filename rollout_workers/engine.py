@@ -294,6 +294,8 @@ def engine_arguments(model: ModelConfig, rollout: RolloutConfig) -> dict[str, An
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
         "max_num_seqs": rollout.max_concurrent_sequences,
         "max_num_batched_tokens": rollout.max_batched_tokens,
+        # On a CPU vLLM cannot take back the draw of a seeded sequence whose prompt came in two pieces, and dies of it.
+        "enable_chunked_prefill": False if on_cpu else None,
         "block_size": rollout.block_tokens,
         "enable_prefix_caching": rollout.enable_prefix_caching,
         "logprobs_mode": "processed_logprobs",

@@ -48,6 +48,19 @@ async def test_logprobs_are_those_of_the_distribution_sampled_when_it_is_cut(ser
     assert len({tuple(ids) for ids in tokens(group)}) == 1
 
 
+async def test_more_prompts_than_fit_one_forward_pass_are_sampled(serving: HostedWorker) -> None:
+    """A seeded completion whose prompt comes in two pieces ends vLLM's engine on a CPU."""
+    prompts = [[2 + (row * 31 + index * 7) % 40 for index in range(450)] for row in range(30)]
+    orders = [
+        order(prompt, prompt_id=f"0-{row}", num_samples=1, max_completion_tokens=4)
+        for row, prompt in enumerate(prompts)
+    ]
+
+    groups = await asyncio.gather(*map(serving.sample, orders))
+
+    assert [group.rollouts[0].num_completion_tokens > 0 for group in groups] == [True] * 30
+
+
 async def test_at_temperature_zero_the_most_likely_token_is_taken_with_its_logprob_at_temperature_one(
     serving: HostedWorker,
 ) -> None:
