@@ -238,5 +238,21 @@ async def test_a_drained_run_trains_what_makes_a_whole_step_and_ends() -> None:
     assert setting.machine.is_drained
 
 
+async def test_a_session_that_is_over_admits_nothing_even_when_it_is_woken() -> None:
+    setting = Setting(max_staleness=1)
+    await setting.controller.publish(0)
+    await setting.controller.synced()
+    async with aclosing(setting.controller.steps(100)) as steps:
+        async for _ in steps:
+            setting.machine.phase = "paused"
+            await setting.controller.synced()
+            break
+    setting.machine.phase = "running"
+    assert setting.machine.room() > 0
+    before = len(setting.named("admitted"))
+    setting.controller.wake()
+    assert len(setting.named("admitted")) == before
+
+
 def refuse(sample: RewardSample) -> Failure:
     return Failure(code=FailureCode.INVALID_SAMPLE, message="no answer in the reference")

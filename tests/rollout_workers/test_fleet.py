@@ -101,10 +101,7 @@ def test_a_worker_that_misses_three_probes_is_ended_and_replaced_within_its_time
     async def story() -> None:
         await setting.fleet.start(1)
         setting.machines[0].is_frozen = True
-        frozen_at = asyncio.get_running_loop().time()
-        while 0 not in setting.left:  # noqa: ASYNC110  # The clock is virtual.
-            await asyncio.sleep(0.5)
-        assert asyncio.get_running_loop().time() - frozen_at <= 3 * (2.0 + 5.0) + 1.0
+        await asyncio.sleep(3 * (2.0 + 5.0) + 0.1)
         assert setting.left[0] == "it gave no token in 3 probes of 5 s"
         await asyncio.sleep(LAUNCH_S + 1.0)
         assert setting.machines[0].was_stopped

@@ -23,7 +23,7 @@ from services.contracts.records import (
 )
 from tests.fakes import FakeLearner
 from tests.simulation.scenario import Scenario
-from tests.simulation.workers import Note
+from tests.simulation.workers import TORN, Note
 
 REWARD_BUDGET_S = 100.0
 
@@ -65,7 +65,11 @@ class SimulatedLearner(FakeLearner):
         assert version == self.num_steps, f"a learner after {self.num_steps} steps was to publish version {version}"
         await self._work("publish", 0.1)
         publication = await super().publish(version)
-        return replace(publication, manifest=replace(publication.manifest, generation=self.generation))
+        manifest = replace(publication.manifest, generation=self.generation)
+        if self._scenario.torn_weights and self._draw.random() < self._scenario.torn_weights:
+            self._note("weights torn for all workers")
+            manifest = replace(manifest, checksums=(TORN,))
+        return replace(publication, manifest=manifest)
 
     async def save(self, folder: Path) -> None:
         await self._work("save", self._draw.choice((0.1, 2.0)))

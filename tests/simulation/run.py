@@ -357,7 +357,10 @@ def _not_allowed(scenario: Scenario, error: TriremeError) -> Sequence[str]:
     """What is wrong with this end; nothing where the scenario has a fault that may end a run so."""
     allowed = {
         "CanaryMismatch": scenario.broken_memory > 0,
-        "WorkerLost": scenario.max_restarts < 100 or scenario.max_losses_per_prompt < 100 or scenario.no_launch > 0,
+        "ChecksumMismatch": scenario.torn_weights > 0,
+        "WorkerLost": min(scenario.max_restarts, scenario.max_losses_per_prompt) < 100
+        or scenario.no_launch > 0
+        or scenario.torn_weights > 0,
         "UserError": scenario.no_launch > 0,
         "DeadlineExceeded": scenario.sample_timeout_s < 100,
         "SampleNotScorable": scenario.unscorable > 0 and scenario.max_failed_prompts < 1000,

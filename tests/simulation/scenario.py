@@ -28,6 +28,7 @@ class Scenario:
         frozen_s: longest time until a frozen worker thaws; most are replaced before.
         slow: factor by which one worker in four is slower.
         broken_memory: chance that a load gives a worker other weights than were published.
+        torn_weights: chance that what the learner publishes is not what its checksums say, so that all refuse it.
         dies_loading: chance that a load kills the worker.
         no_launch: chance that a launch fails, or finds no room.
         unscorable: share of the prompts that the reward refuses for good.
@@ -60,6 +61,7 @@ class Scenario:
     frozen_s: float = 60.0
     slow: float = 1.0
     broken_memory: float = 0.0
+    torn_weights: float = 0.0
     dies_loading: float = 0.0
     no_launch: float = 0.0
     unscorable: float = 0.0
@@ -113,6 +115,7 @@ def make_scenario(seed: int) -> Scenario:
         disk_full=_maybe(draw, 0.2, 0.1, 0.4),
         kills=tuple(_kill(draw, horizon_s) for _ in range(num_processes)),
         orders=tuple(_orders(draw, horizon_s) for _ in range(num_processes)),
+        torn_weights=_maybe(draw, 0.1, 0.05, 0.2),
     )
 
 

@@ -9,7 +9,7 @@ import random
 from collections.abc import Callable
 
 from rollout_workers.config import RolloutConfig
-from services.contracts.errors import CanaryMismatch, DeadlineExceeded, UserError, WorkerLost
+from services.contracts.errors import CanaryMismatch, ChecksumMismatch, DeadlineExceeded, UserError, WorkerLost
 from services.contracts.records import (
     NOT_SAMPLED,
     Prompt,
@@ -24,6 +24,7 @@ from tests.fakes import make_rollout
 from tests.simulation.scenario import Scenario
 
 TOKENS = 3
+TORN = "torn"
 Note = Callable[[str], None]
 
 
@@ -82,6 +83,8 @@ class SimulatedWorker:
         if self._draw.random() < self._scenario.broken_memory:
             self._note("worker refused weights")
             raise CanaryMismatch(f"worker {self._number} has a bit that flips")
+        if TORN in manifest.checksums:
+            raise ChecksumMismatch(f"bucket 0 of version {manifest.version} is not what was published")
         self._version = manifest.version
         return SyncReceipt(
             worker=self._number,
