@@ -52,6 +52,15 @@ class _Order:
     future: asyncio.Future[RolloutGroup]
     task: asyncio.Task[None] | None = None
 
+    def settle(self, outcome: RolloutGroup | TriremeError) -> None:
+        """Answer whoever ordered, unless that one was answered or has gone."""
+        if self.future.done():
+            return
+        if isinstance(outcome, TriremeError):
+            self.future.set_exception(outcome)
+        else:
+            self.future.set_result(outcome)
+
 
 class RolloutPool:
     """Implements the `RolloutSource` Protocol.
@@ -202,8 +211,7 @@ class RolloutPool:
         """No worker is left and none will come: every request fails with this error, now and later."""
         self._end = error
         for order in self._orders.values():
-            if not order.future.done():
-                order.future.set_exception(error)
+            order.settle(error)
 
     def _join(self, number: int, worker: Worker, *, version: int) -> None:
         self._workers[number] = worker
@@ -219,8 +227,7 @@ class RolloutPool:
             self._attempt_is("requeued", assignment, reason)
         for assignment in ended:
             order = self._orders[assignment.request]
-            if not order.future.done():
-                order.future.set_exception(_attempts_spent(order.request.prompt.id, self._max_attempts, reason))
+            order.settle(_attempts_spent(order.request.prompt.id, self._max_attempts, reason))
         self._hand_out()
 
     def _hand_out(self) -> None:
@@ -245,10 +252,8 @@ class RolloutPool:
             outcome = error
         if not self._dispatcher.end(assignment):
             self._attempt_is("fenced", assignment, None, prompt_id=order.request.prompt.id)
-        elif isinstance(outcome, TriremeError):
-            order.future.set_exception(outcome)
         else:
-            order.future.set_result(outcome)
+            order.settle(outcome)
         return self._hand_out()
 
     async def _load(self, number: int, publication: Publication) -> SyncReceipt | TriremeError:

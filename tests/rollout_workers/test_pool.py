@@ -243,3 +243,21 @@ async def test_what_a_removed_worker_has_not_ended_in_time_goes_to_others() -> N
     assert (await under_way).prompt.row == 0
     assert rows(staying) == [0]
     leaving.release()
+
+
+async def test_an_answer_for_whoever_gives_up_in_the_same_turn_harms_nobody() -> None:
+    worker = FakeWorker(0, open=False)
+    pool = RolloutPool([worker])
+    before = asyncio.all_tasks()
+    task = asyncio.create_task(pool.sample(request(0)))
+    await turns_of_the_loop()
+    (attempt,) = asyncio.all_tasks() - before - {task}
+
+    worker.release()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await turns_of_the_loop()
+
+    assert attempt.done() and attempt.exception() is None
+    assert (await pool.sample(request(1))).prompt.row == 1
