@@ -64,7 +64,7 @@ class RolloutConfig(Section):
     """Longest wait until a worker serves a new version of the weights, in seconds."""
     on_new_weights: Literal["recompute", "keep"] = "recompute"
     """What becomes of the keys and values of completions under way when new weights load: computed anew, so that every
-    token has exactly the logprob that its version gives it, or kept, which is faster and off by a few hundredths."""
+    token has exactly the logprob that its version gives it, or kept, which is faster, and then not exactly so."""
     max_groups_per_worker: int | None = Field(default=None, ge=1)
     """Most groups that one worker holds; more wait for whoever has room first. By default a quarter more than what
     max_concurrent_sequences lets it sample at once."""

@@ -241,10 +241,10 @@ class Fleet:
         if worker is not None:
             if self._watcher is not None:
                 self._watcher.on_left(number, reason)
+            self._stopping.add(worker)  # At once, so that `stop` ends it if its task never gets to run.
             self._in_background(self._stop_worker(worker))
 
     async def _stop_worker(self, worker: LaunchedWorker) -> None:
-        self._stopping.add(worker)
         await worker.stop()
         self._stopping.discard(worker)
 

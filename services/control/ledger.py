@@ -37,13 +37,12 @@ class Ledger:
     ) -> None:
         self._note = note
         self._open = dict(open_prompts or {})
-        self._num_running = sum(state == "admitted" for state in self._open.values())
         self.counts: Counter[str] = Counter(counts or {})
 
     @property
     def num_running(self) -> int:
         """Prompts admitted and not yet scored."""
-        return self._num_running
+        return sum(state == "admitted" for state in self._open.values())
 
     @property
     def num_accepted(self) -> int:
@@ -58,21 +57,19 @@ class Ledger:
     def admit(self, prompt_id: str, *, position: int, version: int) -> None:
         assert prompt_id not in self._open, f"prompt {prompt_id} is already under way"
         self._open[prompt_id] = "admitted"
-        self._num_running += 1
         self._count("admitted", prompt=prompt_id, position=position, version=version)
 
     def accept(self, prompt_id: str, *, lowest_version: int, rewards: list[float]) -> None:
         """The group of this prompt is sampled and scored, whole."""
         assert self._open.get(prompt_id) == "admitted", f"prompt {prompt_id} was not admitted"
         self._open[prompt_id] = "accepted"
-        self._num_running -= 1
         self._count("accepted", prompt=prompt_id, lowest_version=lowest_version, rewards=[*rewards])
 
     def end(self, prompt_id: str, how: str, **fields: Json) -> None:
         """The prompt is done: trained at a `step`, or filtered or failed for a `reason`."""
         assert how in ENDS, how
         assert prompt_id in self._open, f"prompt {prompt_id} ended already or was never admitted"
-        self._num_running -= self._open.pop(prompt_id) == "admitted"
+        del self._open[prompt_id]
         self._count(how, prompt=prompt_id, **fields)
 
     def _count(self, event: str, **fields: Json) -> None:

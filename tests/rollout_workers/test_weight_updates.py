@@ -168,6 +168,30 @@ async def test_completions_under_way_go_on_with_the_new_weights_and_each_token_s
             assert max(of_version, default=0.0) < 2e-5
 
 
+async def test_completions_that_keep_their_cache_go_on_from_keys_and_values_of_the_old_weights(
+    host: Any, worker: HostedWorker
+) -> None:
+    keeping = ROLLOUT.model_copy(update={"on_new_weights": "keep"})
+    await host.start.remote("keeping", ModelConfig(path=str(worker.folder), dtype="float32"), keeping)
+    kept = HostedWorker(host, "keeping", worker.folder)
+    old = await kept.load_weights(publish(kept, seed=1))
+    new = publish(kept, seed=2)
+    orders = [order(prompt_id=f"0-{row}", num_samples=16, max_completion_tokens=400) for row in range(4)]
+
+    groups = await host.load_while_sampling.remote(kept.name, orders, new)
+
+    of_version: dict[int, list[float]] = {old.version: [], new.manifest.version: []}
+    for rollout in (rollout for group in groups for rollout in group.rollouts):
+        sampled_by = rollout.policy_versions[rollout.num_prompt_tokens :]
+        for version, seed in zip(of_version, (1, 2), strict=True):
+            by_token = zip(errors(rollout, model_of(kept, seed)), sampled_by, strict=True)
+            of_version[version] += [error for error, by in by_token if by == version]
+    assert max(of_version[old.version]) < 2e-5
+    assert max(of_version[new.manifest.version]) > 1e-2
+    fresh = await kept.sample(order(num_samples=4))
+    assert max(largest_error(rollout, model_of(kept, 2)) for rollout in fresh.rollouts) < 2e-5
+
+
 async def test_a_refused_update_ends_the_completions_under_way(host: Any, worker: HostedWorker) -> None:
     await worker.load_weights(publish(worker, seed=1))
     bad = publish(worker, seed=2, change=with_noise_in_one_tensor)
