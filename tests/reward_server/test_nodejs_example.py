@@ -1,0 +1,85 @@
+"""The reward service in Node.js: installed from its lock, conforming, scored by the real client."""
+
+import shutil
+import signal
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from reward_server.config import READY_PREFIX
+from services.contracts.records import Failure, FailureCode, Reward, StepReward
+from services.transport.reward_conformance import check_service
+from tests.reward_server.serving import make_sample
+from tests.reward_server.test_processes import EXAMPLES, ROOT, client_of
+
+INSTALL_S = 60.0
+
+pytestmark = pytest.mark.skipif(shutil.which("npm") is None, reason="Node.js and npm are not installed")
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example with its packages, beside the protos as in the repository."""
+    copied = tmp_path_factory.mktemp("checkout")
+    (copied / "services").symlink_to(ROOT / "services")
+    ignored = shutil.ignore_patterns("node_modules")
+    folder = Path(shutil.copytree(EXAMPLES / "nodejs", copied / "examples" / "rewards" / "nodejs", ignore=ignored))
+    try:
+        subprocess.run(
+            ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
+            cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_S,
+        )  # fmt: skip
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        said = error.stderr or b"nothing within the time"
+        pytest.fail(f"npm could not install {folder}/package-lock.json; is its registry reachable?\n{said!s:.2000}")
+    return folder
+
+
+@contextmanager
+def node_server(example: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running server; gives its process and its address."""
+    child = subprocess.Popen(["node", "server.js", "0"], cwd=example, stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        assert line.startswith(READY_PREFIX), line
+        yield child, line.removeprefix(READY_PREFIX).strip()
+    finally:
+        child.kill()
+        child.communicate()
+
+
+@pytest.fixture(scope="module")
+def address(example: Path) -> Iterator[str]:
+    with node_server(example) as (_, address):
+        yield address
+
+
+async def test_it_passes_every_check_of_conformance(address: str) -> None:
+    findings = [finding async for finding in check_service(address, reference={"keywords": ["answer"]})]
+    assert [finding for finding in findings if finding.verdict != "passed"] == []
+
+
+async def test_the_client_scores_with_it_and_its_steps_count_code_points(address: str) -> None:
+    async with client_of(address) as client:
+        scored, refused = await client.score(
+            [
+                make_sample(0, completion="🚣🏽 red 𝔟𝔩𝔲𝔢", keywords=["𝔟𝔩𝔲𝔢", "red", "green", "grey"]),
+                make_sample(1, completion="red", keywords="red"),
+            ]
+        )
+
+    assert scored == Reward(
+        value=0.5, steps=(StepReward(start=3, end=6, value=1.0), StepReward(start=7, end=11, value=1.0))
+    )
+    assert isinstance(refused, Failure) and refused.code is FailureCode.INVALID_SAMPLE
+    assert "reference.keywords must be a list of words" in refused.message
+
+
+def test_it_ends_with_zero_when_it_is_told_to(example: Path) -> None:
+    with node_server(example) as (server, _):
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(10.0) == 0
