@@ -1,10 +1,9 @@
-"""From a data row to the text that the policy continues: chat template or plain text.
+"""From a data column to the turns of a chat.
 
-It knows tokenizers only by their `apply_chat_template`; it must not know where rows come from.
+It must not know tokenizers, nor where rows come from.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from services.contracts.errors import UserError
 from services.contracts.records import Message
@@ -23,21 +22,6 @@ def to_messages(value: object, *, system: str | None, where: str) -> tuple[Messa
     else:
         raise UserError(f"{where}: a prompt is a string or a list of {{role, content}} turns, not {value!r:.80}")
     return (Message(role="system", content=system), *turns) if system else turns
-
-
-def apply_chat_template(tokenizer: Any, messages: Sequence[Message]) -> str:  # Any: transformers is untyped
-    """The chat as text, ending where the assistant's answer begins.
-
-    Raises:
-        UserError: when the tokenizer has no chat template.
-    """
-    if not tokenizer.chat_template:
-        raise UserError(
-            f"the tokenizer {tokenizer.name_or_path!r} has no chat template; set data.template to plain, or name a "
-            "tokenizer that has one in model.tokenizer"
-        )
-    turns = [{"role": message.role, "content": message.content} for message in messages]
-    return str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
 
 
 def _is_turn(turn: object) -> bool:

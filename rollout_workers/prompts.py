@@ -13,10 +13,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rollout_workers.chat_format import apply_chat_template, to_messages
+from rollout_workers.chat_format import to_messages
 from rollout_workers.rows import Row, read_rows
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration, Json, Message, Prompt
+from services.contracts.reward_text import chat_text
 from services.contracts.settings import Section
 
 
@@ -191,7 +192,7 @@ def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Promp
     messages: tuple[Message, ...] = ()
     if data.template == "chat":
         messages = to_messages(value, system=data.system, where=where)
-        text = apply_chat_template(tokenizer, messages)
+        text = chat_text(tokenizer, messages)
     elif isinstance(value, str):
         text = value
     else:
