@@ -76,6 +76,7 @@ def weighted_sum(parts: Sequence[WeightedPart], rewards: Sequence[Reward]) -> Re
         components[part.name] = reward.value
         components |= {f"{part.name}/{name}": value for name, value in reward.components.items()}
     pairs = list(zip(parts, rewards, strict=True))
+    versions = [f"{part.name}@{reward.version}" for part, reward in pairs if reward.version]
     return Reward(
         value=sum(part.weight * reward.value for part, reward in pairs),
         components=components,
@@ -84,6 +85,7 @@ def weighted_sum(parts: Sequence[WeightedPart], rewards: Sequence[Reward]) -> Re
             for part, reward in pairs
             for step in reward.steps
         ),
+        version="+".join(versions),
     )
 
 

@@ -1,7 +1,8 @@
 """The gRPC server of a reward: trireme.reward.v1, grpc.health.v1 and reflection. The only file here that knows gRPC.
 
-It must not know how samples are scored. Invariants: a call that was accepted is answered in full, or its caller gets a
-status that says why; after `drain` began nothing new is accepted, and calls under way have `drain_s` to end.
+It must not know how samples are scored. Invariants: a call that was accepted is answered in full and by one version of
+the reward, or its caller gets a status that says why; after `drain` began nothing new is accepted, and calls under way
+have `drain_s` to end.
 """
 
 import asyncio
@@ -21,13 +22,14 @@ from reward_server.batcher import Batcher, Overloaded
 from reward_server.config import READY_PREFIX, RewardServerConfig
 from reward_server.scorer import Scorer
 from services.contracts.errors import UserError
-from services.contracts.records import Failure, FailureCode, Reward, RewardSample
+from services.contracts.records import Failure, FailureCode, Reward, RewardSample, reward_versions
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, encode_result
 
 logger = logging.getLogger(__name__)
 
 FLUSH_S = 1.0
+MAX_VERSION_CHANGES = 5
 Context = Any  # Any: grpc.aio.ServicerContext, which has no types
 
 
@@ -82,8 +84,17 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
                 samples.append(decode_sample(message))
             except ValueError as error:
                 outcomes[message.id] = Failure(code=FailureCode.INVALID_SAMPLE, message=str(error))
-        scored = await self._batcher.submit(samples)
+        scored = await self._of_one_version(samples)
         return outcomes | {sample.id: outcome for sample, outcome in zip(samples, scored, strict=True)}
+
+    async def _of_one_version(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
+        """Outcomes of the samples, which are scored once more when the reward changed its version between them."""
+        for _ in range(MAX_VERSION_CHANGES):
+            scored = await self._batcher.submit(samples)
+            if len(reward_versions(scored)) <= 1:
+                return scored
+        versions = ", ".join(reward_versions(scored))
+        raise Overloaded(f"scored {MAX_VERSION_CHANGES} times by more than one version ({versions}); try again later")
 
     @asynccontextmanager
     async def _call(self) -> AsyncIterator[None]:

@@ -15,7 +15,7 @@ from rollout_workers.config import RolloutConfig
 from rollout_workers.pool import RolloutPool, Worker
 from rollout_workers.restarts import RestartBudget
 from services.contracts.errors import DeadlineExceeded, TriremeError, UserError, WorkerLost
-from services.contracts.records import WorkerPhase, WorkerStatus
+from services.contracts.run_status import WorkerPhase, WorkerStatus
 
 _log = logging.getLogger(__name__)
 

@@ -18,14 +18,13 @@ from services.contracts.records import (
     RewardSample,
     Rollout,
     RolloutGroup,
-    RunStatus,
     SampleRequest,
     ScoredGroup,
     SyncReceipt,
     WeightManifest,
-    WorkerStatus,
     sampling_seed,
 )
+from services.contracts.run_status import RunStatus, WorkerStatus
 
 
 def make_prompt(row: int, *, text: str | None = None) -> Prompt:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from services.cli.live_run import reached, run_parser, seconds
 from services.contracts.errors import ControlError
-from services.contracts.records import RunStatus
+from services.contracts.run_status import RunStatus
 from services.control.visible_text import visible
 from services.transport.control_client import ControlClient
 from services.transport.control_file import CONTROL_FILE

@@ -15,12 +15,12 @@ from services.contracts.records import (
     Reward,
     RewardSample,
     RolloutGroup,
-    RunStatus,
     SampleRequest,
     ScoredGroup,
     SyncReceipt,
     WeightManifest,
 )
+from services.contracts.run_status import RunStatus
 
 
 class RolloutSource(Protocol):

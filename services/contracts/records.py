@@ -10,7 +10,7 @@ Invariant: in a `Rollout` all per-token columns have the same length T and posit
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from hashlib import blake2b
@@ -168,11 +168,21 @@ class StepReward:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reward:
-    """A finite score, the named parts it was composed of, and optional scores for single steps."""
+    """A finite score, the named parts it was composed of, and optional scores for single steps.
+
+    `version` is that of what gave it, such as of a model that is replaced while it is served; empty stands for the
+    version that the service describes. It is no part of the score: rewards that differ in nothing else are equal.
+    """
 
     value: float
     components: Mapping[str, float] = field(default_factory=dict)
     steps: tuple[StepReward, ...] = ()
+    version: str = field(default="", compare=False)
+
+
+def reward_versions(outcomes: Iterable[Reward | Failure]) -> list[str]:
+    """The versions among the rewards, each once."""
+    return sorted({outcome.version for outcome in outcomes if isinstance(outcome, Reward)})
 
 
 class FailureCode(StrEnum):
@@ -217,7 +227,7 @@ class RewardDescription:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
-    """A group whose every rollout has a reward: the only thing that a learner trains on."""
+    """A group whose every rollout has a reward of one version: the only thing that a learner trains on."""
 
     group: RolloutGroup
     rewards: tuple[Reward, ...]
@@ -227,6 +237,13 @@ class ScoredGroup:
             raise ValueError(
                 f"group {self.group.prompt.id}: {len(self.rewards)} rewards for {len(self.group.rollouts)} rollouts"
             )
+        if len(reward_versions(self.rewards)) > 1:
+            raise ValueError(f"group {self.group.prompt.id}: scored by versions {reward_versions(self.rewards)}")
+
+    @property
+    def reward_version(self) -> str:
+        """The one version of the reward that scored all of it."""
+        return self.rewards[0].version if self.rewards else ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -322,68 +339,6 @@ class LearnerReport:
 
     step: int
     metrics: Mapping[str, float]
-
-
-RunPhase = Literal["starting", "running", "paused", "draining"]
-WorkerPhase = Literal["starting", "loading", "serving", "draining"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WorkerStatus:
-    """One rollout worker as an operator sees it.
-
-    Attributes:
-        worker: its number, never used twice in a run.
-        phase: only a `serving` worker is given requests; a `draining` one ends those it has.
-        version: the policy version that it serves; `NOT_SAMPLED` before its first.
-        num_outstanding: groups that it is sampling.
-        node: name or address of its machine.
-        pid: its process there; 0 while it is not known.
-    """
-
-    worker: int
-    phase: WorkerPhase
-    version: int
-    num_outstanding: int
-    node: str = ""
-    pid: int = 0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RunStatus:
-    """A live run as an operator sees it.
-
-    Attributes:
-        name: the run's name.
-        phase: `paused` and `draining` runs admit no prompts.
-        step: steps trained.
-        num_steps: steps of the whole run.
-        version: the policy version that every serving worker has acknowledged.
-        max_staleness: bound on the staleness of what is trained, in versions.
-        target_workers: rollout workers that the run tries to have.
-        workers: those that it has.
-        num_running: prompts admitted and not yet scored.
-        num_waiting: scored groups that wait for the learner.
-        num_trained: prompts trained.
-        learner_wait: share of the last step's time in which the learner waited for groups.
-        last_checkpoint: step of the newest checkpoint; None where there is none.
-        message: what the run waits for, or was last told, in words.
-    """
-
-    name: str
-    phase: RunPhase
-    step: int
-    num_steps: int
-    version: int
-    max_staleness: int
-    target_workers: int
-    workers: tuple[WorkerStatus, ...] = ()
-    num_running: int = 0
-    num_waiting: int = 0
-    num_trained: int = 0
-    learner_wait: float = 0.0
-    last_checkpoint: int | None = None
-    message: str = ""
 
 
 def sampling_seed(*, run_seed: int, prompt_id: str, sample_index: int, policy_version: int) -> int:

@@ -73,6 +73,9 @@ METRICS: Mapping[str, Metric] = {
     "importance/clipped": Metric(title="clipped importance weights", unit="share", panel="Clipped importance weights"),
     "staleness/mean": Metric(title="staleness", panel="Staleness", label="mean", only_when_it_varies=True),
     "staleness/max": Metric(title="largest staleness", panel="Staleness", label="largest", only_when_it_varies=True),
+    "reward_versions": Metric(
+        title="reward versions", unit="count", panel="Versions of the reward in a step", only_when_it_varies=True
+    ),
     "learner_wait": Metric(title="learner waits", unit="share", panel="Learner waits for rollouts"),
     "rollout_workers": Metric(title="rollout workers", unit="count", panel="Rollout workers", only_when_it_varies=True),
     "sync/stall_seconds": Metric(title="stall per sync", unit="seconds", panel="Engine stands still for a sync"),

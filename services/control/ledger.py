@@ -59,11 +59,17 @@ class Ledger:
         self._open[prompt_id] = "admitted"
         self._count("admitted", prompt=prompt_id, position=position, version=version)
 
-    def accept(self, prompt_id: str, *, lowest_version: int, rewards: list[float]) -> None:
+    def accept(self, prompt_id: str, *, lowest_version: int, rewards: list[float], reward_version: str = "") -> None:
         """The group of this prompt is sampled and scored, whole."""
         assert self._open.get(prompt_id) == "admitted", f"prompt {prompt_id} was not admitted"
         self._open[prompt_id] = "accepted"
-        self._count("accepted", prompt=prompt_id, lowest_version=lowest_version, rewards=[*rewards])
+        self._count(
+            "accepted",
+            prompt=prompt_id,
+            lowest_version=lowest_version,
+            rewards=[*rewards],
+            reward_version=reward_version,
+        )
 
     def end(self, prompt_id: str, how: str, **fields: Json) -> None:
         """The prompt is done: trained at a `step`, or filtered or failed for a `reason`."""

@@ -88,13 +88,14 @@ class Fenced(_Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Accepted(_Event):
-    """A group is sampled and scored; `lowest_version` is that of its oldest token."""
+    """A group is sampled, and scored by `reward_version`; `lowest_version` is that of its oldest token."""
 
     event: Literal["accepted"] = "accepted"
     prompt: str
     attempt: int
     lowest_version: int
     rewards: tuple[float | None, ...]
+    reward_version: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

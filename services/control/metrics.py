@@ -118,6 +118,7 @@ class SampleRecord:
     completion: str
     reward: float
     components: Mapping[str, float] = field(default_factory=dict)
+    reward_version: str = ""
     finish_reason: FinishReason
     policy_version: int
     reference: Mapping[str, Json] = field(default_factory=dict)
@@ -175,6 +176,7 @@ def _to_record(step: int, rollout: Rollout, reward: Reward, group: ScoredGroup) 
         completion=rollout.completion,
         reward=reward.value,
         components=dict(reward.components),
+        reward_version=reward.version,
         finish_reason=rollout.finish_reason,
         policy_version=max(rollout.policy_versions, default=NOT_SAMPLED),
         reference=dict(group.group.prompt.reference),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rollout_workers.fleet import Fleet
 from services.contracts.errors import CheckpointError, DeadlineExceeded
-from services.contracts.records import RunPhase, RunStatus
+from services.contracts.run_status import RunPhase, RunStatus
 from services.control.config import RunConfig
 from services.control.ledger import Note
 from services.control.session import Session

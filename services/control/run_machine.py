@@ -10,7 +10,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from services.contracts.records import NOT_SAMPLED, Prompt, RunPhase, ScoredGroup
+from services.contracts.records import NOT_SAMPLED, Prompt, ScoredGroup
+from services.contracts.run_status import RunPhase
 from services.control.admission import AdmissionRule
 from services.control.ledger import Ledger
 from services.control.rollout_buffer import RolloutBuffer, Waiting
@@ -95,7 +96,10 @@ class RunMachine:
             f"prompt {group.group.prompt.id}, admitted at version {admitted}, has a token of version {lowest}"
         )
         self._ledger.accept(
-            group.group.prompt.id, lowest_version=lowest, rewards=[reward.value for reward in group.rewards]
+            group.group.prompt.id,
+            lowest_version=lowest,
+            rewards=[reward.value for reward in group.rewards],
+            reward_version=group.reward_version,
         )
         self._buffer.put(Waiting(deadline=deadline, position=position, group=group))
 

@@ -28,6 +28,7 @@ def step_metrics(step: Step, *, num_workers: int) -> dict[str, float]:
         "staleness/mean": fmean(step.staleness),
         "staleness/max": max(step.staleness),
         **{f"staleness/share_{stale}": count / len(step.staleness) for stale, count in histogram.items()},
+        "reward_versions": len({group.reward_version for group in step.groups}),
         "learner_wait": step.learner_wait,
         "rollout_workers": num_workers,
         **_sync_metrics(step.receipts),

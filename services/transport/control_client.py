@@ -14,7 +14,7 @@ from typing import Any
 import grpc
 
 from services.contracts.errors import ControlError, DeadlineExceeded, UserError
-from services.contracts.records import RunStatus
+from services.contracts.run_status import RunStatus
 from services.protos.control.v1 import control_pb2, control_pb2_grpc
 from services.transport.addresses import is_loopback, split_address
 from services.transport.control_codec import SERVICE_NAME, TOKEN_KEY, bearer, decode_status

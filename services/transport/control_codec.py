@@ -7,7 +7,7 @@ surrogate in its texts becomes a question mark.
 from collections.abc import Mapping
 from typing import TypeVar, get_args
 
-from services.contracts.records import RunPhase, RunStatus, WorkerPhase, WorkerStatus
+from services.contracts.run_status import RunPhase, RunStatus, WorkerPhase, WorkerStatus
 from services.protos.control.v1 import control_pb2
 
 SERVICE_NAME = "trireme.control.v1.ControlService"

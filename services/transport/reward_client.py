@@ -3,7 +3,7 @@
 It must not know gRPC, what a reward means, or what is done with it. Invariants: every sample gets exactly one outcome,
 in order; a number comes only from a reply that passed every check of `reward_validation`; every failure ends in a
 retry, a typed `Failure` of the sample, or a typed error. A server is asked to describe itself on each new
-connection, so servers that disagree never mix.
+connection, so servers that disagree never mix; nor do versions of the scores of one `score`.
 """
 
 import asyncio
@@ -11,11 +11,18 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from services.contracts.errors import RewardContractError, RewardUnavailable, UserError
-from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample
+from services.contracts.records import (
+    Failure,
+    FailureCode,
+    Reward,
+    RewardDescription,
+    RewardSample,
+    reward_versions,
+)
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_outcome, encode_sample
 from services.transport.reward_endpoint import Endpoint
@@ -83,7 +90,7 @@ class RewardClient:
         return self._description
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        """One outcome per sample, in order. A `Failure` is final: what may be tried again was.
+        """One outcome per sample, in order, all rewards of one version. A `Failure` is final: it was tried again.
 
         Raises:
             RewardUnavailable: no server answered within `unavailable_budget_s`.
@@ -97,8 +104,13 @@ class RewardClient:
             return []
         description = await self.describe()
         messages = self._encode(batch, with_token_ids=description.needs_token_ids)
-        calls = split(messages, description.max_batch_samples, self._config.max_request_bytes)
-        await all_or_cancel(self._settle(batch, messages) for messages in calls)
+        calls = list(split(messages, description.max_batch_samples, self._config.max_request_bytes))
+
+        async def attempt() -> None:
+            await all_or_cancel(self._settle(batch, messages) for messages in calls)
+            raise_for_versions(batch.outcomes.values())
+
+        await self._retry(attempt)
         return [batch.outcomes[sample.id] for sample in samples]
 
     async def close(self) -> None:
@@ -210,6 +222,7 @@ def checked_outcome(
     fault = "it has neither a reward nor a failure" if outcome is None else None
     if isinstance(outcome, Reward):
         fault = fault_in_reward(outcome, description=description, completion=sample.completion)
+        outcome = replace(outcome, version=outcome.version or description.version)
     if outcome is None or fault is not None:
         raise RewardContractError(f"{address} broke the reward contract for sample {sample.id!r}: {fault}")
     return outcome
@@ -242,6 +255,13 @@ def raise_for(pending: Sequence[Reward | Failure]) -> None:
     for kind, shown in ((Outage, of_service), (SampleFault, failures)):
         if shown:
             raise kind(f"{len(shown)} samples failed, such as with {shown[0].code}: {shown[0].message}")
+
+
+def raise_for_versions(outcomes: Iterable[Reward | Failure]) -> None:
+    """Raise `Outage` when the version changed between the calls, so that all are to be scored again."""
+    versions = reward_versions(outcomes)
+    if len(versions) > 1:
+        raise Outage(f"samples that belong together were scored by versions {', '.join(versions)}")
 
 
 async def all_or_cancel(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:

@@ -82,7 +82,9 @@ def encode_result(sample_id: str, outcome: Reward | Failure) -> reward_pb2.Resul
         failure = reward_pb2.Failure(code=code, message=message, retryable=outcome.retryable)
         return reward_pb2.Result(sample_id=sample_id, failure=failure)
     steps = [reward_pb2.StepReward(start=step.start, end=step.end, value=step.value) for step in outcome.steps]
-    reward = reward_pb2.Reward(value=outcome.value, components=dict(outcome.components), steps=steps)
+    reward = reward_pb2.Reward(
+        value=outcome.value, components=dict(outcome.components), steps=steps, version=outcome.version
+    )
     return reward_pb2.Result(sample_id=sample_id, reward=reward)
 
 
@@ -94,6 +96,7 @@ def decode_outcome(result: reward_pb2.Result) -> Reward | Failure | None:
                 value=result.reward.value,
                 components=dict(result.reward.components),
                 steps=tuple(StepReward(start=s.start, end=s.end, value=s.value) for s in result.reward.steps),
+                version=result.reward.version,
             )
         case "failure":
             return Failure(

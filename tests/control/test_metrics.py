@@ -32,7 +32,9 @@ def write(folder: Path, steps: range, *, resume_step: int = 0, sinks: tuple[str,
 def scored(row: int, *, num_samples: int = 2, completion: str = "text") -> ScoredGroup:
     prompt = make_prompt(row)
     rollouts = tuple(make_rollout(prompt, sample_index=i, completion=completion, version=4) for i in range(num_samples))
-    rewards = tuple(Reward(value=row + i / 10, components={"exact_match": 1.0}) for i in range(num_samples))
+    rewards = tuple(
+        Reward(value=row + i / 10, components={"exact_match": 1.0}, version="b") for i in range(num_samples)
+    )
     return ScoredGroup(group=RolloutGroup(prompt=prompt, rollouts=rollouts), rewards=rewards)
 
 
@@ -186,7 +188,7 @@ def test_samples_are_spread_over_the_groups_and_read_back_whole(tmp_path: Path) 
     assert hostile.prompt == "prompt 1"
     assert hostile.reference == {"answer": "1"}
     assert hostile.components == {"exact_match": 1.0}
-    assert (hostile.policy_version, hostile.finish_reason) == (4, "stop")
+    assert (hostile.policy_version, hostile.finish_reason, hostile.reward_version) == (4, "stop", "b")
 
 
 def test_a_sample_without_a_token_is_kept(tmp_path: Path) -> None:

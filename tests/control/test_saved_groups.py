@@ -2,6 +2,7 @@
 
 import tempfile
 from array import array
+from dataclasses import replace
 from pathlib import Path
 
 from hypothesis import given
@@ -47,7 +48,8 @@ def waiting_groups(draw: st.DrawFn) -> Waiting:
         steps=st.lists(steps, max_size=2).map(tuple),
     )
     group = RolloutGroup(prompt=prompt, rollouts=tuple(draw(rollouts(prompt, index)) for index in range(num_samples)))
-    rewards = tuple(draw(reward) for _ in range(num_samples))
+    version = draw(st.text())
+    rewards = tuple(replace(draw(reward), version=version) for _ in range(num_samples))
     deadline = draw(st.integers(0, 9))
     return Waiting(deadline=deadline, position=position, group=ScoredGroup(group=group, rewards=rewards))
 
@@ -60,6 +62,7 @@ def test_what_is_read_is_what_was_written(groups: list[Waiting]) -> None:
         read = read_groups(path, STREAM.at)
     assert read == tuple(groups)
     assert [waiting.group for waiting in read] == [waiting.group for waiting in groups]
+    assert [waiting.group.reward_version for waiting in read] == [waiting.group.reward_version for waiting in groups]
     logprobs = [[rollout.logprobs.tobytes() for rollout in waiting.group.group.rollouts] for waiting in groups]
     assert [[rollout.logprobs.tobytes() for rollout in waiting.group.group.rollouts] for waiting in read] == logprobs
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
-from services.contracts.records import RunStatus
+from services.contracts.run_status import RunStatus
 from services.control.ledger_events import (
     Accepted,
     Dispatched,

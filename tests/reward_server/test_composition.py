@@ -35,6 +35,11 @@ async def test_components_and_steps_of_a_part_are_kept() -> None:
     )
 
 
+async def test_a_total_has_the_version_of_each_part_that_changes() -> None:
+    outcome = await score(part("right", 1.0), part("model", Reward(value=0.5, version="b")))
+    assert isinstance(outcome, Reward) and outcome.version == "model@b"
+
+
 async def test_a_failing_part_fails_the_sample_and_is_named() -> None:
     failure = Failure(code=FailureCode.TIMEOUT, message="too slow", retryable=True)
     outcome = await score(part("right", 1.0), part("judge", failure))

@@ -109,7 +109,7 @@ class Result(_message.Message):
     def __init__(self, sample_id: _Optional[str] = ..., reward: _Optional[_Union[Reward, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Reward(_message.Message):
-    __slots__ = ("value", "components", "steps")
+    __slots__ = ("value", "components", "steps", "version")
     class ComponentsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,10 +120,12 @@ class Reward(_message.Message):
     VALUE_FIELD_NUMBER: _ClassVar[int]
     COMPONENTS_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
     value: float
     components: _containers.ScalarMap[str, float]
     steps: _containers.RepeatedCompositeFieldContainer[StepReward]
-    def __init__(self, value: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., steps: _Optional[_Iterable[_Union[StepReward, _Mapping]]] = ...) -> None: ...
+    version: str
+    def __init__(self, value: _Optional[float] = ..., components: _Optional[_Mapping[str, float]] = ..., steps: _Optional[_Iterable[_Union[StepReward, _Mapping]]] = ..., version: _Optional[str] = ...) -> None: ...
 
 class StepReward(_message.Message):
     __slots__ = ("start", "end", "value")
