@@ -82,3 +82,22 @@ def log_softmax(logits: Floats) -> Floats:
     shifted = logits - logits.max(axis=1, keepdims=True)
     result: Floats = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
     return result
+
+
+def bradley_terry(scores: Floats, targets: Floats) -> float:
+    better, worse = (np.exp(score) for score in (scores[0] - targets[0], scores[1] - targets[1]))
+    return float(-np.log(better / (better + worse)))
+
+
+def plackett_luce(scores: Floats, targets: Floats) -> float:
+    weights = np.exp(scores)
+    return float(-sum(np.log(weights[place] / weights[place:].sum()) for place in range(len(weights))))
+
+
+def cross_entropy(scores: Floats, targets: Floats) -> float:
+    chances = 1 / (1 + np.exp(-scores))
+    return float(-sum(y * np.log(p) + (1 - y) * np.log(1 - p) for p, y in zip(chances, targets, strict=True)))
+
+
+def squared_error(scores: Floats, targets: Floats) -> float:
+    return float(sum((score - target) ** 2 for score, target in zip(scores, targets, strict=True)))
