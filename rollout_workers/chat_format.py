@@ -1,12 +1,17 @@
-"""From a data column to the turns of a chat.
+"""From a data column to the turns of a chat: a list of turns, one turn's text, or a transcript.
 
 It must not know tokenizers, nor where rows come from.
 """
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from services.contracts.errors import UserError
 from services.contracts.records import Message
+
+_TURN = re.compile(r"\n\n(Human|Assistant):")
+_ROLES: Mapping[str, Literal["user", "assistant"]] = {"Human": "user", "Assistant": "assistant"}
 
 
 def to_messages(value: object, *, system: str | None, where: str) -> tuple[Message, ...]:
@@ -21,6 +26,21 @@ def to_messages(value: object, *, system: str | None, where: str) -> tuple[Messa
         turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
     else:
         raise UserError(f"{where}: a prompt is a string or a list of {{role, content}} turns, not {value!r:.80}")
+    return (Message(role="system", content=system), *turns) if system else turns
+
+
+def parse_transcript(text: str, *, system: str | None, where: str) -> tuple[Message, ...]:
+    """The turns of a chat written with "\\n\\nHuman:" or "\\n\\nAssistant:" before each.
+
+    Raises:
+        UserError: naming `where` the text stands, when it does not begin with one of them.
+    """
+    before, *parts = _TURN.split(text)
+    if before.strip() or not parts:
+        raise UserError(f'{where}: a transcript begins with "\\n\\nHuman:" or "\\n\\nAssistant:", not {text!r:.80}')
+    turns = tuple(
+        Message(role=_ROLES[who], content=content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True)
+    )
     return (Message(role="system", content=system), *turns) if system else turns
 
 
