@@ -6,6 +6,7 @@ It must not know how or where the function is run. Invariant: a `RewardFunction`
 import inspect
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeAlias
 
@@ -32,6 +33,7 @@ class RewardFunction:
         minimum: smallest value it can return; None where it has no bound.
         maximum: largest value it can return; None where it has no bound.
         isolate: whether it may hang in a way that only killing its process ends.
+        opened: makes a context that is entered before the first sample is scored and left after the last.
     """
 
     score: ScoreSample | ScoreBatch
@@ -43,6 +45,7 @@ class RewardFunction:
     minimum: float | None = None
     maximum: float | None = None
     isolate: bool = False
+    opened: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
 
     def __post_init__(self) -> None:
         if not callable(self.score):

@@ -48,12 +48,18 @@ def main() -> int:
 def _score(function: RewardFunction, sample: RewardSample) -> Reward | Failure:
     argument = [sample] if function.batched else sample
     if function.is_async:
-        returned = asyncio.run(awaited(function.score, argument))  # type: ignore[arg-type]  # is_async tells
+        returned = asyncio.run(_opened_and_awaited(function, argument))
     else:
         returned = guarded(function.score)(argument)
     if function.batched:
         (returned,) = one_each(returned, 1)
     return to_outcome(returned, sample, function.description)
+
+
+async def _opened_and_awaited(function: RewardFunction, argument: RewardSample | list[RewardSample]) -> object:
+    """What an async function returns; each sample has an event loop of its own, and so has what the function opens."""
+    async with function.opened():
+        return await awaited(function.score, argument)  # type: ignore[arg-type]  # it is async
 
 
 def _frames(pipe: BinaryIO) -> Iterator[bytes]:

@@ -7,6 +7,7 @@ only from the function itself and only when it is finite and within the declared
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsFloat, cast
 
@@ -64,6 +65,7 @@ class FunctionScorer:
         self.batched = function.batched
         self._function = function
         self._call = function.score if function.is_async else guarded(function.score)
+        self._opened = AsyncExitStack()
         self._timeout_s = timeout_s
         self._slots = asyncio.Semaphore(num_threads)
         self._threads: AbandonableThreads[Any, object] = AbandonableThreads(  # Any: a sample or a sequence of them
@@ -71,10 +73,10 @@ class FunctionScorer:
         )
 
     async def start(self) -> None:
-        """Nothing to get ready."""
+        await self._opened.enter_async_context(self._function.opened())
 
     async def close(self) -> None:
-        """Nothing to give back."""
+        await self._opened.aclose()
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         if self.batched:

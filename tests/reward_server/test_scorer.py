@@ -5,7 +5,8 @@ import functools
 import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -203,3 +204,23 @@ def test_a_function_is_named_after_itself() -> None:
     assert RewardFunction(completion_as_number).description.name == "completion_as_number"
     assert RewardFunction(lambda sample: 0.0).description.name == "lambda"
     assert RewardFunction(CallableReward()).description.name == "CallableReward"
+
+
+async def test_what_a_reward_opens_is_open_while_it_scores_and_closed_in_the_end() -> None:
+    told: list[str] = []
+
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[None]:
+        told.append("open")
+        yield
+        told.append("closed")
+
+    async def score(sample: RewardSample) -> float:
+        told.append(sample.completion)
+        return 1.0
+
+    opening = scorer(score, opened=opened)
+    await opening.start()
+    await opening.score([make_sample(completion="scored")])
+    await opening.close()
+    assert told == ["open", "scored", "closed"]
