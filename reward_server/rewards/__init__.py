@@ -7,12 +7,16 @@ from collections.abc import Mapping
 
 from reward_server.function import RewardOptions
 from reward_server.rewards.exact_match import ExactMatch
+from reward_server.rewards.judge_pairwise import JudgePairwise
+from reward_server.rewards.judge_pointwise import JudgePointwise
 from reward_server.rewards.length_penalty import LengthPenalty
 from reward_server.rewards.math_answer import MathAnswer
 from reward_server.rewards.required_format import RequiredFormat
 
 REWARDS: Mapping[str, type[RewardOptions]] = {
     "exact_match": ExactMatch,
+    "judge_pairwise": JudgePairwise,
+    "judge_pointwise": JudgePointwise,
     "length_penalty": LengthPenalty,
     "math_answer": MathAnswer,
     "required_format": RequiredFormat,

@@ -15,14 +15,17 @@ from reward_server.scorer import FunctionScorer
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from tests.reward_server.serving import make_sample
 
+JUDGE = {"base_url": "https://judge.example/v1", "model": "m"}
 OPTIONS: dict[str, dict[str, object]] = {
+    "judge_pairwise": {"judge": JUDGE},
+    "judge_pointwise": {"judge": JUDGE, "criteria": [{"name": "truth", "meaning": "It is true."}]},
     "length_penalty": {"max_length": 100, "cache_length": 20},
     "required_format": {"preset": "think_answer"},
 }
 COMPLETIONS = ["", "7", "<think>a</think><answer>b</answer>", "word " * 5000, "𝔘 \u0000 \\boxed{", "\\boxed{7}"]
 
 
-@pytest.mark.parametrize("name", REWARDS)
+@pytest.mark.parametrize("name", [name for name in REWARDS if not name.startswith("judge_")])
 async def test_every_built_in_keeps_its_word_on_any_completion(name: str) -> None:
     reward = REWARDS[name](**OPTIONS.get(name, {})).reward()
     scorer = FunctionScorer(reward, timeout_s=20.0, num_threads=1)
