@@ -19,6 +19,7 @@ BENCHMARKS = (
     "staleness_bound",
     "controller_cost",
     "worker_loss",
+    "replica_loss",
     "simulator",
 )
 RESULTS = Path("runs/benchmarks")

@@ -9,8 +9,7 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +27,6 @@ from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_
 
 logger = logging.getLogger(__name__)
 
-FLUSH_S = 1.0
 MAX_VERSION_CHANGES = 5
 Context = Any  # Any: grpc.aio.ServicerContext, which has no types
 
@@ -37,7 +35,11 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
     """The two methods of the contract."""
 
     def __init__(self, scorer: Scorer, config: RewardServerConfig) -> None:
-        self._description = replace(scorer.description, max_batch_samples=config.max_samples_per_call)
+        self._description = replace(
+            scorer.description,
+            max_batch_samples=config.max_samples_per_call,
+            max_request_bytes=config.max_message_bytes,
+        )
         self._max_samples_per_call = config.max_samples_per_call
         self._batcher = Batcher(
             scorer,
@@ -60,17 +62,19 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         fault = fault_in_request(request, max_samples=self._max_samples_per_call)
         if fault is not None:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, fault)
-        async with self._call():
-            try:
-                outcomes = await self._outcomes(request.samples)
-            except Overloaded as error:
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
+        self._begin(context)
+        try:
+            outcomes = await self._outcomes(request.samples)
+        except Overloaded as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         results = [encode_result(sample.id, outcomes[sample.id]) for sample in request.samples]
         return reward_pb2.ScoreResponse(request_id=request.request_id, results=results)
 
     async def finish(self, timeout_s: float) -> None:
         """Accept nothing more, and wait until calls under way have ended or the time is up."""
         self._draining = True
+        if not self._num_calls:
+            return
         try:
             await asyncio.wait_for(self._no_calls.wait(), timeout_s)
         except TimeoutError:
@@ -96,16 +100,16 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         versions = ", ".join(reward_versions(scored))
         raise Overloaded(f"scored {MAX_VERSION_CHANGES} times by more than one version ({versions}); try again later")
 
-    @asynccontextmanager
-    async def _call(self) -> AsyncIterator[None]:
+    def _begin(self, context: Context) -> None:
+        """Count the call until its answer has left."""
         self._num_calls += 1
         self._no_calls.clear()
-        try:
-            yield
-        finally:
-            self._num_calls -= 1
-            if not self._num_calls:
-                self._no_calls.set()
+        context.add_done_callback(self._end)
+
+    def _end(self, _: Context) -> None:
+        self._num_calls -= 1
+        if not self._num_calls:
+            self._no_calls.set()
 
 
 class RewardServer:
@@ -143,7 +147,7 @@ class RewardServer:
         """Turn NOT_SERVING, let calls under way end within `drain_s`, and stop."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._servicer.finish(self._config.drain_s)
-        await self._server.stop(FLUSH_S)
+        await self._server.stop(None)  # Clients that watch its health never end by themselves.
         await self._scorer.close()
 
     def _bind(self) -> int:

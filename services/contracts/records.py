@@ -20,6 +20,9 @@ Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "abort"]
 
+REWARD_CONTRACT_VERSION = 1
+"""Version of the reward contract that this is; `trireme.reward.v1` holds it."""
+
 NOT_SAMPLED = -1
 """The policy version of a token that no policy sampled: prompt, tool and environment tokens."""
 
@@ -215,6 +218,8 @@ class RewardDescription:
         minimum: smallest value that it can return; None where it has no bound.
         maximum: largest value that it can return; None where it has no bound.
         max_batch_samples: most samples in one `Score` call.
+        max_request_bytes: largest `Score` request.
+        contract_version: version of the contract that the service keeps.
     """
 
     name: str
@@ -223,6 +228,8 @@ class RewardDescription:
     minimum: float | None = None
     maximum: float | None = None
     max_batch_samples: int = 1024
+    max_request_bytes: int = 4 << 20
+    contract_version: int = REWARD_CONTRACT_VERSION
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

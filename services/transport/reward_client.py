@@ -26,6 +26,7 @@ from services.contracts.records import (
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_outcome, encode_sample
 from services.transport.reward_endpoint import Endpoint
+from services.transport.reward_replicas import Lookup, Replicas, look_up
 from services.transport.reward_retry import CallFault, Outage, Patience, SampleFault
 from services.transport.reward_settings import RewardClientConfig, check_addresses
 from services.transport.reward_validation import fault_in_reply, fault_in_reward
@@ -50,23 +51,25 @@ class RewardClient:
     """Implements `RewardScorer` over gRPC. Used from one event loop, which need not run yet when it is made.
 
     Args:
-        addresses: servers of one reward, each HOST:PORT; calls go round them.
+        addresses: servers of one reward, each HOST:PORT; a name that stands for several machines is as many servers.
         config: deadlines, retries and limits.
+        look_up: finds the machines behind a name.
 
     Raises:
         UserError: there is no address, or one may not be used.
     """
 
-    def __init__(self, addresses: Sequence[str], config: RewardClientConfig | None = None) -> None:
+    def __init__(
+        self, addresses: Sequence[str], config: RewardClientConfig | None = None, *, look_up: Lookup = look_up
+    ) -> None:
         self._config = config or RewardClientConfig()
         if not addresses:
             raise UserError("a reward client needs the address of at least one reward server, such as 127.0.0.1:50051")
         check_addresses(addresses, allow_plaintext=self._config.allow_plaintext)
-        self._endpoints = [Endpoint(address, self._config) for address in addresses]
+        self._replicas = Replicas(addresses, self._config, look_up)
         self._addresses = ", ".join(addresses)
         self._in_flight = asyncio.Semaphore(self._config.max_in_flight_calls)
         self._description: RewardDescription | None = None
-        self._num_calls = 0
         self._warned_at = float("-inf")
 
     async def describe(self, *, budget_s: float | None = None) -> RewardDescription:
@@ -103,8 +106,9 @@ class RewardClient:
         if not samples:
             return []
         description = await self.describe()
-        messages = self._encode(batch, with_token_ids=description.needs_token_ids)
-        calls = list(split(messages, description.max_batch_samples, self._config.max_request_bytes))
+        max_bytes = min(self._config.max_request_bytes, description.max_request_bytes)
+        messages = self._encode(batch, max_bytes, with_token_ids=description.needs_token_ids)
+        calls = list(split(messages, description.max_batch_samples, max_bytes))
 
         async def attempt() -> None:
             await all_or_cancel(self._settle(batch, messages) for messages in calls)
@@ -115,42 +119,50 @@ class RewardClient:
 
     async def close(self) -> None:
         """Close the connections; calls under way are cancelled."""
-        for endpoint in self._endpoints:
-            await endpoint.close()
+        await self._replicas.close()
 
-    def _encode(self, batch: Batch, *, with_token_ids: bool) -> Iterator[reward_pb2.Sample]:
+    def _encode(self, batch: Batch, max_bytes: int, *, with_token_ids: bool) -> Iterator[reward_pb2.Sample]:
         """The samples that can be sent; the others fail at once."""
-        limit = self._config.max_request_bytes
         for sample in batch.samples.values():
             try:
                 message = encode_sample(sample, with_token_ids=with_token_ids)
                 num_bytes = message.ByteSize() + SAMPLE_OVERHEAD_BYTES + REQUEST_OVERHEAD_BYTES
-                if num_bytes > limit:
-                    raise ValueError(f"{num_bytes} bytes exceed max_request_bytes ({limit}); raise it here and there")
+                if num_bytes > max_bytes:
+                    raise ValueError(self._too_large(num_bytes))
             except ValueError as error:
                 text = f"sample {sample.id!r} cannot be sent: {error}"
                 batch.outcomes[sample.id] = Failure(code=FailureCode.INVALID_SAMPLE, message=text)
             else:
                 yield message
 
+    def _too_large(self, num_bytes: int) -> str:
+        ours, theirs = self._config.max_request_bytes, self.description.max_request_bytes
+        if theirs < ours:
+            return f"{num_bytes} bytes exceed the {theirs} that the service takes; raise its max_message_bytes"
+        return f"{num_bytes} bytes exceed reward.max_request_bytes ({ours}); raise it, to {theirs} at most"
+
     async def _settle(self, batch: Batch, messages: Sequence[reward_pb2.Sample]) -> None:
         """Score what fits one call, again and again until each outcome is final."""
         pending = list(messages)
+        endpoint: Endpoint | None = None
 
         async def attempt() -> None:
-            batch.outcomes.update(await self._attempt_score(batch, pending))
+            nonlocal endpoint
+            async with self._in_flight:
+                endpoint = await self._replicas.pick(avoid=endpoint)
+                batch.outcomes.update(await self._attempt_score(endpoint, batch, pending))
             pending[:] = [message for message in pending if is_retryable(batch.outcomes[message.id])]
             raise_for([batch.outcomes[message.id] for message in pending])
 
         await self._retry(attempt)
 
-    async def _attempt_score(self, batch: Batch, messages: Sequence[reward_pb2.Sample]) -> dict[str, Reward | Failure]:
+    async def _attempt_score(
+        self, endpoint: Endpoint, batch: Batch, messages: Sequence[reward_pb2.Sample]
+    ) -> dict[str, Reward | Failure]:
         """One call to one server, and every check of its reply."""
-        async with self._in_flight:
-            endpoint = self._pick()
-            description = await self._agreed_description(endpoint)
-            request = reward_pb2.ScoreRequest(request_id=uuid.uuid4().hex, samples=messages)
-            response = await endpoint.score(request)
+        description = await self._agreed_description(endpoint)
+        request = reward_pb2.ScoreRequest(request_id=uuid.uuid4().hex, samples=messages)
+        response = await endpoint.score(request)
         fault = fault_in_reply(
             asked=request.request_id,
             answered=response.request_id,
@@ -166,7 +178,8 @@ class RewardClient:
 
     async def _attempt_describe(self) -> None:
         """Ask every server; one answer is enough, as the others are asked again before their first call."""
-        answers = await asyncio.gather(*map(self._agreed_description, self._endpoints), return_exceptions=True)
+        endpoints = await self._replicas.all()
+        answers = await asyncio.gather(*map(self._agreed_description, endpoints), return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
         worst = next((error for error in errors if not isinstance(error, Outage)), None)
         if worst is not None or len(errors) == len(answers):
@@ -183,14 +196,6 @@ class RewardClient:
                 f"{self._description}; give the addresses of one reward only"
             )
         return found
-
-    def _pick(self) -> Endpoint:
-        """The next server in turn that is not passed over; where all are, the one that is due first."""
-        first = self._num_calls % len(self._endpoints)
-        self._num_calls += 1
-        now = time.monotonic()
-        in_turn = self._endpoints[first:] + self._endpoints[:first]
-        return min(in_turn, key=lambda endpoint: max(endpoint.passed_over_until - now, 0.0))
 
     async def _retry(self, attempt: Callable[[], Awaitable[None]], budget_s: float | None = None) -> None:
         patience = Patience(self._config, budget_s)

@@ -27,6 +27,8 @@ from services.protos.reward.v1 import reward_pb2
 
 SERVICE_NAME = "trireme.reward.v1.RewardService"
 DEFAULT_MAX_BATCH_SAMPLES = 1024
+DEFAULT_MAX_REQUEST_BYTES = 4 << 20
+DEFAULT_CONTRACT_VERSION = 1
 LARGEST_EXACT_INTEGER = 2**53
 
 _FINISH_REASONS: Mapping[int, FinishReason] = {
@@ -116,11 +118,13 @@ def encode_description(description: RewardDescription) -> reward_pb2.DescribeRes
         minimum=description.minimum,
         maximum=description.maximum,
         max_batch_samples=description.max_batch_samples,
+        contract_version=description.contract_version,
+        max_request_bytes=description.max_request_bytes,
     )
 
 
 def decode_description(message: reward_pb2.DescribeResponse) -> RewardDescription:
-    """The message as a description, with the contract's default for the batch size."""
+    """The message as a description, with the contract's defaults for what is not set."""
     return RewardDescription(
         name=message.name,
         version=message.version,
@@ -128,6 +132,8 @@ def decode_description(message: reward_pb2.DescribeResponse) -> RewardDescriptio
         minimum=message.minimum if message.HasField("minimum") else None,
         maximum=message.maximum if message.HasField("maximum") else None,
         max_batch_samples=message.max_batch_samples or DEFAULT_MAX_BATCH_SAMPLES,
+        max_request_bytes=message.max_request_bytes or DEFAULT_MAX_REQUEST_BYTES,
+        contract_version=message.contract_version or DEFAULT_CONTRACT_VERSION,
     )
 
 

@@ -1,14 +1,17 @@
-"""One reward server as its client sees it: the connection, the description, and whether to pass it over for now.
+"""One replica of a reward service as its client sees it: the connection, the description, and its standing.
 
-The only file of the client that knows gRPC; it must not know samples or outcomes. Invariant: every call has a deadline
-and every failure leaves here as `Outage`, `CallFault` or `RewardContractError`, with the address in its text.
+The only file of the client that knows gRPC; it must not know samples or outcomes. Invariants: every call has a deadline
+and every failure leaves here as `Outage`, `CallFault` or `RewardContractError`, with the address in its text; a replica
+describes itself anew on each connection.
 """
 
+import asyncio
+import json
 import re
-import time
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.contracts.errors import RewardContractError
 from services.contracts.records import RewardDescription
@@ -16,6 +19,7 @@ from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_codec import SERVICE_NAME, decode_description
 from services.transport.reward_retry import CallFault, Outage
 from services.transport.reward_settings import RewardClientConfig
+from services.transport.reward_standing import Rank, Standing
 from services.transport.reward_validation import fault_in_description
 
 Status = grpc.StatusCode
@@ -23,24 +27,44 @@ Status = grpc.StatusCode
 OUTAGE_CODES = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED, Status.CANCELLED)
 CALL_FAULT_CODES = (Status.INTERNAL, Status.UNKNOWN, Status.ABORTED)
 TOO_LARGE = re.compile(r"(larger than|exceeds) max", re.IGNORECASE)
+DESCRIBE_S = 10.0
+PROBE_PAUSE_S = 0.5
+
+# `round_robin` over the one address of a channel, because it alone keeps the connection up and watches the server's
+# health: the channel is READY only while grpc.health.v1 says SERVING. A server without that service counts as healthy.
+SERVICE_CONFIG = json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "healthCheckConfig": {"serviceName": ""}})
 
 
 class Endpoint:
-    """The server at `address`."""
+    """The replica behind `channel`. Needs a running event loop.
 
-    def __init__(self, address: str, config: RewardClientConfig) -> None:
+    Args:
+        address: what errors call it.
+    """
+
+    def __init__(self, address: str, channel: Any, config: RewardClientConfig) -> None:  # Any: grpc has no types
         self.address = address
-        self.passed_over_until = float("-inf")
+        self.standing = Standing(eject_after=config.eject_after, eject_s=config.eject_s)
+        self.trouble = "not asked yet"
         self._config = config
-        self._channel: Any = None  # Any: grpc has no types
+        self._channel = channel
         self._description: RewardDescription | None = None
-        self._num_missed = 0
+        self._watch = asyncio.create_task(self._watch_connection(), name=f"connection to {address}")
+        self._probe: asyncio.Task[None] | None = None
+
+    @property
+    def rank(self) -> Rank:
+        """How willingly it is given the next call."""
+        connected = self._channel.get_state(try_to_connect=True) is grpc.ChannelConnectivity.READY
+        return self.standing.rank if connected else max(self.standing.rank, Rank.UNCONNECTED)
 
     async def describe(self) -> RewardDescription:
         """What this server says of itself; asked again on each new connection, which may be to another reward."""
-        channel = self._connection()
-        if self._description is None or channel.get_state() is not grpc.ChannelConnectivity.READY:
-            description = decode_description(await self._call("Describe", reward_pb2.DescribeRequest()))
+        if self._description is None:
+            message = await self._call(
+                "Describe", reward_pb2.DescribeRequest(), min(DESCRIBE_S, self._config.timeout_s)
+            )
+            description = decode_description(message)
             fault = fault_in_description(description)
             if fault is not None:
                 raise RewardContractError(f"{self.address} describes itself wrongly: {fault}")
@@ -49,38 +73,63 @@ class Endpoint:
 
     async def score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         """The server's reply, unchecked."""
-        response: reward_pb2.ScoreResponse = await self._call("Score", request)
+        response: reward_pb2.ScoreResponse = await self._call("Score", request, self._config.timeout_s)
         return response
 
-    async def close(self) -> None:
-        if self._channel is not None:
-            await self._channel.close()
+    async def close(self, *, grace_s: float | None = None) -> None:
+        """Close the connection; calls under way have `grace_s` to end."""
+        self._watch.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
+        await self._channel.close(grace_s)
 
-    async def _call(self, method: str, request: Any) -> Any:  # Any: the messages of either method
-        stub = reward_pb2_grpc.RewardServiceStub(self._connection())
-        try:
-            response = await getattr(stub, method)(request, timeout=self._config.timeout_s)
-        except grpc.aio.AioRpcError as error:
-            self._note_failure(error.code())
-            raise self._typed(method, error, request.ByteSize()) from error
-        self._num_missed = 0
-        self.passed_over_until = float("-inf")
+    async def _call(self, method: str, request: Any, timeout_s: float) -> Any:  # Any: the messages of either method
+        stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+        with self.standing.call():
+            try:
+                response = await getattr(stub, method)(request, timeout=timeout_s)
+            except grpc.aio.AioRpcError as error:
+                failure = self._typed(method, error, request.ByteSize(), timeout_s)
+                self.trouble = str(failure)
+                self._note_failure(error.code())
+                raise failure from error
+        self.standing.answered()
         return response
-
-    def _connection(self) -> Any:  # Any: grpc has no types
-        if self._channel is None:  # Not earlier: a channel belongs to the event loop that runs when it is made.
-            self._channel = grpc.aio.insecure_channel(self.address, options=channel_options(self._config))
-        return self._channel
 
     def _note_failure(self, code: grpc.StatusCode) -> None:
-        self._num_missed = self._num_missed + 1 if code is Status.DEADLINE_EXCEEDED else 0
-        if code is Status.UNAVAILABLE or self._num_missed >= self._config.eject_after:
-            self.passed_over_until = time.monotonic() + self._config.eject_s
+        if code is Status.DEADLINE_EXCEEDED:
+            self.standing.missed()
+        elif code is Status.UNAVAILABLE:
+            self.standing.eject()
+        if self.standing.wants_probe and (self._probe is None or self._probe.done()):
+            self._probe = asyncio.create_task(self._probe_until_alive(), name=f"probe of {self.address}")
 
-    def _typed(self, method: str, error: grpc.aio.AioRpcError, num_bytes: int) -> Exception:
+    async def _probe_until_alive(self) -> None:
+        """Ask for its health until it answers; a frozen server answers as soon as it thaws."""
+        stub = health_pb2_grpc.HealthStub(self._channel)
+        while self.standing.wants_probe:
+            try:
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=self._config.timeout_s)
+                is_alive = answer.status == health_pb2.HealthCheckResponse.SERVING
+            except grpc.aio.AioRpcError as error:
+                is_alive = error.code() is Status.UNIMPLEMENTED
+            if is_alive:
+                self.standing.probed()
+            else:
+                await asyncio.sleep(PROBE_PAUSE_S)
+
+    async def _watch_connection(self) -> None:
+        """Forget the description with each connection that ends."""
+        while True:
+            state = self._channel.get_state(try_to_connect=True)
+            if state is not grpc.ChannelConnectivity.READY:
+                self._description = None
+            await self._channel.wait_for_state_change(state)
+
+    def _typed(self, method: str, error: grpc.aio.AioRpcError, num_bytes: int, timeout_s: float) -> Exception:
         code, details = error.code(), error.details() or ""
         if code is Status.DEADLINE_EXCEEDED:
-            return Outage(f"{self.address} did not answer {method} within {self._config.timeout_s:g} s (timeout_s)")
+            return Outage(f"{self.address} did not answer {method} within {timeout_s:g} s (timeout_s)")
         if code is Status.RESOURCE_EXHAUSTED and TOO_LARGE.search(details):
             return RewardContractError(
                 f"{self.address} does not take a {method} request of {num_bytes} bytes, or its answer is too large: "
@@ -97,9 +146,15 @@ class Endpoint:
         return CallFault(text) if code in CALL_FAULT_CODES else RewardContractError(text)
 
 
-def channel_options(config: RewardClientConfig) -> list[tuple[str, int]]:
-    """Retries are ours alone, no proxy stands between, and a server that comes back is found within two seconds."""
-    return [
+def open_channel(target: str, *, authority: str, config: RewardClientConfig) -> Any:  # Any: grpc has no types
+    """A channel to one socket address; nothing is connected yet.
+
+    Retries are ours alone, because they go to another replica; no proxy stands between, and a server that comes back is
+    found within two seconds.
+    """
+    options = [
+        ("grpc.service_config", SERVICE_CONFIG),
+        ("grpc.default_authority", authority),
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
@@ -109,3 +164,4 @@ def channel_options(config: RewardClientConfig) -> list[tuple[str, int]]:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", config.max_response_bytes),
     ]
+    return grpc.aio.insecure_channel(target, options=options)

@@ -33,9 +33,12 @@ class RewardClientConfig(Section):
     unavailable_budget_s: float = Field(default=300.0, ge=0)
     """How long to go on trying while no server answers, in seconds; then the run stops with what it has saved."""
     eject_after: int = Field(default=2, ge=1)
-    """Missed deadlines in a row after which a server is passed over; one that cannot be reached is at once."""
+    """Missed deadlines in a row after which a server gets no call until it answers a probe; one that cannot be reached
+    gets none at once."""
     eject_s: float = Field(default=10.0, ge=0)
-    """How long such a server is passed over, in seconds, while another answers."""
+    """How long such a server sits out after that, in seconds, while another is on duty."""
+    refresh_s: float = Field(default=10.0, gt=0)
+    """Seconds between two looks at what may change while a run goes on: the machines behind a name in `addresses`."""
     allow_plaintext: bool = False
     """Permit addresses off this machine, although completions and references travel there unencrypted."""
 

@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from services.contracts.records import Reward, RewardDescription
+from services.contracts.records import REWARD_CONTRACT_VERSION, Reward, RewardDescription
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_]+")
 MAX_NAMED_IDS = 3
@@ -35,6 +35,11 @@ def fault_in_reward(reward: Reward, *, description: RewardDescription, completio
 
 def fault_in_description(description: RewardDescription) -> str | None:
     """Why a service cannot describe itself so."""
+    if description.contract_version != REWARD_CONTRACT_VERSION:
+        return (
+            f"it keeps version {description.contract_version} of the reward contract, and version "
+            f"{REWARD_CONTRACT_VERSION} is wanted; run a server of that version, or a Trireme of the server's"
+        )
     if not NAME_PATTERN.fullmatch(description.name):
         return f"its name is {description.name!r}; a name has letters, digits and underscores only"
     bounds = [bound for bound in (description.minimum, description.maximum) if bound is not None]

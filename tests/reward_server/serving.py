@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import grpc
+from grpc_health.v1 import health, health_pb2_grpc
 
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
@@ -13,8 +15,11 @@ from reward_server.scorer import FunctionScorer, Scorer
 from reward_server.server import RewardServer
 from services.contracts.records import Json, RewardSample
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
+from services.transport.reward_client import RewardClient
 from services.transport.reward_settings import RewardClientConfig
 
+Connect = Callable[..., RewardClient]
+"""Makes a client, which is closed when the test ends: the arguments are those of `RewardClient`."""
 Reply = Callable[[reward_pb2.ScoreRequest], Awaitable[reward_pb2.ScoreResponse]]
 
 IMPATIENT = RewardClientConfig(
@@ -44,6 +49,19 @@ async def until(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not reached within {timeout_s} s"
         await asyncio.sleep(0.005)
+
+
+async def connecting() -> AsyncIterator[Connect]:
+    """What a fixture yields to a test that makes clients."""
+    clients: list[RewardClient] = []
+
+    def connect(*arguments: Any, **named: Any) -> RewardClient:  # Any: whatever a client takes
+        clients.append(RewardClient(*arguments, **named))
+        return clients[-1]
+
+    yield connect
+    for client in clients:
+        await client.close()
 
 
 @asynccontextmanager
@@ -88,16 +106,27 @@ class StatusError(Exception):
 
 
 @asynccontextmanager
-async def scripted(reply: Reply, *, port: int = 0, **description: object) -> AsyncIterator[tuple[str, ScriptedService]]:
-    """A service that replies as told; gives its address and itself."""
+async def scripted(
+    reply: Reply,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_request_bytes: int = -1,
+    health_servicer: health.aio.HealthServicer | None = None,
+    **description: object,
+) -> AsyncIterator[tuple[str, ScriptedService]]:
+    """A service that replies as told; gives its address and itself. It keeps silent about `max_request_bytes`."""
     message = reward_pb2.DescribeResponse(**{"name": "scripted", "minimum": 0.0, "maximum": 1.0} | description)
     service = ScriptedService(reply, message)
-    server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
+    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_request_bytes)]
+    server = grpc.aio.server(options=options)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(service, server)
-    port = server.add_insecure_port(f"127.0.0.1:{port}")
+    if health_servicer is not None:
+        health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)
+    port = server.add_insecure_port(f"{host}:{port}")
     await server.start()
     try:
-        yield f"127.0.0.1:{port}", service
+        yield f"{host}:{port}", service
     finally:
         await server.stop(None)
 

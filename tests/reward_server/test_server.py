@@ -17,11 +17,11 @@ from reward_server.server import RewardServer
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
-from services.transport.reward_client import RewardClient
 from services.transport.reward_codec import encode_sample
 from services.transport.reward_conformance import check_service
 from tests.reward_server.serving import (
     IMPATIENT,
+    Connect,
     completion_as_number,
     make_samples,
     response,
@@ -79,11 +79,11 @@ async def test_conformance_of_nothing_ends_at_once() -> None:
     assert [(finding.check, finding.verdict) for finding in findings] == [("reachable", "failed")]
 
 
-async def test_too_many_samples_in_a_call_are_refused_and_the_limit_is_declared() -> None:
+async def test_too_many_samples_in_a_call_are_refused_and_the_limit_is_declared(connect: Connect) -> None:
     config = RewardServerConfig(port=0, max_samples_per_call=3)
     async with serving(NUMBER, config) as address:
         code, details = await refusal(address, request(make_samples(4)))
-        client = RewardClient([address], IMPATIENT)
+        client = connect([address], IMPATIENT)
         assert (await client.describe()).max_batch_samples == 3
         assert len(await client.score(make_samples(4))) == 4
 
@@ -123,7 +123,7 @@ async def test_a_sample_with_a_foreign_role_fails_alone() -> None:
     assert answer.results[1].reward.value == 1.0
 
 
-async def test_calls_of_several_clients_share_a_batch() -> None:
+async def test_calls_of_several_clients_share_a_batch(connect: Connect) -> None:
     sizes: list[int] = []
 
     def score(samples: Sequence[RewardSample]) -> list[float]:
@@ -132,14 +132,14 @@ async def test_calls_of_several_clients_share_a_batch() -> None:
 
     config = RewardServerConfig(port=0, max_batch_samples=12, max_wait_s=5.0)
     async with serving(RewardFunction(score, batched=True), config) as address:
-        clients = [RewardClient([address], IMPATIENT) for _ in range(3)]
+        clients = [connect([address], IMPATIENT) for _ in range(3)]
         outcomes = await asyncio.gather(*(client.score(make_samples(4)) for client in clients))
 
     assert sizes == [12]
     assert outcomes == [[Reward(value=float(index)) for index in range(4)]] * 3
 
 
-async def test_overload_is_refused_with_a_status_that_clients_retry() -> None:
+async def test_overload_is_refused_with_a_status_that_clients_retry(connect: Connect) -> None:
     release = threading.Event()
     started: list[str] = []
 
@@ -150,11 +150,11 @@ async def test_overload_is_refused_with_a_status_that_clients_retry() -> None:
 
     config = RewardServerConfig(port=0, max_samples_per_call=2, max_pending_samples=2)
     async with serving(RewardFunction(wait), config) as address:
-        busy = asyncio.create_task(RewardClient([address], IMPATIENT).score(make_samples(2)))
+        busy = asyncio.create_task(connect([address], IMPATIENT).score(make_samples(2)))
         await until(lambda: len(started) == 2)
         code, details = await refusal(address, request(make_samples(1)))
         patient = IMPATIENT.model_copy(update={"unavailable_budget_s": 20.0})
-        waiting = asyncio.create_task(RewardClient([address], patient).score(make_samples(1)))
+        waiting = asyncio.create_task(connect([address], patient).score(make_samples(1)))
         release.set()
         assert await busy == [Reward(value=1.0)] * 2
         assert await waiting == [Reward(value=1.0)]
@@ -163,18 +163,18 @@ async def test_overload_is_refused_with_a_status_that_clients_retry() -> None:
     assert "overloaded: 2 samples are pending" in details
 
 
-async def test_a_reward_that_is_too_slow_times_out_by_itself() -> None:
+async def test_a_reward_that_is_too_slow_times_out_by_itself(connect: Connect) -> None:
     async def hang(sample: RewardSample) -> float:
         await asyncio.Event().wait()
         return 0.0
 
     async with serving(RewardFunction(hang), RewardServerConfig(port=0, timeout_s=0.05)) as address:
-        (outcome,) = await RewardClient([address], IMPATIENT).score(make_samples(1))
+        (outcome,) = await connect([address], IMPATIENT).score(make_samples(1))
 
     assert isinstance(outcome, Failure) and outcome.code is FailureCode.TIMEOUT
 
 
-async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> None:
+async def test_draining_finishes_what_was_accepted_and_refuses_the_rest(connect: Connect) -> None:
     release = threading.Event()
     started = threading.Event()
 
@@ -186,7 +186,7 @@ async def test_draining_finishes_what_was_accepted_and_refuses_the_rest() -> Non
     config = RewardServerConfig(port=0, drain_s=20.0)
     server = RewardServer(FunctionScorer(RewardFunction(wait), timeout_s=20.0, num_threads=2), config)
     address = await server.start()
-    in_flight = asyncio.create_task(RewardClient([address], IMPATIENT).score(make_samples(1)))
+    in_flight = asyncio.create_task(connect([address], IMPATIENT).score(make_samples(1)))
     await until(started.is_set)
     draining = asyncio.create_task(server.drain())
     async with grpc.aio.insecure_channel(address) as channel:

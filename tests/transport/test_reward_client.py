@@ -16,6 +16,7 @@ from services.transport.reward_client import RewardClient
 from services.transport.reward_settings import RewardClientConfig
 from tests.reward_server.serving import (
     IMPATIENT,
+    Connect,
     honest,
     make_sample,
     make_samples,
@@ -26,7 +27,7 @@ from tests.reward_server.serving import (
 )
 
 
-async def test_scores_come_back_in_the_order_of_the_samples() -> None:
+async def test_scores_come_back_in_the_order_of_the_samples(connect: Connect) -> None:
     async def backwards(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         reversed_results = [
             reward_pb2.Result(sample_id=sample.id, reward=reward_pb2.Reward(value=float(sample.completion)))
@@ -35,50 +36,48 @@ async def test_scores_come_back_in_the_order_of_the_samples() -> None:
         return response(request, reversed_results)
 
     async with scripted(backwards, maximum=9.0) as (address, _):
-        client: RewardScorer = RewardClient([address], IMPATIENT)
+        client: RewardScorer = connect([address], IMPATIENT)
         outcomes = await client.score(make_samples(10))
 
     assert outcomes == [Reward(value=float(index)) for index in range(10)]
 
 
-async def test_a_reward_arrives_with_its_components_and_steps() -> None:
+async def test_a_reward_arrives_with_its_components_and_steps(connect: Connect) -> None:
     async def rich(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         reward = reward_pb2.Reward(value=0.25, components={"style": -3.0})
         reward.steps.add(start=0, end=1, value=0.5)
         return response(request, [reward_pb2.Result(sample_id=request.samples[0].id, reward=reward)])
 
     async with scripted(rich) as (address, _):
-        (outcome,) = await RewardClient([address], IMPATIENT).score([make_sample()])
+        (outcome,) = await connect([address], IMPATIENT).score([make_sample()])
 
     assert isinstance(outcome, Reward)
     assert outcome.components == {"style": -3.0}
     assert [(step.start, step.end, step.value) for step in outcome.steps] == [(0, 1, 0.5)]
 
 
-async def test_calls_respect_the_services_batch_size() -> None:
+async def test_calls_respect_the_services_batch_size(connect: Connect) -> None:
     async with scripted(honest, max_batch_samples=4) as (address, service):
-        await RewardClient([address], IMPATIENT).score(make_samples(10))
+        await connect([address], IMPATIENT).score(make_samples(10))
 
     assert sorted(len(request.samples) for request in service.requests) == [2, 4, 4]
 
 
-async def test_calls_respect_the_largest_request() -> None:
+async def test_calls_respect_the_largest_request(connect: Connect) -> None:
     config = IMPATIENT.model_copy(update={"max_request_bytes": 2048})
     samples = [make_sample(index, completion="x" * 900) for index in range(5)]
     async with scripted(honest) as (address, service):
-        await RewardClient([address], config).score(samples)
+        await connect([address], config).score(samples)
 
     assert sum(len(request.samples) for request in service.requests) == 5
     assert len(service.requests) == 3
     assert all(request.ByteSize() <= 2048 for request in service.requests)
 
 
-async def test_a_sample_that_is_too_large_fails_alone_and_is_never_sent() -> None:
+async def test_a_sample_that_is_too_large_fails_alone_and_is_never_sent(connect: Connect) -> None:
     config = IMPATIENT.model_copy(update={"max_request_bytes": 2048})
     async with scripted(honest) as (address, service):
-        small, large = await RewardClient([address], config).score(
-            [make_sample(0), make_sample(1, completion="x" * 3000)]
-        )
+        small, large = await connect([address], config).score([make_sample(0), make_sample(1, completion="x" * 3000)])
 
     assert small == Reward(value=0.5)
     assert isinstance(large, Failure)
@@ -87,14 +86,14 @@ async def test_a_sample_that_is_too_large_fails_alone_and_is_never_sent() -> Non
     assert sum(len(request.samples) for request in service.requests) == 1
 
 
-async def test_what_protobuf_cannot_carry_fails_with_its_place() -> None:
+async def test_what_protobuf_cannot_carry_fails_with_its_place(connect: Connect) -> None:
     samples = [
         make_sample(0, completion="\ud800"),
         make_sample(1, answer=2**60),
         make_sample(2, answer={"deep": [1.0, math.inf]}),
     ]
     async with scripted(honest) as (address, _):
-        surrogate, integer, infinite = await RewardClient([address], IMPATIENT).score(samples)
+        surrogate, integer, infinite = await connect([address], IMPATIENT).score(samples)
 
     assert isinstance(surrogate, Failure) and "U+D800" in surrogate.message
     assert isinstance(integer, Failure) and "reference.answer" in integer.message
@@ -102,17 +101,17 @@ async def test_what_protobuf_cannot_carry_fails_with_its_place() -> None:
 
 
 @pytest.mark.parametrize("needed", [True, False])
-async def test_token_ids_travel_only_where_they_are_needed(needed: bool) -> None:
+async def test_token_ids_travel_only_where_they_are_needed(connect: Connect, needed: bool) -> None:
     sample = RewardSample(id="a", completion="text", token_ids=(4, 5))
     async with scripted(honest, needs_token_ids=needed) as (address, service):
-        await RewardClient([address], IMPATIENT).score([sample])
+        await connect([address], IMPATIENT).score([sample])
 
     assert list(service.requests[0].samples[0].token_ids) == ([4, 5] if needed else [])
 
 
-async def test_two_samples_with_one_id_are_refused() -> None:
+async def test_two_samples_with_one_id_are_refused(connect: Connect) -> None:
     with pytest.raises(ValueError, match="unique"):
-        await RewardClient(["127.0.0.1:1"], IMPATIENT).score([make_sample(0), make_sample(0)])
+        await connect(["127.0.0.1:1"], IMPATIENT).score([make_sample(0), make_sample(0)])
 
 
 def swapped_id(request: reward_pb2.ScoreRequest) -> Message:
@@ -176,50 +175,56 @@ def with_infinite_step(request: reward_pb2.ScoreRequest) -> Message:
     ],
 )
 async def test_a_lying_server_is_named_and_never_believed(
-    lie: Callable[[reward_pb2.ScoreRequest], reward_pb2.ScoreResponse], words: str
+    connect: Connect, lie: Callable[[reward_pb2.ScoreRequest], reward_pb2.ScoreResponse], words: str
 ) -> None:
     async def reply(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         return lie(request)
 
     async with scripted(reply) as (address, service):
         with pytest.raises(RewardContractError, match=f"{address} broke the reward contract.*{words}"):
-            await RewardClient([address], IMPATIENT).score([make_sample(0), make_sample(1)])
+            await connect([address], IMPATIENT).score([make_sample(0), make_sample(1)])
 
     assert len(service.requests) == 1
 
 
-async def test_a_server_of_another_service_is_told_apart_from_one_that_is_down() -> None:
+async def test_a_server_of_another_service_is_told_apart_from_one_that_is_down(connect: Connect) -> None:
     server = grpc.aio.server()
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     with pytest.raises(RewardContractError, match=f"127.0.0.1:{port} does not implement trireme.reward.v1"):
-        await RewardClient([f"127.0.0.1:{port}"], IMPATIENT).describe()
+        await connect([f"127.0.0.1:{port}"], IMPATIENT).describe()
     await server.stop(None)
 
 
 @pytest.mark.parametrize("description", [{"name": "no good"}, {"minimum": 2.0}, {"minimum": math.nan}])
-async def test_a_nonsensical_description_is_refused(description: dict[str, object]) -> None:
+async def test_a_nonsensical_description_is_refused(connect: Connect, description: dict[str, object]) -> None:
     async with scripted(honest, **description) as (address, _):
         with pytest.raises(RewardContractError, match=f"{address} describes itself wrongly"):
-            await RewardClient([address], IMPATIENT).describe()
+            await connect([address], IMPATIENT).describe()
 
 
-async def test_servers_of_two_rewards_are_refused() -> None:
+async def test_a_server_of_another_version_of_the_contract_is_told_with_both_versions(connect: Connect) -> None:
+    async with scripted(honest, contract_version=2) as (address, _):
+        with pytest.raises(RewardContractError, match=rf"{address} .* keeps version 2 .* version 1 is wanted"):
+            await connect([address], IMPATIENT).describe()
+
+
+async def test_servers_of_two_rewards_are_refused(connect: Connect) -> None:
     async with scripted(honest) as (one, _), scripted(honest, version="2") as (two, _):
         with pytest.raises(RewardContractError, match=f"({one}|{two}) serves another reward"):
-            await RewardClient([one, two], IMPATIENT).describe()
+            await connect([one, two], IMPATIENT).describe()
 
 
-async def test_calls_go_round_the_servers() -> None:
+async def test_calls_go_round_the_servers(connect: Connect) -> None:
     async with scripted(honest) as (one, first), scripted(honest) as (two, second):
-        client = RewardClient([one, two], IMPATIENT)
+        client = connect([one, two], IMPATIENT)
         for index in range(6):
             await client.score([make_sample(index)])
 
     assert (len(first.requests), len(second.requests)) == (3, 3)
 
 
-async def test_no_more_calls_are_in_flight_than_allowed() -> None:
+async def test_no_more_calls_are_in_flight_than_allowed(connect: Connect) -> None:
     most = running = 0
 
     async def slow(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
@@ -232,12 +237,12 @@ async def test_no_more_calls_are_in_flight_than_allowed() -> None:
 
     config = IMPATIENT.model_copy(update={"max_in_flight_calls": 3})
     async with scripted(slow, max_batch_samples=1) as (address, _):
-        await RewardClient([address], config).score(make_samples(12))
+        await connect([address], config).score(make_samples(12))
 
     assert most == 3
 
 
-async def test_one_broken_call_ends_the_others_at_once() -> None:
+async def test_one_broken_call_ends_the_others_at_once(connect: Connect) -> None:
     async def lie_or_hang(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         if request.samples[0].completion == "0":
             return reward_pb2.ScoreResponse(request_id="another")
@@ -247,10 +252,10 @@ async def test_one_broken_call_ends_the_others_at_once() -> None:
     patient = IMPATIENT.model_copy(update={"timeout_s": 60.0})
     async with scripted(lie_or_hang, max_batch_samples=1) as (address, _):
         with pytest.raises(RewardContractError):
-            await asyncio.wait_for(RewardClient([address], patient).score(make_samples(3)), 5.0)
+            await asyncio.wait_for(connect([address], patient).score(make_samples(3)), 5.0)
 
 
-async def test_cancelling_a_score_cancels_its_calls() -> None:
+async def test_cancelling_a_score_cancels_its_calls(connect: Connect) -> None:
     cancelled: list[bool] = []
     never = asyncio.Event()
 
@@ -262,7 +267,7 @@ async def test_cancelling_a_score_cancels_its_calls() -> None:
         raise AssertionError
 
     async with scripted(hang) as (address, service):
-        scoring = asyncio.create_task(RewardClient([address], IMPATIENT).score([make_sample()]))
+        scoring = asyncio.create_task(connect([address], IMPATIENT).score([make_sample()]))
         await until(lambda: len(service.requests) == 1)
         scoring.cancel()
         await until(lambda: cancelled == [True])

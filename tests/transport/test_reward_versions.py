@@ -10,9 +10,18 @@ from reward_server.function import RewardFunction
 from services.contracts.errors import RewardUnavailable
 from services.contracts.records import Reward, RewardSample, RolloutGroup, ScoredGroup, reward_versions
 from services.protos.reward.v1 import reward_pb2
-from services.transport.reward_client import RewardClient
 from tests.fakes import make_prompt, make_rollout
-from tests.reward_server.serving import IMPATIENT, Reply, honest, make_samples, response, results, scripted, serving
+from tests.reward_server.serving import (
+    IMPATIENT,
+    Connect,
+    Reply,
+    honest,
+    make_samples,
+    response,
+    results,
+    scripted,
+    serving,
+)
 
 
 def named(versions: Sequence[str]) -> Reply:
@@ -29,42 +38,42 @@ def named(versions: Sequence[str]) -> Reply:
     return reply
 
 
-async def test_a_score_has_the_version_that_its_server_names_else_the_one_it_describes() -> None:
+async def test_a_score_has_the_version_that_its_server_names_else_the_one_it_describes(connect: Connect) -> None:
     async with scripted(named(["b"]), version="a") as (address, _):
-        told = await RewardClient([address], IMPATIENT).score(make_samples(2))
+        told = await connect([address], IMPATIENT).score(make_samples(2))
     async with scripted(honest, version="a") as (address, _):
-        described = await RewardClient([address], IMPATIENT).score(make_samples(2))
+        described = await connect([address], IMPATIENT).score(make_samples(2))
 
     assert reward_versions(told) == ["b"]
     assert reward_versions(described) == ["a"]
 
 
-async def test_servers_may_be_at_different_versions_for_a_while() -> None:
+async def test_servers_may_be_at_different_versions_for_a_while(connect: Connect) -> None:
     async with scripted(named(["a"])) as (old, _), scripted(named(["b"])) as (new, _):
-        client = RewardClient([old, new], IMPATIENT)
+        client = connect([old, new], IMPATIENT)
         scored = [await client.score(make_samples(2)) for _ in range(4)]
 
     assert [reward_versions(outcomes) for outcomes in scored] == [["a"], ["b"], ["a"], ["b"]]
 
 
-async def test_a_group_that_a_new_version_came_into_is_scored_again() -> None:
+async def test_a_group_that_a_new_version_came_into_is_scored_again(connect: Connect) -> None:
     async with scripted(named(["a", "b"]), max_batch_samples=2) as (address, service):
-        outcomes = await RewardClient([address], IMPATIENT).score(make_samples(4))
+        outcomes = await connect([address], IMPATIENT).score(make_samples(4))
 
     assert reward_versions(outcomes) == ["b"]
     assert len(service.requests) == 4
 
 
-async def test_servers_that_never_agree_on_a_version_are_an_outage_that_names_both() -> None:
+async def test_servers_that_never_agree_on_a_version_are_an_outage_that_names_both(connect: Connect) -> None:
     async with (
         scripted(named(["a"]), max_batch_samples=1) as (old, _),
         scripted(named(["b"]), max_batch_samples=1) as (new, _),
     ):
         with pytest.raises(RewardUnavailable, match="scored by versions a, b"):
-            await RewardClient([old, new], IMPATIENT).score(make_samples(2))
+            await connect([old, new], IMPATIENT).score(make_samples(2))
 
 
-async def test_a_server_answers_a_call_by_one_version_of_its_reward() -> None:
+async def test_a_server_answers_a_call_by_one_version_of_its_reward(connect: Connect) -> None:
     batches = itertools.count()
 
     def score(samples: Sequence[RewardSample]) -> list[Reward]:
@@ -73,7 +82,7 @@ async def test_a_server_answers_a_call_by_one_version_of_its_reward() -> None:
 
     config = RewardServerConfig(port=0, drain_s=0.0, max_batch_samples=2, num_threads=1)
     async with serving(RewardFunction(score, batched=True), config) as address:
-        outcomes = await RewardClient([address], IMPATIENT).score(make_samples(4))
+        outcomes = await connect([address], IMPATIENT).score(make_samples(4))
 
     assert reward_versions(outcomes) == ["b"]
     assert next(batches) == 4

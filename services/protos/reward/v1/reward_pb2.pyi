@@ -39,20 +39,24 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "version", "needs_token_ids", "minimum", "maximum", "max_batch_samples")
+    __slots__ = ("name", "version", "needs_token_ids", "minimum", "maximum", "max_batch_samples", "contract_version", "max_request_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEEDS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     MINIMUM_FIELD_NUMBER: _ClassVar[int]
     MAXIMUM_FIELD_NUMBER: _ClassVar[int]
     MAX_BATCH_SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    CONTRACT_VERSION_FIELD_NUMBER: _ClassVar[int]
+    MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     needs_token_ids: bool
     minimum: float
     maximum: float
     max_batch_samples: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., needs_token_ids: _Optional[bool] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., max_batch_samples: _Optional[int] = ...) -> None: ...
+    contract_version: int
+    max_request_bytes: int
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., needs_token_ids: _Optional[bool] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., max_batch_samples: _Optional[int] = ..., contract_version: _Optional[int] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("request_id", "samples")

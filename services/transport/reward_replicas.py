@@ -1,0 +1,137 @@
+"""The replicas of a reward service: which there are, and which gets the next call.
+
+It must not know what a call is about. Invariants: each socket address behind each name is a replica with its own
+connection; a call goes to the replica on duty with the fewest calls under way, in turn among equals; names are looked
+up anew while calls go on, and a replica whose address is gone ends its calls before it is closed.
+"""
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from services.transport.addresses import split_address
+from services.transport.reward_endpoint import Endpoint, open_channel
+from services.transport.reward_retry import Outage
+from services.transport.reward_settings import RewardClientConfig
+from services.transport.reward_standing import Rank
+
+logger = logging.getLogger(__name__)
+
+LOOKUP_S = 5.0
+
+Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
+"""The IP addresses behind a host name; raises OSError."""
+
+
+class Replicas:
+    """All replicas behind `addresses`. Used from one event loop, which need not run yet when it is made."""
+
+    def __init__(self, addresses: Sequence[str], config: RewardClientConfig, look_up: Lookup) -> None:
+        self._addresses = addresses
+        self._config = config
+        self._look_up = look_up
+        self._endpoints: dict[tuple[str, str], Endpoint] = {}
+        self._lookup_faults: list[str] = []
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refresh_at = float("-inf")
+        self._retiring: set[asyncio.Task[None]] = set()
+        self._turn = 0
+
+    async def all(self) -> list[Endpoint]:
+        """Every replica that is known; there is at least one.
+
+        Raises:
+            Outage: no name could be looked up.
+        """
+        if time.monotonic() >= self._refresh_at and (self._refreshing is None or self._refreshing.done()):
+            self._refreshing = asyncio.create_task(self._refresh(), name="refresh of the reward servers")
+        if not self._endpoints and self._refreshing is not None:
+            await asyncio.shield(self._refreshing)
+        if not self._endpoints:
+            raise Outage("; ".join(self._lookup_faults))
+        return list(self._endpoints.values())
+
+    async def pick(self, *, avoid: Endpoint | None) -> Endpoint:
+        """The replica for the next call; not `avoid` where another is on duty.
+
+        Raises:
+            Outage: none may be given a call now; says why for each.
+        """
+        endpoints = await self.all()
+        first = self._turn % len(endpoints)
+        self._turn += 1
+        in_turn = endpoints[first:] + endpoints[:first]
+        ranks = {endpoint: endpoint.rank for endpoint in in_turn}
+        best = min(in_turn, key=lambda e: (ranks[e], e is avoid, e.standing.num_calls))
+        if ranks[best] is Rank.OUT:
+            raise Outage(f"no reward server may be given a call now: {'; '.join(e.trouble for e in endpoints)}")
+        return best
+
+    async def close(self) -> None:
+        """Close every connection; calls under way are cancelled."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+        for task in self._retiring:
+            task.cancel()
+        await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints.values()))
+
+    async def _refresh(self) -> None:
+        found: dict[tuple[str, str], Endpoint] = {}
+        faults = []
+        for address in self._addresses:
+            try:
+                targets = await self._targets(address)
+            except OSError as error:
+                faults.append(f"{address} cannot be looked up: {error or type(error).__name__}")
+                targets = [target for known, target in self._endpoints if known == address]
+            for target in targets:
+                found[address, target] = self._endpoints.get((address, target)) or self._connect(address, target)
+        gone = [endpoint for key, endpoint in self._endpoints.items() if key not in found]
+        self._endpoints, self._lookup_faults = found, faults
+        self._refresh_at = time.monotonic() + self._config.refresh_s
+        for endpoint in gone:
+            self._retire(endpoint)
+        if faults and found:
+            logger.warning("going on with the reward servers that were known: %s", "; ".join(faults))
+
+    async def _targets(self, address: str) -> list[str]:
+        host, port = split_address(address, what="reward address")
+        if is_numeric(host):
+            return [grpc_target(host.strip("[]"), port)]
+        async with asyncio.timeout(LOOKUP_S):
+            found = await self._look_up(host, port)
+        return [grpc_target(ip, port) for ip in sorted(set(found))]
+
+    def _connect(self, address: str, target: str) -> Endpoint:
+        channel = open_channel(target, authority=address, config=self._config)
+        socket_address = target.partition(":")[2]
+        return Endpoint(
+            address if socket_address == address else f"{address} ({socket_address})", channel, self._config
+        )
+
+    def _retire(self, endpoint: Endpoint) -> None:
+        logger.info("%s is gone; its calls have %g s to end", endpoint.address, self._config.timeout_s)
+        task = asyncio.create_task(endpoint.close(grace_s=self._config.timeout_s))
+        self._retiring.add(task)
+        task.add_done_callback(self._retiring.discard)
+
+
+async def look_up(host: str, port: int) -> list[str]:
+    """Asks the machine's resolver."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return [str(entry[4][0]) for entry in found]
+
+
+def is_numeric(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True
+
+
+def grpc_target(ip: str, port: int) -> str:
+    return f"ipv6:[{ip}]:{port}" if ":" in ip else f"ipv4:{ip}:{port}"
