@@ -15,6 +15,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from types import ModuleType
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -22,9 +23,12 @@ from reward_server.composition import WeightedPart, WeightedScorer
 from reward_server.config import RewardServerConfig, RewardServiceConfig
 from reward_server.function import RewardFunction, RewardOptions
 from reward_server.isolation import IsolatedScorer
-from reward_server.rewards import REWARDS
+from reward_server.rewards import REWARDS, SCORERS
 from reward_server.scorer import FunctionScorer, Scorer
 from services.contracts.errors import UserError
+from services.contracts.settings import Section
+
+Options = TypeVar("Options", bound=Section)
 
 
 def build_scorer(services: Sequence[RewardServiceConfig], config: RewardServerConfig) -> Scorer:
@@ -46,13 +50,17 @@ def load_reward(service: RewardServiceConfig) -> RewardFunction:
         return _with_options_in_version(_user_reward(service), service)
     if service.name not in REWARDS:
         raise UserError(
-            f"there is no reward {service.name!r}; built in are {', '.join(REWARDS)}; "
+            f"there is no reward {service.name!r}; built in are {', '.join([*REWARDS, *SCORERS])}; "
             "your own is given as my_reward.py:score"
         )
     return _with_options_in_version(_with_options(REWARDS[service.name], service), service)
 
 
 def _part(service: RewardServiceConfig, config: RewardServerConfig) -> Scorer:
+    if service.name in SCORERS:
+        if service.isolate:
+            raise UserError(f"reward {service.name!r} runs itself and cannot be isolated; leave out isolate")
+        return _options(SCORERS[service.name], service).scorer(config)
     function = load_reward(service)
     if function.isolate if service.isolate is None else service.isolate:
         return IsolatedScorer(service, function, config)
@@ -77,8 +85,12 @@ def _user_reward(service: RewardServiceConfig) -> RewardFunction:
 
 
 def _with_options(options: type[RewardOptions], service: RewardServiceConfig) -> RewardFunction:
+    return _options(options, service).reward()
+
+
+def _options(options: type[Options], service: RewardServiceConfig) -> Options:
     try:
-        return options(**service.options).reward()
+        return options(**service.options)
     except ValidationError as error:
         known = ", ".join(options.model_fields)
         faults = "; ".join(

@@ -1,19 +1,30 @@
 """Gathers the samples of many requests into batches for one scorer.
 
-It must not know gRPC or what a score is. Invariants: every sample accepted is scored once, or dropped because its
-caller left; at most `max_pending_samples` are accepted and unanswered; no sample waits for company longer than
-`max_wait_s` while the scorer is free.
+It must not know gRPC or what a score is. A batch costs its number of samples times the largest cost among them, as it
+does for a model that pads them to one length; where a sample costs 1 that is their number. Invariants: every sample
+accepted is scored once, or dropped because its caller left; at most `max_pending_samples` are accepted and unanswered;
+no sample waits for company longer than `max_wait_s` while the scorer is free, nor for more than one window of others.
 """
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from reward_server.scorer import Scorer
 from services.contracts.records import Failure, Reward, RewardSample
 
 Answer: TypeAlias = "asyncio.Future[Reward | Failure]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """A sample that is not yet given to the scorer."""
+
+    sample: RewardSample
+    cost: int
+    answer: Answer
 
 
 class Overloaded(Exception):
@@ -24,27 +35,35 @@ class Batcher:
     """Hands batches to `scorer`, at most `max_running` at a time.
 
     Args:
-        max_batch_samples: most samples in one batch.
+        max_batch_cost: largest cost of a batch; a sample that costs more is a batch by itself.
         max_wait_s: longest wait for a batch to fill, in seconds.
         max_pending_samples: most samples accepted and not yet answered.
+        cost: what a sample costs, at least 1.
+        window: how many batches' worth of the oldest samples are sorted by cost before they are cut into batches.
     """
 
     def __init__(
         self,
         scorer: Scorer,
         *,
-        max_batch_samples: int,
+        max_batch_cost: int,
         max_wait_s: float,
         max_pending_samples: int,
         max_running: int,
+        cost: Callable[[RewardSample], int] = lambda sample: 1,
+        window: int = 1,
     ) -> None:
         self._scorer = scorer
-        self._max_batch_samples = max_batch_samples
+        self._max_batch_cost = max_batch_cost
+        self._cost = cost
+        self._window_cost = window * max_batch_cost
         self._max_wait_s = max_wait_s
         self._max_pending_samples = max_pending_samples
         self._max_running = max_running
         self._num_pending = 0
-        self._waiting: deque[tuple[RewardSample, Answer]] = deque()
+        self._waiting: deque[Waiting] = deque()
+        self._waiting_cost = 0
+        self._window: list[Waiting] = []
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -67,7 +86,9 @@ class Batcher:
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(self._forget)
         self._num_pending += 1
-        self._waiting.append((sample, answer))
+        waiting = Waiting(sample=sample, cost=self._cost(sample), answer=answer)
+        self._waiting.append(waiting)
+        self._waiting_cost += waiting.cost
         return answer
 
     def _forget(self, _: Answer) -> None:
@@ -75,9 +96,11 @@ class Batcher:
 
     def _dispatch(self, *, have_waited: bool) -> None:
         """Start every batch that is full, or due."""
-        while self._waiting and len(self._running) < self._max_running:
-            if len(self._waiting) < self._max_batch_samples and not have_waited:
-                return self._wait()
+        while (self._window or self._waiting) and len(self._running) < self._max_running:
+            if not self._window:
+                if self._waiting_cost < self._max_batch_cost and not have_waited:
+                    return self._wait()
+                self._fill_window()
             task = asyncio.create_task(self._score(self._next_batch()))
             self._running.add(task)
             task.add_done_callback(self._finish)
@@ -91,22 +114,39 @@ class Batcher:
         self._timer = None
         self._dispatch(have_waited=True)
 
-    def _next_batch(self) -> list[tuple[RewardSample, Answer]]:
-        batch: list[tuple[RewardSample, Answer]] = []
-        while self._waiting and len(batch) < self._max_batch_samples:
-            sample, answer = self._waiting.popleft()
-            if not answer.done():
-                batch.append((sample, answer))
-        return batch
+    def _fill_window(self) -> None:
+        """Take the oldest samples that are still wanted, cheapest first."""
+        cost = 0
+        while self._waiting and (not cost or cost + self._waiting[0].cost <= self._window_cost):
+            waiting = self._waiting.popleft()
+            self._waiting_cost -= waiting.cost
+            if not waiting.answer.done():
+                self._window.append(waiting)
+                cost += waiting.cost
+        self._window.sort(key=lambda waiting: waiting.cost)
 
-    async def _score(self, batch: Sequence[tuple[RewardSample, Answer]]) -> None:
-        outcomes = await self._scorer.score([sample for sample, _ in batch]) if batch else []
-        for (_, answer), outcome in zip(batch, outcomes, strict=True):
-            if not answer.done():
-                answer.set_result(outcome)
+    def _next_batch(self) -> list[Waiting]:
+        wanted = [waiting for waiting in self._window if not waiting.answer.done()]
+        size = num_fitting([waiting.cost for waiting in wanted], self._max_batch_cost)
+        self._window = wanted[size:]
+        return wanted[:size]
+
+    async def _score(self, batch: Sequence[Waiting]) -> None:
+        outcomes = await self._scorer.score([waiting.sample for waiting in batch]) if batch else []
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            if not waiting.answer.done():
+                waiting.answer.set_result(outcome)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._dispatch(have_waited=True)
         if not task.cancelled():
             task.result()  # A scorer never raises; if one does, the event loop reports it.
+
+
+def num_fitting(costs: Sequence[int], max_cost: int) -> int:
+    """How many of these ascending costs make one batch, which costs their number times the largest; at least one."""
+    for index, cost in enumerate(costs):
+        if index and (index + 1) * cost > max_cost:
+            return index
+    return len(costs)

@@ -6,14 +6,17 @@ only from the function itself and only when it is finite and within the declared
 
 import asyncio
 import logging
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsFloat, cast
 
+from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
 from reward_server.threads import AbandonableThreads, TooManyAbandoned
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample
+from services.contracts.settings import Section
 from services.transport.reward_validation import fault_in_reward
 
 logger = logging.getLogger(__name__)
@@ -43,6 +46,14 @@ class Scorer(Protocol):
     async def close(self) -> None:
         """Give back what `start` took."""
         ...
+
+
+class ScorerOptions(Section):
+    """The options of a reward that is more than a function, such as one that holds a model: it runs itself."""
+
+    @abstractmethod
+    def scorer(self, config: RewardServerConfig) -> Scorer:
+        """The reward with these options; loads nothing yet."""
 
 
 @dataclass(frozen=True, slots=True)

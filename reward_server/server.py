@@ -43,7 +43,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         self._max_samples_per_call = config.max_samples_per_call
         self._batcher = Batcher(
             scorer,
-            max_batch_samples=config.max_batch_samples,
+            max_batch_cost=config.max_batch_samples,
             max_wait_s=config.max_wait_s if scorer.batched else 0.0,
             max_pending_samples=config.max_pending_samples,
             max_running=config.num_threads,

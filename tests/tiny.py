@@ -10,9 +10,16 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    LlamaForTokenClassification,
+    PreTrainedTokenizerFast,
+)
 
 from services.contracts.records import Canary
+from services.contracts.reward_model import RewardModelCard, write_card
 
 CHARACTERS = "0123456789+-=abcdefghijklmnopqrstuvwxyz .?!"
 END_OF_SEQUENCE = "<eos>"
@@ -40,6 +47,12 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 def tiny_model(*, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:  # Any: transformers is untyped here
     """A model whose distributions are far from uniform, so that a wrong weight shows in its logprobs."""
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(tiny_config(tie_word_embeddings=tied, **overrides)).eval()
+
+
+def tiny_config(**overrides: Any) -> LlamaConfig:
+    """The shape of the model."""
     shape = {
         "vocab_size": len(CHARACTERS) + 2,
         "hidden_size": 64,
@@ -49,14 +62,23 @@ def tiny_model(*, tied: bool = True, seed: int = 0, **overrides: Any) -> Any:  #
         "num_key_value_heads": 1,
         "max_position_embeddings": 512,
         "initializer_range": 0.2,
-        "tie_word_embeddings": tied,
         "bos_token_id": None,
         "pad_token_id": 0,
         "eos_token_id": 1,
         "dtype": "float32",
     }
+    return LlamaConfig(**shape | overrides)
+
+
+def write_tiny_reward_model(folder: Path, *, version: str = "a", seed: int = 0, **card: Any) -> Path:
+    """Write a reward model with its card to `folder`. `card` are fields of `RewardModelCard`."""
+    head = {"outcome": LlamaForSequenceClassification, "process": LlamaForTokenClassification}
     torch.manual_seed(seed)
-    return LlamaForCausalLM(LlamaConfig(**shape | overrides)).eval()
+    config = tiny_config(num_labels=1, tie_word_embeddings=False)
+    head[card.get("head", "outcome")](config).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    write_card(folder, RewardModelCard(version=version, **{"max_tokens": 256} | card))
+    return folder
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What the folder of a reward model holds beside its Hugging Face files: the card, `reward_model.json`.
+"""What the folder of a reward model holds beside its Hugging Face files: the card, and the canary where there is one.
 
 The folder itself loads in transformers: `AutoModelForSequenceClassification` with one label for an outcome head (its
 logit is the raw score of a whole completion), `AutoModelForTokenClassification` with one label for a process head (the
@@ -6,6 +6,7 @@ logit at a step's last token is the raw score of that step), with the tokenizer 
 model is trained or served. Invariant: a served score is (raw − mean) / std, with the statistics that the trainer found.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from services.contracts.errors import UserError
 from services.contracts.settings import Section
 
 CARD_FILE = "reward_model.json"
+CANARY_FILE = "reward_canary.jsonl"
 
 RewardHead = Literal["outcome", "process"]
 
@@ -40,6 +42,17 @@ class RewardModelCard(Section):
     """What ends a step of a completion, for a process head; the separator belongs to the step before it."""
 
 
+class CanarySample(Section):
+    """A line of `reward_canary.jsonl`: what the trainer's model gave a sample, which a server must find again."""
+
+    prompt: str = ""
+    """The text that was continued; in a chat the user's one turn."""
+    completion: str
+    """Its continuation."""
+    scores: tuple[float, ...] = ()
+    """The normalised score of the completion, or of each of its steps for a process head."""
+
+
 def read_card(folder: Path) -> RewardModelCard:
     """The card of the reward model in `folder`.
 
@@ -56,6 +69,26 @@ def read_card(folder: Path) -> RewardModelCard:
     except ValidationError as error:
         faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
         raise UserError(f"{path} is not a valid reward model card: {faults}") from error
+
+
+def read_canary(folder: Path) -> tuple[CanarySample, ...]:
+    """The canary beside the model in `folder`; nothing where the trainer wrote none.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    path = folder / CANARY_FILE
+    try:
+        return tuple(CanarySample.model_validate_json(line) for line in path.read_text().splitlines())
+    except FileNotFoundError:
+        return ()
+    except ValidationError as error:
+        raise UserError(f"{path} is not a valid canary: {error.errors()[0]['msg']}") from error
+
+
+def write_canary(folder: Path, samples: Iterable[CanarySample]) -> None:
+    """Write the canary beside the model in `folder`."""
+    (folder / CANARY_FILE).write_text("".join(f"{sample.model_dump_json()}\n" for sample in samples))
 
 
 def write_card(folder: Path, card: RewardModelCard) -> None:

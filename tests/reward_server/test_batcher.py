@@ -32,7 +32,7 @@ class RecordingScorer:
 
 
 def batcher(scorer: RecordingScorer, **limits: object) -> Batcher:
-    settings = {"max_batch_samples": 8, "max_wait_s": 0.01, "max_pending_samples": 100, "max_running": 1} | limits
+    settings = {"max_batch_cost": 8, "max_wait_s": 0.01, "max_pending_samples": 100, "max_running": 1} | limits
     return Batcher(scorer, **settings)  # type: ignore[arg-type]  # a mapping of several types
 
 
@@ -116,3 +116,28 @@ async def test_a_caller_who_left_is_not_scored() -> None:
     await asyncio.gather(running, staying)
 
     assert scorer.batches == [["0"], ["2"]]
+
+
+async def test_a_batch_costs_its_number_times_the_largest_cost_and_like_goes_with_like() -> None:
+    scorer = RecordingScorer()
+    by_size = batcher(scorer, max_batch_cost=12, cost=lambda sample: int(sample.completion), window=8)
+
+    outcomes = await by_size.submit([make_sample(completion=str(cost)) for cost in (5, 1, 6, 40, 1, 2, 5)])
+
+    assert scorer.batches == [["1", "1", "2"], ["5", "5"], ["6"], ["40"]]
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Reward)] == [5, 1, 6, 40, 1, 2, 5]
+
+
+async def test_a_costly_sample_waits_for_one_window_of_cheaper_ones_at_most() -> None:
+    scorer = RecordingScorer()
+    scorer.gate.clear()
+    by_size = batcher(scorer, max_batch_cost=4, cost=lambda sample: int(sample.completion), window=2)
+    first = asyncio.create_task(by_size.submit([make_sample(completion="4")]))
+    await until(lambda: len(scorer.batches) == 1)
+    costly = asyncio.create_task(by_size.submit([make_sample(completion="4")]))
+    cheap = [asyncio.create_task(by_size.submit([make_sample(completion="1")])) for _ in range(9)]
+    await asyncio.sleep(0)
+    scorer.gate.set()
+    await asyncio.gather(first, costly, *cheap)
+
+    assert scorer.batches == [["4"], ["1"] * 4, ["4"], ["1"] * 4, ["1"]]
