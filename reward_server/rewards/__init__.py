@@ -8,20 +8,30 @@ from collections.abc import Mapping
 
 from reward_server.function import RewardOptions
 from reward_server.rewards.exact_match import ExactMatch
+from reward_server.rewards.instruction_constraints import InstructionConstraints
+from reward_server.rewards.json_schema import JsonSchema
 from reward_server.rewards.judge_pairwise import JudgePairwise
 from reward_server.rewards.judge_pointwise import JudgePointwise
+from reward_server.rewards.language import Language
 from reward_server.rewards.length_penalty import LengthPenalty
 from reward_server.rewards.math_answer import MathAnswer
+from reward_server.rewards.regular_expression import RegularExpression
+from reward_server.rewards.repetition import Repetition
 from reward_server.rewards.required_format import RequiredFormat
 from reward_server.rewards.reward_model import RewardModel
 from reward_server.scorer import ScorerOptions
 
 REWARDS: Mapping[str, type[RewardOptions]] = {
     "exact_match": ExactMatch,
+    "instruction_constraints": InstructionConstraints,
+    "json_schema": JsonSchema,
     "judge_pairwise": JudgePairwise,
     "judge_pointwise": JudgePointwise,
+    "language": Language,
     "length_penalty": LengthPenalty,
     "math_answer": MathAnswer,
+    "regular_expression": RegularExpression,
+    "repetition": Repetition,
     "required_format": RequiredFormat,
 }
 SCORERS: Mapping[str, type[ScorerOptions]] = {

@@ -17,8 +17,12 @@ from tests.reward_server.serving import make_sample
 
 JUDGE = {"base_url": "https://judge.example/v1", "model": "m"}
 OPTIONS: dict[str, dict[str, object]] = {
+    "instruction_constraints": {"constraints": ({"kind": "words", "at_most": 10}, {"kind": "case", "case": "lower"})},
+    "json_schema": {"fixed_schema": {"type": "integer"}},
     "judge_pairwise": {"judge": JUDGE},
     "judge_pointwise": {"judge": JUDGE, "criteria": [{"name": "truth", "meaning": "It is true."}]},
+    "language": {"language": "en"},
+    "regular_expression": {"pattern": r"\d"},
     "length_penalty": {"max_length": 100, "cache_length": 20},
     "required_format": {"preset": "think_answer"},
 }
