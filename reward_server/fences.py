@@ -1,4 +1,4 @@
-"""Finds fenced blocks (``` … ```) in a completion, in one pass over its lines.
+"""Finds fenced blocks (three backquotes, then lines, then three backquotes) in a completion, in one pass.
 
 It must not know what a block holds. Invariant: only a block that is closed counts, as one that was cut off is not what
 the policy meant to give.
