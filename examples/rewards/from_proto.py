@@ -8,6 +8,7 @@ It imports nothing of Trireme: the stubs are made from `reward.proto` when it st
 `reference.keywords` a completion has.
 """
 
+import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,12 +19,20 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 sys.path.insert(0, str(Path(__file__).parents[2] / "services" / "protos"))
 messages, services = grpc.protos_and_services("reward/v1/reward.proto")
 
+MAX_SAMPLES = 1024
+DRAIN_S = 10.0
+
 
 class KeywordReward(services.RewardServiceServicer):
     def Describe(self, request, context):  # noqa: N802 - named by the contract
-        return messages.DescribeResponse(name="keywords", version="1", minimum=0.0, maximum=1.0)
+        return messages.DescribeResponse(
+            name="keywords", version="1", minimum=0.0, maximum=1.0, max_batch_samples=MAX_SAMPLES
+        )
 
     def Score(self, request, context):  # noqa: N802 - named by the contract
+        num_ids = len({sample.id for sample in request.samples})
+        if len(request.samples) > MAX_SAMPLES or num_ids < len(request.samples):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"more than {MAX_SAMPLES} samples, or two with one id")
         results = [self._result(sample) for sample in request.samples]
         return messages.ScoreResponse(request_id=request.request_id, results=results)
 
@@ -39,6 +48,7 @@ class KeywordReward(services.RewardServiceServicer):
 
 
 def main(port: int) -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     server = grpc.server(ThreadPoolExecutor(max_workers=4))
     services.add_RewardServiceServicer_to_server(KeywordReward(), server)
     health_servicer = health.HealthServicer()
@@ -47,7 +57,9 @@ def main(port: int) -> None:
     port = server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     print(f"reward server listening on 127.0.0.1:{port}", flush=True)
-    server.wait_for_termination()
+    signal.sigwait({signal.SIGTERM, signal.SIGINT})
+    health_servicer.enter_graceful_shutdown()
+    server.stop(DRAIN_S).wait()  # Turns new calls away, and lets those under way end.
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Serve a reward over gRPC, or check a running reward service.
 
     trireme reward serve my_reward.py:score | rewards.yaml | math_answer [--port 50051]
-    trireme reward check HOST:PORT [--reference '{"answer": "42"}']
+    trireme reward check HOST:PORT [--reference '{"answer": "42"}'] [--stop 'kill 4711']
 
 It must not know how rewards are scored or checked. `check` exits with 0 when the service keeps the contract, else 1.
 """
@@ -9,7 +9,9 @@ It must not know how rewards are scored or checked. `check` exits with 0 when th
 import argparse
 import asyncio
 import json
-from collections.abc import Callable, Mapping
+import shlex
+import shutil
+from collections.abc import Awaitable, Callable, Mapping
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +19,7 @@ from rich.table import Table
 from reward_server.__main__ import main as serve
 from services.contracts.errors import UserError
 from services.contracts.records import Json
-from services.transport.reward_conformance import Finding, check_service
+from services.transport.reward_conformance import CHECKS, Finding, check_service
 from services.transport.reward_settings import check_addresses
 
 SIGNS = {"passed": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]FAILED[/]"}
@@ -40,13 +42,32 @@ def serve_reward(argv: list[str]) -> int:
 def check_reward(argv: list[str]) -> int:
     arguments = _check_parser().parse_args(argv)
     check_addresses([arguments.address], allow_plaintext=arguments.allow_plaintext)
-    findings = asyncio.run(_findings(arguments.address, _reference(arguments.reference), arguments.timeout_s))
+    findings = asyncio.run(_findings(arguments))
     _show(findings, arguments.address)
     return int(any(finding.verdict == "failed" for finding in findings))
 
 
-async def _findings(address: str, reference: Mapping[str, Json], timeout_s: float) -> list[Finding]:
-    return [finding async for finding in check_service(address, reference=reference, timeout_s=timeout_s)]
+async def _findings(arguments: argparse.Namespace) -> list[Finding]:
+    found = check_service(
+        arguments.address,
+        reference=_reference(arguments.reference),
+        timeout_s=arguments.timeout_s,
+        skip=arguments.skip,
+        stop=None if arguments.stop is None else _start(arguments.stop),
+    )
+    return [finding async for finding in found]
+
+
+def _start(command: str) -> Callable[[], Awaitable[None]]:
+    """What starts the command that ends the service; it may take as long as the service does."""
+    words = shlex.split(command)
+    if not words or shutil.which(words[0]) is None:
+        raise UserError(f"--stop {command!r} is not a command that can be run, such as 'kill 4711'")
+
+    async def start() -> None:
+        await asyncio.create_subprocess_exec(*words)
+
+    return start
 
 
 def _show(findings: list[Finding], address: str) -> None:
@@ -76,6 +97,14 @@ def _check_parser() -> argparse.ArgumentParser:
     parser.add_argument("address", help="HOST:PORT of the running service")
     parser.add_argument("--reference", default='{"answer": "42"}', help="reference of the samples sent, as JSON")
     parser.add_argument("--timeout-s", type=float, default=10.0, help="deadline of each call, in seconds")
+    parser.add_argument(
+        "--stop",
+        metavar="COMMAND",
+        help="also check the drain: ends the service with this command, such as 'kill 4711' or 'docker stop reward'",
+    )
+    parser.add_argument(
+        "--skip", action="append", default=[], metavar="CHECK", help=f"leave a check out: {', '.join(CHECKS)}"
+    )
     parser.add_argument("--allow-plaintext", action="store_true", help="permit an address off this machine")
     return parser
 

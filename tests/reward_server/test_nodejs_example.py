@@ -1,5 +1,6 @@
 """The reward service in Node.js: installed from its lock, conforming, scored by the real client."""
 
+import asyncio
 import shutil
 import signal
 import subprocess
@@ -52,34 +53,28 @@ def node_server(example: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
         child.communicate()
 
 
-@pytest.fixture(scope="module")
-def address(example: Path) -> Iterator[str]:
-    with node_server(example) as (_, address):
-        yield address
+async def test_it_scores_for_the_client_keeps_the_contract_and_drains(example: Path) -> None:
+    with node_server(example) as (server, address):
+        async with client_of(address) as client:
+            scored, refused = await client.score(
+                [
+                    make_sample(0, completion="🚣🏽 red 𝔟𝔩𝔲𝔢", keywords=["𝔟𝔩𝔲𝔢", "red", "green", "grey"]),
+                    make_sample(1, completion="red", keywords="red"),
+                ]
+            )
 
+        async def stop() -> None:
+            server.send_signal(signal.SIGTERM)
 
-async def test_it_passes_every_check_of_conformance(address: str) -> None:
-    findings = [finding async for finding in check_service(address, reference={"keywords": ["answer"]})]
-    assert [finding for finding in findings if finding.verdict != "passed"] == []
+        check = check_service(address, reference={"keywords": ["answer"]}, stop=stop)
+        findings = [finding async for finding in check]
+        exit_code = await asyncio.to_thread(server.wait, 10.0)
 
-
-async def test_the_client_scores_with_it_and_its_steps_count_code_points(address: str) -> None:
-    async with client_of(address) as client:
-        scored, refused = await client.score(
-            [
-                make_sample(0, completion="🚣🏽 red 𝔟𝔩𝔲𝔢", keywords=["𝔟𝔩𝔲𝔢", "red", "green", "grey"]),
-                make_sample(1, completion="red", keywords="red"),
-            ]
-        )
-
+    # Steps count code points, of which an astral character is one and its UTF-16 two.
     assert scored == Reward(
         value=0.5, steps=(StepReward(start=3, end=6, value=1.0), StepReward(start=7, end=11, value=1.0))
     )
     assert isinstance(refused, Failure) and refused.code is FailureCode.INVALID_SAMPLE
     assert "reference.keywords must be a list of words" in refused.message
-
-
-def test_it_ends_with_zero_when_it_is_told_to(example: Path) -> None:
-    with node_server(example) as (server, _):
-        server.send_signal(signal.SIGTERM)
-        assert server.wait(10.0) == 0
+    assert [finding for finding in findings if finding.verdict != "passed"] == []
+    assert exit_code == 0

@@ -112,16 +112,19 @@ def slow_reward(tmp_path: Path) -> Path:
     return path
 
 
-async def test_the_ten_line_example_scores() -> None:
-    with process(EXAMPLES / "ten_lines.py", "0") as (_, address):
+async def test_the_ten_line_example_scores_conforms_and_drains() -> None:
+    with process(EXAMPLES / "ten_lines.py", "0") as (server, address):
         async with client_of(address) as client:
             outcomes = await client.score([make_sample(0, completion=" 7\n"), make_sample(1, completion="8")])
+        check = await asyncio.to_thread(command.main, ["check", address, "--stop", f"kill {server.pid}"])
+        assert server.wait(10.0) == 0
 
     assert outcomes == [Reward(value=1.0), Reward(value=0.0)]
+    assert check == 0
 
 
 async def test_the_example_made_from_the_proto_alone_scores_and_conforms() -> None:
-    with process(EXAMPLES / "from_proto.py", "0") as (_, address):
+    with process(EXAMPLES / "from_proto.py", "0") as (server, address):
         async with client_of(address) as client:
             scored, refused = await client.score(
                 [
@@ -129,7 +132,10 @@ async def test_the_example_made_from_the_proto_alone_scores_and_conforms() -> No
                     make_sample(1, completion="red", other="field"),
                 ]
             )
-        check = await asyncio.to_thread(command.main, ["check", address, "--reference", '{"keywords": ["answer"]}'])
+        check = await asyncio.to_thread(
+            command.main,
+            ["check", address, "--reference", '{"keywords": ["answer"]}', "--stop", f"kill {server.pid}"],
+        )
 
     assert scored == Reward(value=0.5)
     assert isinstance(refused, Failure) and refused.code is FailureCode.INVALID_SAMPLE
@@ -254,6 +260,20 @@ def test_a_wrong_command_line_exits_with_two_and_one_message(arguments: list[str
 def test_check_fails_where_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["check", "127.0.0.1:1", "--timeout-s", "0.2"]) == 1
     assert "nothing that speaks gRPC answers" in " ".join(capsys.readouterr().out.split())
+
+
+async def test_a_server_that_is_killed_under_calls_is_said_to_drop_them(capsys: pytest.CaptureFixture[str]) -> None:
+    with process(EXAMPLES / "ten_lines.py", "0") as (server, address):
+        kill = ["check", address, "--stop", f"kill -9 {server.pid}", "--skip", "overload", "--skip", "full call"]
+        assert await asyncio.to_thread(command.main, kill) == 1
+    words = " ".join(capsys.readouterr().out.split())
+    assert "were dropped (UNAVAILABLE" in words
+    assert "1 of 19 checks failed" in words
+
+
+def test_a_command_that_does_not_exist_cannot_stop_a_service() -> None:
+    with pytest.raises(UserError, match="'nonsense' is not a command"):
+        command.main(["check", "127.0.0.1:1", "--stop", "nonsense"])
 
 
 def test_check_needs_a_reference_that_is_an_object() -> None:

@@ -18,15 +18,11 @@ from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_codec import encode_sample
-from services.transport.reward_conformance import check_service
 from tests.reward_server.serving import (
     IMPATIENT,
     Connect,
     completion_as_number,
     make_samples,
-    response,
-    results,
-    scripted,
     serving,
     until,
 )
@@ -50,33 +46,6 @@ async def refusal(address: str, asked: reward_pb2.ScoreRequest) -> tuple[grpc.St
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await service.Score(asked, timeout=5.0)
     return error.value.code(), error.value.details() or ""
-
-
-async def test_our_own_server_passes_every_check_of_conformance() -> None:
-    async with serving(RewardFunction(lambda sample: float(len(sample.completion)))) as address:
-        findings = [finding async for finding in check_service(address, reference={})]
-
-    assert [finding for finding in findings if finding.verdict != "passed"] == []
-    assert len(findings) == 11
-
-
-async def test_conformance_says_what_is_wrong_with_a_liar() -> None:
-    async def lie(asked: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
-        return response(asked, results(asked, value=7.0))
-
-    async with scripted(lie) as (address, _):
-        findings = {finding.check: finding async for finding in check_service(address, reference={})}
-
-    assert findings["describe"].verdict == "passed"
-    assert findings["health"].verdict == "failed"
-    assert findings["reflection"].verdict == "warning"
-    assert findings["one sample"].verdict == "failed"
-    assert "7.0 lies outside the declared range [0.0, 1.0]" in findings["one sample"].text
-
-
-async def test_conformance_of_nothing_ends_at_once() -> None:
-    findings = [finding async for finding in check_service("127.0.0.1:1", reference={}, timeout_s=0.2)]
-    assert [(finding.check, finding.verdict) for finding in findings] == [("reachable", "failed")]
 
 
 async def test_too_many_samples_in_a_call_are_refused_and_the_limit_is_declared(connect: Connect) -> None:

@@ -1,0 +1,113 @@
+"""Checks of the shape of answers: one result for each sample under its id, whatever their order, number or ids.
+
+They must not judge scores. Invariant: each check sends what the contract allows, or what a service must refuse.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+
+import grpc
+
+from services.contracts.records import Failure, Json, Reward, RewardSample
+from services.transport.reward_checks.session import Session, Status, Violation, Warn, in_words, outcome_in_words
+
+NUM_SAMPLES = 16
+MOST_SAMPLES_TRIED = 4096
+ODD_IDS = ("0-17/3", "", " ", "id\twith\ncontrol\u0000characters", "e\u0301 \u00e9", "🚣🏽‍♀️", "שלום", "x" * 1000)
+ODD_REFERENCE: dict[str, Json] = {
+    "text": "🚣🏽 \u0000 שלום",
+    "numbers": [0, -1.5, 1e300, 2**53],
+    "nothing": None,
+    "nested": {"": [[], {}, [{"deep": [True, None]}]], "ключ.with dots": False},
+}
+
+
+async def scores_one(session: Session) -> str:
+    (outcome,) = await session.score(session.samples(["The answer is 42."]))
+    if isinstance(outcome, Failure):
+        raise Warn(
+            f"it fails the sample ({outcome.code}: {outcome.message}); give a reference that it understands: "
+            """--reference '{"answer": "42"}'"""
+        )
+    return f"value {outcome.value:g}" + (f", components {dict(outcome.components)}" if outcome.components else "")
+
+
+async def keeps_ids(session: Session) -> str:
+    samples = _different(session, min(NUM_SAMPLES, session.description.max_batch_samples))
+    outcomes = await session.score(samples)
+    turned = await session.score(samples[::-1])
+    if [_value(outcome) for outcome in outcomes] != [_value(outcome) for outcome in turned[::-1]]:
+        raise Warn("the same samples in another order have other scores; is it random, or does it mix samples up?")
+    return f"{len(samples)} samples have one result each, whatever their order"
+
+
+async def takes_odd_ids(session: Session) -> str:
+    for sample, odd in zip(session.samples(["text"] * len(ODD_IDS)), ODD_IDS, strict=True):
+        await session.score([replace(sample, id=odd)])
+    return f"{len(ODD_IDS)} unusual ids come back as they were, character for character"
+
+
+async def takes_odd_references(session: Session) -> str:
+    (sample,) = session.samples(["The answer is 42."])
+    odd = replace(sample, reference={**session.reference, "unknown_field": ODD_REFERENCE})
+    return f"a reference with an unknown, nested field: {outcome_in_words((await session.score([odd]))[0])}"
+
+
+async def refuses_duplicate_ids(session: Session) -> str:
+    (sample,) = session.samples(["The answer is 42."])
+    try:
+        response = await session.send([sample, sample])
+    except grpc.aio.AioRpcError as error:
+        return _refusal(error, session, "two samples with one id")
+    found = Counter(result.sample_id for result in response.results)
+    if found != {sample.id: 2}:
+        raise Violation(
+            f"two samples with one id are answered with {len(response.results)} results; refuse the call with "
+            "INVALID_ARGUMENT"
+        )
+    raise Warn("two samples with one id are answered, and nobody can tell which is which; refuse with INVALID_ARGUMENT")
+
+
+async def answers_no_samples(session: Session) -> str:
+    await session.score([])
+    return "a call without samples is answered without results"
+
+
+async def takes_a_full_call(session: Session) -> str:
+    limit = session.description.max_batch_samples
+    if limit > MOST_SAMPLES_TRIED:
+        raise Warn(f"Describe declares {limit} samples a call, more than is tried here; the client will send as many")
+    try:
+        await session.score(_different(session, limit))
+    except grpc.aio.AioRpcError as error:
+        raise Violation(
+            f"{limit} samples in one call, the most that Describe declares: {in_words(error, session.timeout_s)}; or "
+            "declare a smaller max_batch_samples"
+        ) from error
+    return f"{limit} samples in one call, the most that Describe declares, are answered"
+
+
+async def refuses_too_many_samples(session: Session) -> str:
+    limit = session.description.max_batch_samples
+    if limit > MOST_SAMPLES_TRIED:
+        raise Warn(f"Describe declares {limit} samples a call, more than is tried here")
+    try:
+        await session.score(_different(session, limit + 1))
+    except grpc.aio.AioRpcError as error:
+        return _refusal(error, session, f"one sample more than the {limit} that Describe declares")
+    return f"one sample more than the {limit} that Describe declares is answered as well"
+
+
+def _refusal(error: grpc.aio.AioRpcError, session: Session, what: str) -> str:
+    if error.code() is not Status.INVALID_ARGUMENT:
+        raise Violation(f"{what}: {in_words(error, session.timeout_s)}; refuse the call with INVALID_ARGUMENT")
+    return f"{what}: refused with INVALID_ARGUMENT"
+
+
+def _different(session: Session, count: int) -> Sequence[RewardSample]:
+    return session.samples([f"The answer is {number}." for number in range(count)])
+
+
+def _value(outcome: Reward | Failure) -> float | str:
+    return outcome.value if isinstance(outcome, Reward) else outcome.code
