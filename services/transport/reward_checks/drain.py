@@ -21,8 +21,8 @@ from services.transport.reward_checks.session import Session, Status, Violation,
 NUM_FLOWS = 4
 FEW_SAMPLES = 16
 CALL_S = 0.5
-WARM_UP_S = 0.4
-SURELY_ACCEPTED_S = 0.3
+WARM_UP_S = 0.6
+SURELY_ACCEPTED_S = 0.2
 PAUSE_S = 0.01
 NO_CONNECTION = "failed to connect"
 BROKEN_CONNECTION = re.compile(r"socket closed|connection reset|broken pipe|stream removed|rst_stream", re.IGNORECASE)
@@ -57,12 +57,15 @@ class Traffic:
     session: Session
     samples: Sequence[RewardSample]
     calls: list[Call] = field(default_factory=list)
+    began: dict[object, float] = field(default_factory=dict)
     health: list[int] = field(default_factory=list)
 
     async def call_on(self) -> None:
         """One call after the other until nothing answers."""
+        flow = object()  # Of several, this one.
         while not self.is_over:
-            began, error = time.monotonic(), None
+            self.began[flow] = began = time.monotonic()
+            error = None
             try:
                 await self.session.score(self.samples)
             except grpc.aio.AioRpcError as raised:
@@ -70,8 +73,16 @@ class Traffic:
                 await asyncio.sleep(PAUSE_S)
             self.calls.append(Call(began=began, ended=time.monotonic(), error=error))
 
+    async def has_settled(self) -> None:
+        """Wait until some call was surely accepted, though not for long: calls may be too short for that."""
+        deadline = time.monotonic() + WARM_UP_S
+        while (now := time.monotonic()) < deadline:
+            if any(now - began > SURELY_ACCEPTED_S for began in self.began.values()):
+                break
+            await asyncio.sleep(PAUSE_S)
+
     async def watch_health(self) -> None:
-        """Until it is bad: whoever goes on listening keeps some servers from ending."""
+        """Listen until it is bad; whoever goes on listening keeps some servers from ending."""
         watch = health_pb2_grpc.HealthStub(self.session.channel).Watch(health_pb2.HealthCheckRequest())
         with suppress(grpc.aio.AioRpcError):
             async for response in watch:
@@ -91,7 +102,7 @@ async def drains(session: Session) -> str:
     flows = [asyncio.create_task(traffic.call_on()) for _ in range(NUM_FLOWS)]
     watch = asyncio.create_task(traffic.watch_health())
     try:
-        await asyncio.sleep(WARM_UP_S)
+        await traffic.has_settled()
         told = time.monotonic()
         await session.stop()
         ended, _ = await asyncio.wait(flows, timeout=session.timeout_s)
