@@ -76,13 +76,16 @@ async def compare(judge: Judge, *, measure: str, prompt: str, first: str, second
     return Comparison(forward=forward, backward=-backward)
 
 
-async def _preference_for_a(judge: Judge, measure: str, prompt: str, answer_a: str, answer_b: str) -> int:
-    verdict = await judge.ask(
-        Question(
-            task=TASK.format(measure=measure),
-            texts={"PROMPT": prompt, "ANSWER A": answer_a, "ANSWER B": answer_b},
-            verdict=({"reasons": REASONS} if judge.config.explain else {}) | VERDICT,
-        )
+def comparison_question(measure: str, prompt: str, answer_a: str, answer_b: str, *, explain: bool) -> Question:
+    """The question in one order."""
+    return Question(
+        task=TASK.format(measure=measure),
+        texts={"PROMPT": prompt, "ANSWER A": answer_a, "ANSWER B": answer_b},
+        verdict=({"reasons": REASONS} if explain else {}) | VERDICT,
     )
+
+
+async def _preference_for_a(judge: Judge, measure: str, prompt: str, answer_a: str, answer_b: str) -> int:
+    verdict = await judge.ask(comparison_question(measure, prompt, answer_a, answer_b, explain=judge.config.explain))
     sign = {"A": 1, "B": -1, "tie": 0}[str(verdict["better"])]
     return sign * int(verdict["strength"])

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 
 from reward_server.judges.config import JudgeConfig
@@ -35,6 +35,9 @@ class Counts:
     input_tokens: int = 0
     output_tokens: int = 0
     paid: float = 0.0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
 
 
 @asynccontextmanager
@@ -173,6 +176,12 @@ def request_body(config: JudgeConfig, question: Question, fault: str | None) -> 
         form: Json = {"name": "verdict", "strict": True, "schema": schema(question)}
         body["response_format"] = {"type": "json_schema", "json_schema": form}
     return {name: value for name, value in (body | config.parameters).items() if value is not None}
+
+
+def version_of(config: JudgeConfig, *questions: Question) -> str:
+    """The judge's name with a hash of everything that shapes its answers to questions of these kinds."""
+    shapes = b"".join(digest(config.base_url, request_body(config, question, None)) for question in questions)
+    return f"{config.model}@{blake2b(shapes, digest_size=4).hexdigest()}"
 
 
 def digest(base_url: str, body: Mapping[str, Json]) -> bytes:

@@ -14,6 +14,8 @@ from services.contracts.errors import TriremeError, UserError
 COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
+    "label-pairs": "have a judge compare completions, and write preference data",
+    "revise": "have a judge revise answers by a constitution",
     "evaluate": "measure accuracy and pass@k on a data file",
     "status": "show a live run and its rollout workers",
     "scale": "give a live run another number of rollout workers",
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         return fail(UserError(f"trireme has no command {name!r}\n\n{usage()}"))
     try:
-        return int(importlib.import_module(f"services.cli.{name}").main(rest))
+        return int(importlib.import_module(f"services.cli.{name.replace('-', '_')}").main(rest))
     except TriremeError as error:
         return fail(error)
     except ModuleNotFoundError as error:
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def usage() -> str:
-    lines = "\n".join(f"  {name:10} {what}" for name, what in COMMANDS.items())
+    lines = "\n".join(f"  {name:12} {what}" for name, what in COMMANDS.items())
     return (
         f"usage: trireme COMMAND [run.yaml | RUN] [--section.key value ...]\n\n{lines}\n\n"
         "`trireme COMMAND --help` tells more."

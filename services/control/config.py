@@ -110,19 +110,12 @@ class WeightsConfig(Section):
     GPU to GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
 
 
-class _Root(BaseSettings):
-    """What every trainer's configuration shares. Values come from the YAML file and the flags alone."""
+class SettingsRoot(BaseSettings):
+    """The root of a command's configuration. Values come from the YAML file and the flags alone."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, nested_model_default_partial_update=True
     )
-
-    run: RunSection = RunSection()
-    model: ModelConfig
-    data: DataConfig
-    train: TrainConfig = TrainConfig()
-    metrics: MetricsConfig = MetricsConfig()
-    cluster: ClusterConfig = ClusterConfig()
 
     @classmethod
     def settings_customise_sources(
@@ -135,6 +128,17 @@ class _Root(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """No environment variable changes a run."""
         return (init_settings,)
+
+
+class _Root(SettingsRoot):
+    """What every trainer's configuration shares."""
+
+    run: RunSection = RunSection()
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    cluster: ClusterConfig = ClusterConfig()
 
 
 class RunConfig(_Root):

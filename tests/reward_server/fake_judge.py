@@ -24,7 +24,8 @@ class Answer:
     hang: bool = False
 
 
-Mind = Callable[[Body], Mapping[str, object] | str | Answer]
+Said = Mapping[str, object] | str | Answer
+Mind = Callable[[Body], Said]
 
 
 class FakeEndpoint:

@@ -1,0 +1,154 @@
+"""A judging job: items that a judge is asked about, each once, in a folder in which the job can be gone on with.
+
+It must not know what is asked. Invariants: a result is in the log before its item counts as done; an item that is done
+is not asked about again, also after a restart; results of different judges never stand in one folder.
+"""
+
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic import Field
+
+from reward_server.judges.faults import JudgeFault
+from reward_server.judges.judge import Counts, Judge
+from services.contracts.errors import TriremeError, UserError
+from services.contracts.records import Json
+from services.contracts.settings import Section
+from services.control import run_folder
+from services.control.candidates import PromptValue
+from services.control.event_log import EVENTS_FILE, EventLog
+from services.transport.reward_client import all_or_cancel
+
+TELL_EVERY_S = 5.0
+
+Result = Mapping[str, Any]  # Any: JSON that the job's own work made
+Tell = Callable[[str], None]
+
+
+class JobConfig(Section):
+    """The job itself."""
+
+    dir: Path
+    """Folder that receives everything the job writes; a job that was stopped goes on where it stopped."""
+    seed: int = 0
+    """Seed of what is drawn at random."""
+    max_failed: int = Field(default=100, ge=0)
+    """Items that may stay without a verdict before the job stops; when it goes on they are asked about again."""
+
+
+class Item(Protocol):
+    """Something to ask about."""
+
+    @property
+    def id(self) -> str: ...
+
+
+ItemType = TypeVar("ItemType", bound=Item)
+
+
+@dataclass(slots=True)
+class Job:
+    """What was found so far, by item, and what it took."""
+
+    config: JobConfig
+    log: EventLog
+    results: dict[str, Result] = field(default_factory=dict)
+    counts: Counts = field(default_factory=Counts)
+    num_failed: int = 0
+
+    async def run(
+        self,
+        items: Sequence[ItemType],
+        work: Callable[[ItemType], Awaitable[dict[str, Json]]],
+        *,
+        judge: Judge,
+        tell: Tell,
+    ) -> None:
+        """Do what is not done yet; `tell` hears every few seconds how far it is.
+
+        Raises:
+            JudgeFault: the judge is away, or its budget is spent.
+            TriremeError: more than `max_failed` items failed.
+        """
+        waiting = iter([item for item in items if item.id not in self.results])
+        told_at = time.monotonic()
+
+        async def work_off() -> None:
+            nonlocal told_at
+            for item in waiting:
+                await self._do(item.id, work(item))
+                if time.monotonic() - told_at >= TELL_EVERY_S:
+                    told_at = time.monotonic()
+                    tell(f"{len(self.results)} of {len(items)} judged, {self.num_failed} failed")
+
+        try:
+            await all_or_cancel(work_off() for _ in range(judge.config.max_in_flight))
+        finally:
+            self.log.note("asked", **asdict(judge.counts))
+            self.counts += judge.counts
+
+    async def _do(self, item_id: str, work: Awaitable[dict[str, Json]]) -> None:
+        try:
+            result = await work
+        except JudgeFault as fault:
+            if fault.concerns_all:
+                raise
+            self._fail(item_id, fault)
+        else:
+            self.log.note("judged", item=item_id, result=result)
+            self.results[item_id] = result
+
+    def _fail(self, item_id: str, fault: JudgeFault) -> None:
+        self.log.note("failed", item=item_id, message=str(fault))
+        self.num_failed += 1
+        if self.num_failed > self.config.max_failed:
+            raise TriremeError(
+                f"{self.num_failed} items have no verdict, and run.max_failed is {self.config.max_failed}; the last: "
+                f"{fault}"
+            )
+
+
+@contextmanager
+def open_job(config: JobConfig, *, judge: str) -> Iterator[Job]:
+    """Hold the job's folder, and read what is done there.
+
+    Args:
+        judge: name and version of the judge, with everything that shapes its verdicts.
+
+    Raises:
+        UserError: another process holds the folder, or another judge's results are in it.
+    """
+    with run_folder.hold(config.dir, resume=False), EventLog(config.dir, resume=True) as log:
+        job = Job(config=config, log=log)
+        lines = (config.dir / EVENTS_FILE).read_text().splitlines()
+        for event in map(json.loads, lines):
+            if event["event"] == "began" and event["judge"] != judge:
+                raise UserError(
+                    f"{config.dir} has verdicts of {event['judge']}, and this is {judge}: model, question or settings "
+                    "differ; set run.dir to a new folder"
+                )
+            if event["event"] == "judged":
+                job.results[event["item"]] = event["result"]
+            if event["event"] == "asked":
+                job.counts += Counts(**{name: event[name] for name in asdict(job.counts)})
+        if not lines:
+            log.note("began", judge=judge)
+        yield job
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:  # Any: JSON
+    """Write a JSONL file: at any moment either all of the old or the new one is there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    partial.replace(path)
+
+
+def preference(prompt: PromptValue, chosen: str, rejected: str, margin: float, judge: str) -> dict[str, Json]:
+    """A row of preference data, as reward-model and preference training read it."""
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "margin": margin, "judge": judge}
