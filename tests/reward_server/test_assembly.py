@@ -63,7 +63,7 @@ async def test_a_users_reward_is_loaded_from_its_file(
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("math_anwser", {}, "built in are exact_match, .*math_answer, required_format"),
+        ("math_anwser", {}, "built in are exact_match, .*math_answer, "),
         ("exact_match", {"fold": True}, "'exact_match': fold: Extra inputs.*reference_field, strip, ignore_case"),
         ("missing.py:score", {}, "no reward file missing.py"),
         ("{file}:absent", {}, "has no 'absent'"),
