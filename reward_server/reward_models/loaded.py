@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForSequenceClassification, AutoModelForTokenClassification, AutoTokenizer
+from transformers.utils.logging import disable_progress_bar
 
 from reward_server.batcher import num_fitting
 from reward_server.reward_models.options import RewardModelOptions
@@ -129,10 +130,13 @@ def padded(sequences: Sequence[array[int]], pad_id: int) -> tuple[torch.Tensor, 
 def _load_model(
     folder: Path, card: RewardModelCard, options: RewardModelOptions
 ) -> Any:  # Any: transformers is untyped
-    cuda = "cuda" if torch.cuda.is_available() else "cpu"
+    device = options.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    disable_progress_bar()
     model, found = MODEL_CLASSES[card.head].from_pretrained(
         folder,
-        dtype=getattr(torch, options.dtype),
+        dtype=torch.float32,  # Another would become the default of the whole process while this loads.
         local_files_only=True,
         use_safetensors=True,
         output_loading_info=True,
@@ -146,7 +150,7 @@ def _load_model(
     if longest is not None and longest < card.max_tokens:
         raise UserError(f"{folder}: max_tokens of the card is {card.max_tokens}, and the model reads {longest}")
     model.config.use_cache = False
-    return model.to(cuda if options.device == "auto" else options.device).eval()
+    return model.to(device=device, dtype=getattr(torch, options.dtype)).eval()
 
 
 def _load_tokenizer(folder: Path, model: Any) -> Any:  # Any: transformers is untyped

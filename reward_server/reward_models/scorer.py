@@ -23,7 +23,14 @@ Load = Callable[[Path, RewardModelOptions], ServableModel]
 
 
 class RewardModelScorer:
-    """A scorer that holds the model at `options.path`; `load` makes a model of a folder, in a thread."""
+    """A scorer that holds the model at `options.path`.
+
+    Args:
+        load: makes a model of a folder, in a thread; raises `UserError`.
+
+    Attributes:
+        models: the model that is served, and the watch for another.
+    """
 
     batched = False  # It gathers its batches itself, by tokens.
 
@@ -37,7 +44,7 @@ class RewardModelScorer:
             maximum=options.maximum,
         )
         self.description = function.description
-        self._models = ModelWatch(options.path, lambda folder: (load or load_model)(folder, options))
+        self.models = ModelWatch(options.path, lambda folder: (load or load_model)(folder, options))
         self._reload_every_s = options.reload_every_s
         self._watching: asyncio.Task[None] | None = None
         self._batcher = Batcher(
@@ -51,9 +58,9 @@ class RewardModelScorer:
         )
 
     async def start(self) -> None:
-        await self._models.start()
+        await self.models.start()
         if self._reload_every_s:
-            self._watching = asyncio.create_task(self._models.watch(self._reload_every_s))
+            self._watching = asyncio.create_task(self.models.watch(self._reload_every_s))
 
     async def close(self) -> None:
         if self._watching is not None:
@@ -64,10 +71,10 @@ class RewardModelScorer:
         return await self._batcher.submit(samples)
 
     def _score_batch(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        return self._models.current.score(samples)
+        return self.models.current.score(samples)
 
     def _expected_tokens(self, sample: RewardSample) -> int:
-        model = self._models.current
+        model = self.models.current
         expected = (len(sample.prompt) + len(sample.completion)) * model.tokens_per_character
         return min(1 + int(expected), model.card.max_tokens)
 
