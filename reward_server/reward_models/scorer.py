@@ -1,52 +1,52 @@
-"""Serves a reward model: gathers samples into batches by their tokens, and takes up new versions between two of them.
+"""Serves a reward model: gathers samples into batches by their tokens, and changes over to a new version.
 
-It must not know torch or gRPC. Invariants: each batch is scored by one version, which its scores name; the model runs
-in a thread, so the server answers meanwhile; a batch that runs when a new version comes is finished by the old one.
+It must not know torch or gRPC. Invariants: samples that are submitted together are scored by one version, which their
+scores name, and those who wait for the old version get it; a model runs in a thread, so the server answers meanwhile.
 """
 
 import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from reward_server.batcher import Batcher
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
 from reward_server.reward_models.options import RewardModelOptions
-from reward_server.reward_models.watch import ModelWatch, ServableModel
+from reward_server.reward_models.watch import ModelWatch
 from reward_server.scorer import FunctionScorer
 from services.contracts.errors import UserError
-from services.contracts.records import Failure, Reward, RewardSample
+from services.contracts.records import Failure, Reward, RewardDescription, RewardSample
+from services.contracts.reward_model import RewardModelCard
 
 WINDOW_BATCHES = 8
+
+
+class ServableModel(Protocol):
+    """One version of a reward model, whole and checked."""
+
+    card: RewardModelCard
+
+    @property
+    def tokens_per_character(self) -> float: ...
+
+    def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
+        """One outcome per sample, in order; called by one thread at a time."""
+        ...
+
 
 Load = Callable[[Path, RewardModelOptions], ServableModel]
 
 
-class RewardModelScorer:
-    """A scorer that holds the model at `options.path`.
+class ServedVersion:
+    """One version with those who wait for its scores; it is gone with the last of them once another is served."""
 
-    Args:
-        load: makes a model of a folder, in a thread; raises `UserError`.
-
-    Attributes:
-        models: the model that is served, and the watch for another.
-    """
-
-    batched = False  # It gathers its batches itself, by tokens.
-
-    def __init__(self, options: RewardModelOptions, config: RewardServerConfig, load: Load | None = None) -> None:
+    def __init__(self, model: ServableModel, options: RewardModelOptions, config: RewardServerConfig) -> None:
+        self.card = model.card
+        self._model = model
         function = RewardFunction(
-            self._score_batch,
-            name=options.name,
-            version=f"1-{options.aggregate}",
-            batched=True,
-            minimum=options.minimum,
-            maximum=options.maximum,
+            model.score, name=options.name, batched=True, minimum=options.minimum, maximum=options.maximum
         )
-        self.description = function.description
-        self.models = ModelWatch(options.path, lambda folder: (load or load_model)(folder, options))
-        self._reload_every_s = options.reload_every_s
-        self._watching: asyncio.Task[None] | None = None
         self._batcher = Batcher(
             FunctionScorer(function, timeout_s=config.timeout_s, num_threads=1),
             max_batch_cost=options.max_batch_tokens,
@@ -57,10 +57,39 @@ class RewardModelScorer:
             window=WINDOW_BATCHES,
         )
 
+    async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
+        return await self._batcher.submit(samples)
+
+    def _expected_tokens(self, sample: RewardSample) -> int:
+        expected = (len(sample.prompt) + len(sample.completion)) * self._model.tokens_per_character
+        return min(1 + int(expected), self.card.max_tokens)
+
+
+class RewardModelScorer:
+    """A scorer that holds the model at `options.path`.
+
+    Args:
+        load: makes a model of a folder, in a thread; raises `UserError`.
+
+    Attributes:
+        versions: the one that is served, and the watch for another.
+    """
+
+    batched = False  # Each version gathers its batches itself, by tokens.
+
+    def __init__(self, options: RewardModelOptions, config: RewardServerConfig, load: Load | None = None) -> None:
+        load = load or load_model
+        self.versions = ModelWatch(options.path, lambda folder: ServedVersion(load(folder, options), options, config))
+        self.description = RewardDescription(
+            name=options.name, version=f"1-{options.aggregate}", minimum=options.minimum, maximum=options.maximum
+        )
+        self._reload_every_s = options.reload_every_s
+        self._watching: asyncio.Task[None] | None = None
+
     async def start(self) -> None:
-        await self.models.start()
+        await self.versions.start()
         if self._reload_every_s:
-            self._watching = asyncio.create_task(self.models.watch(self._reload_every_s))
+            self._watching = asyncio.create_task(self.versions.watch(self._reload_every_s))
 
     async def close(self) -> None:
         if self._watching is not None:
@@ -68,15 +97,7 @@ class RewardModelScorer:
             await asyncio.gather(self._watching, return_exceptions=True)
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        return await self._batcher.submit(samples)
-
-    def _score_batch(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        return self.models.current.score(samples)
-
-    def _expected_tokens(self, sample: RewardSample) -> int:
-        model = self.models.current
-        expected = (len(sample.prompt) + len(sample.completion)) * model.tokens_per_character
-        return min(1 + int(expected), model.card.max_tokens)
+        return await self.versions.current.score(samples)
 
 
 def load_model(folder: Path, options: RewardModelOptions) -> ServableModel:

@@ -7,12 +7,11 @@ load, or whose version is the one served, changes nothing and is told once.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from services.contracts.errors import UserError
-from services.contracts.records import Failure, Reward, RewardSample
 from services.contracts.reward_model import CARD_FILE, RewardModelCard
 
 logger = logging.getLogger(__name__)
@@ -21,28 +20,24 @@ Place: TypeAlias = tuple[Path, int, int, int]
 """What stands at a path: the folder that it leads to, and the identity of the card there."""
 
 
-class ServableModel(Protocol):
+class Version(Protocol):
     """One version of a reward model, whole and checked."""
 
     card: RewardModelCard
 
-    @property
-    def tokens_per_character(self) -> float: ...
 
-    def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        """One outcome per sample, in order; called by one thread at a time."""
-        ...
+Served = TypeVar("Served", bound=Version)
 
 
-class ModelWatch:
+class ModelWatch(Generic[Served]):
     """Keeps the newest good model at `path`; `load` makes one of a folder, or raises `UserError`.
 
     Attributes:
         current: the model that is served; there is one once `start` returned.
     """
 
-    def __init__(self, path: Path, load: Callable[[Path], ServableModel]) -> None:
-        self.current: ServableModel
+    def __init__(self, path: Path, load: Callable[[Path], Served]) -> None:
+        self.current: Served
         self._path = path
         self._load = load
         self._place: Place | None = None

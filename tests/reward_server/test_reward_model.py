@@ -21,7 +21,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.contracts.reward_model import CanarySample, write_canary
 from services.transport.reward_client import RewardClient
-from tests.reward_server.serving import IMPATIENT, serving
+from tests.reward_server.serving import serving
 from tests.tiny import write_tiny_model, write_tiny_reward_model
 
 PROMPT = "what is 2+2?"
@@ -201,7 +201,7 @@ async def test_many_callers_get_the_scores_of_one_and_the_server_answers_meanwhi
     model = loaded(outcome_model)
     config = RewardServerConfig(port=0, drain_s=0.0)
     async with serving(scorer(outcome_model, max_batch_tokens=512), config) as address:
-        client = RewardClient([address], IMPATIENT)
+        client = RewardClient([address])
         scoring = asyncio.gather(*(client.score(samples()) for _ in range(32)))
         async with grpc.aio.insecure_channel(address) as channel:
             stub = health_pb2_grpc.HealthStub(channel)

@@ -30,7 +30,7 @@ class FakeModel:
 
     tokens_per_character = 1.0
 
-    def __init__(self, folder: Path, options: RewardModelOptions | None = None) -> None:
+    def __init__(self, folder: Path) -> None:
         self.card = read_card(folder)
         self.called = threading.Event()
         self.gate = threading.Event()
@@ -128,21 +128,24 @@ async def test_a_server_without_a_first_model_does_not_start(tmp_path: Path) -> 
         await ModelWatch(tmp_path / "latest", FakeModel).start()
 
 
-async def test_a_batch_under_way_is_finished_by_the_version_that_began_it(latest: Path) -> None:
-    scorer = RewardModelScorer(
-        RewardModelOptions(path=latest, reload_every_s=0.01), RewardServerConfig(port=0), FakeModel
-    )
+async def test_who_waits_for_a_version_gets_it_and_who_comes_later_the_next(latest: Path) -> None:
+    models: dict[str, FakeModel] = {}
+
+    def load(folder: Path, options: RewardModelOptions) -> FakeModel:
+        return models.setdefault(folder.name, FakeModel(folder))
+
+    scorer = RewardModelScorer(RewardModelOptions(path=latest, reload_every_s=0.01), RewardServerConfig(port=0), load)
     await scorer.start()
-    old = scorer.models.current
-    assert isinstance(old, FakeModel)
-    old.gate.clear()
+    models["a"].gate.clear()
     under_way = asyncio.create_task(scorer.score(make_samples(2)))
-    await until(old.called.is_set)
+    await until(models["a"].called.is_set)
+    waiting = asyncio.create_task(scorer.score(make_samples(2)))
+    await asyncio.sleep(0)
     by_link(latest)
-    await until(lambda: scorer.models.current is not old)
-    old.gate.set()
-    assert reward_versions(await under_way) == ["a"]
+    await until(lambda: scorer.versions.current.card.version == "b")
     assert reward_versions(await scorer.score(make_samples(2))) == ["b"]
+    models["a"].gate.set()
+    assert reward_versions(await under_way + await waiting) == ["a"]
     await scorer.close()
 
 
@@ -163,7 +166,7 @@ async def test_twenty_reloads_under_load_drop_no_call_and_mix_no_group(tmp_path:
             scored.append(await client.score(samples))
 
     async with serving(RewardModelScorer(options, config), config) as address:
-        client = RewardClient([address], RewardClientConfig(max_attempts=1, unavailable_budget_s=0.0))
+        client = RewardClient([address], RewardClientConfig(max_attempts=1))
         samples = [RewardSample(id=str(i), prompt="1+1=", completion="it is " * i) for i in range(4)]
         callers = [asyncio.create_task(call(client, samples)) for _ in range(NUM_CALLERS)]
         for number in range(1, NUM_RELOADS + 1):
