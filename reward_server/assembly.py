@@ -1,4 +1,4 @@
-"""From configuration to a scorer: finds each named reward, gives it its options, and weighs them together.
+"""From configuration to a scorer: finds each reward, gives it its options, and puts them together.
 
 It must not know gRPC. Invariant: whatever is wrong with a name, a file or an option is a `UserError` here, before the
 server listens.
@@ -10,7 +10,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
@@ -19,28 +19,41 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from reward_server.composition import WeightedPart, WeightedScorer
-from reward_server.config import RewardServerConfig, RewardServiceConfig
+from reward_server.composition import CompositeScorer
+from reward_server.config import RewardServerConfig
+from reward_server.ensemble import EnsembleScorer
 from reward_server.function import RewardFunction, RewardOptions
 from reward_server.isolation import IsolatedScorer
+from reward_server.part_config import RewardServiceConfig, RewardSource
+from reward_server.parts import Part
+from reward_server.remote import RemoteScorer
 from reward_server.rewards import REWARDS, SCORERS
 from reward_server.scorer import FunctionScorer, Scorer
+from reward_server.shaping import Shaping
 from services.contracts.errors import UserError
 from services.contracts.settings import Section
 
 Options = TypeVar("Options", bound=Section)
 
+SETTINGS_OF_SCORES = {"normalise", "clip", "gate", "when", "on_failure"}
+"""Settings of a part, beside its weight, that change what the total is."""
+
 
 def build_scorer(services: Sequence[RewardServiceConfig], config: RewardServerConfig) -> Scorer:
-    """The weighted sum of `services`, run as `config` says. Needs a running event loop.
+    """The total of `services`, run as `config` says. Needs a running event loop.
 
     Raises:
         UserError: naming the reward or option that is wrong.
     """
-    return WeightedScorer([WeightedPart(scorer=_part(service, config), weight=service.weight) for service in services])
+    return CompositeScorer(
+        [
+            replace(_part(service, config), weight=service.share, gate=service.gate, when=service.when)
+            for service in services
+        ]
+    )
 
 
-def load_reward(service: RewardServiceConfig) -> RewardFunction:
+def load_reward(service: RewardSource) -> RewardFunction:
     """The reward that `service` names, with its options.
 
     Raises:
@@ -56,18 +69,34 @@ def load_reward(service: RewardServiceConfig) -> RewardFunction:
     return _with_options_in_version(_with_options(REWARDS[service.name], service), service)
 
 
-def _part(service: RewardServiceConfig, config: RewardServerConfig) -> Scorer:
-    if service.name in SCORERS:
-        if service.isolate:
-            raise UserError(f"reward {service.name!r} runs itself and cannot be isolated; leave out isolate")
-        return _options(SCORERS[service.name], service).scorer(config)
-    function = load_reward(service)
-    if function.isolate if service.isolate is None else service.isolate:
-        return IsolatedScorer(service, function, config)
+def _part(source: RewardSource, config: RewardServerConfig) -> Part:
+    scorer = _scorer(source, config)
+    return Part(
+        scorer=scorer,
+        label=source.label or scorer.description.name,
+        shaping=Shaping(source.normalise, source.clip),
+        on_failure=source.on_failure,
+        settings=_digest(source.model_dump(mode="json", include=SETTINGS_OF_SCORES, exclude_defaults=True)),
+    )
+
+
+def _scorer(source: RewardSource, config: RewardServerConfig) -> Scorer:
+    if source.remote is not None:
+        return RemoteScorer(source.remote)
+    if isinstance(source, RewardServiceConfig) and source.ensemble is not None:
+        members = [_part(member, config) for member in source.ensemble.members]
+        return EnsembleScorer(source.label or "ensemble", members, source.ensemble)
+    if source.name in SCORERS:
+        if source.isolate:
+            raise UserError(f"reward {source.name!r} runs itself and cannot be isolated; leave out isolate")
+        return _options(SCORERS[source.name], source).scorer(config)
+    function = load_reward(source)
+    if function.isolate if source.isolate is None else source.isolate:
+        return IsolatedScorer(source, function, config)
     return FunctionScorer(function, timeout_s=config.timeout_s, num_threads=config.num_threads)
 
 
-def _user_reward(service: RewardServiceConfig) -> RewardFunction:
+def _user_reward(service: RewardSource) -> RewardFunction:
     source, _, attribute = service.name.rpartition(":")
     module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
     found = getattr(module, attribute, None)
@@ -84,11 +113,11 @@ def _user_reward(service: RewardServiceConfig) -> RewardFunction:
     return _with_arguments(RewardFunction(found, name=name), service)
 
 
-def _with_options(options: type[RewardOptions], service: RewardServiceConfig) -> RewardFunction:
+def _with_options(options: type[RewardOptions], service: RewardSource) -> RewardFunction:
     return _options(options, service).reward()
 
 
-def _options(options: type[Options], service: RewardServiceConfig) -> Options:
+def _options(options: type[Options], service: RewardSource) -> Options:
     try:
         return options(**service.options)
     except ValidationError as error:
@@ -100,19 +129,24 @@ def _options(options: type[Options], service: RewardServiceConfig) -> Options:
         raise UserError(f"options of reward {service.name!r}: {faults} (its options are {known})") from error
 
 
-def _with_arguments(function: RewardFunction, service: RewardServiceConfig) -> RewardFunction:
+def _with_arguments(function: RewardFunction, service: RewardSource) -> RewardFunction:
     if not service.options:
         return function
     score = functools.partial(function.score, **service.options)
     return replace(function, score=score, name=function.description.name)
 
 
-def _with_options_in_version(function: RewardFunction, service: RewardServiceConfig) -> RewardFunction:
+def _with_options_in_version(function: RewardFunction, service: RewardSource) -> RewardFunction:
     """Servers that differ in their options alone must not pass for one reward."""
     if not service.options:
         return function
-    digest = blake2b(json.dumps(service.options, sort_keys=True, default=str).encode(), digest_size=4).hexdigest()
-    return replace(function, version=f"{function.version}-{digest}")
+    return replace(function, version=f"{function.version}-{_digest(service.options)}")
+
+
+def _digest(settings: Mapping[str, object]) -> str:
+    """A few characters that tell these settings from others; none for no settings."""
+    text = json.dumps(settings, sort_keys=True, default=str)
+    return blake2b(text.encode(), digest_size=4).hexdigest() if settings else ""
 
 
 def _load_file(path: Path) -> ModuleType:

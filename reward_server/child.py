@@ -11,7 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from reward_server.config import READY_PREFIX, RewardServerConfig, RewardServerFile, RewardServiceConfig
+from reward_server.config import READY_PREFIX, RewardServerConfig, RewardServerFile
+from reward_server.part_config import RewardServiceConfig
 from services.contracts.errors import DeadlineExceeded, UserError
 
 POLL_S = 0.02
@@ -22,7 +23,7 @@ class RewardServerChild:
     """A running server; `address` is where it answers.
 
     Args:
-        services: the rewards whose weighted sum is served.
+        services: the parts of the reward that is served.
         config: the server's settings; port 0 takes a free one.
         log: file that receives everything the server writes.
         timeout_s: longest wait for it to be ready, in seconds.

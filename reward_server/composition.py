@@ -1,46 +1,49 @@
-"""Several rewards as one: the weighted sum, with each raw part as a component.
+"""Several rewards as one: gates, then the weighted sum of the parts that a sample's route has, each a component.
 
-It must not know how a part is scored. Invariants: a sample whose any part failed has failed, and the value adds up the
-parts in the order given, so it never leaves the range that is declared by the same sum over the parts' ranges.
+    reference ── route ──▶ parts that apply ──▶ gates, in order ──▶ all others, side by side ──▶ Σ weight · value
+
+It must not know how a part is scored. Invariants: a sample whose part failed has failed, unless that part may be
+skipped; a value adds up the parts in the order given and lies within the declared range.
 """
 
 import asyncio
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
-from reward_server.scorer import Scorer
+from reward_server.parts import Part, Tally, Versions
+from reward_server.ranges import Range, hull, of_sum, scaled, within
+from reward_server.routing import Routing
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample, StepReward
 from services.transport.reward_validation import fault_in_reward
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class WeightedPart:
-    """One reward and its factor in the total."""
-
-    scorer: Scorer
-    weight: float
-
-    @property
-    def name(self) -> str:
-        return self.scorer.description.name
-
-
-class WeightedScorer:
-    """Scores every sample with every part, side by side.
+class CompositeScorer:
+    """The total of its parts.
 
     Raises:
-        UserError: two parts have one name, under which their components would collide.
+        UserError: two parts have one label, under which their components would collide.
     """
 
-    def __init__(self, parts: Sequence[WeightedPart]) -> None:
-        names = [part.name for part in parts]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise UserError(f"two rewards are named {', '.join(twice)}; each part of a total needs a name of its own")
+    def __init__(self, parts: Sequence[Part]) -> None:
+        refuse_equal_labels(parts)
         self._parts = tuple(parts)
-        self.description = describe(parts)
+        self._routing = Routing(self._parts)
+        self._versions = Versions(self._parts)
         self.batched = any(part.scorer.batched for part in parts)
+
+    @property
+    def description(self) -> RewardDescription:
+        """Needs what any part needs; its range holds the total on every route, with gates open and closed."""
+        descriptions = [part.scorer.description for part in self._parts]
+        low, high = hull(route_bounds(route) for route in self._routing.routes())
+        return RewardDescription(
+            name="_".join(part.label for part in self._parts),
+            version="+".join(f"{part.weight:g}*{part.version}" for part in self._parts),
+            needs_token_ids=any(description.needs_token_ids for description in descriptions),
+            minimum=low if math.isfinite(low) else None,
+            maximum=high if math.isfinite(high) else None,
+        )
 
     async def start(self) -> None:
         await asyncio.gather(*(part.scorer.start() for part in self._parts))
@@ -49,64 +52,78 @@ class WeightedScorer:
         await asyncio.gather(*(part.scorer.close() for part in self._parts))
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        columns = await asyncio.gather(*(part.scorer.score(samples) for part in self._parts))
-        rows = zip(samples, *columns, strict=True)
-        return [self._total(sample, outcomes) for sample, *outcomes in rows]
-
-    def _total(self, sample: RewardSample, outcomes: Sequence[Reward | Failure]) -> Reward | Failure:
-        failures = [
-            (part.name, outcome)
-            for part, outcome in zip(self._parts, outcomes, strict=True)
-            if isinstance(outcome, Failure)
-        ]
-        if failures:
-            # The sample succeeds later only if every failed part may.
-            name, failure = min(failures, key=lambda named: named[1].retryable)
-            return Failure(code=failure.code, message=f"{name}: {failure.message}", retryable=failure.retryable)
-        rewards = [outcome for outcome in outcomes if isinstance(outcome, Reward)]
-        total = weighted_sum(self._parts, rewards)
-        fault = fault_in_reward(total, description=self.description, completion=sample.completion)
-        return total if fault is None else Failure(code=FailureCode.INTERNAL, message=f"the weighted sum: {fault}")
+        tallies = [self._routing.tally(sample) for sample in samples]
+        for part in self._parts:
+            if part.gate is not None:
+                await ask(part, tallies)
+        await asyncio.gather(*(ask(part, tallies) for part in self._parts if part.gate is None))
+        self._versions.note(tallies)
+        description = self.description
+        return [outcome_of(tally, description, version=self._versions.of(tally)) for tally in tallies]
 
 
-def weighted_sum(parts: Sequence[WeightedPart], rewards: Sequence[Reward]) -> Reward:
-    """The total, with component `name` for each part's value and `name/component` for a part's own components."""
-    components: dict[str, float] = {}
-    for part, reward in zip(parts, rewards, strict=True):
-        components[part.name] = reward.value
-        components |= {f"{part.name}/{name}": value for name, value in reward.components.items()}
-    pairs = list(zip(parts, rewards, strict=True))
-    versions = [f"{part.name}@{reward.version}" for part, reward in pairs if reward.version]
+async def ask(part: Part, tallies: Sequence[Tally]) -> None:
+    """Have `part` score the samples that it applies to and that are still undecided."""
+    asked = [tally for tally in tallies if part in tally.parts and tally.is_open]
+    outcomes = await part.score([tally.sample for tally in asked])
+    for tally, outcome in zip(asked, outcomes, strict=True):
+        tally.take(part, outcome)
+
+
+def outcome_of(tally: Tally, description: RewardDescription, *, version: str) -> Reward | Failure:
+    """The sample's total, or why it has none."""
+    failure = tally.failure()
+    if failure is not None:
+        return failure
+    if tally.closed is not None:
+        return Reward(value=tally.closed.otherwise, components=tally.components(), version=version)
+    total = weighted_sum(tally, version=version)
+    fault = fault_in_reward(total, description=description, completion=tally.sample.completion)
+    return total if fault is None else Failure(code=FailureCode.INTERNAL, message=f"the weighted sum: {fault}")
+
+
+def weighted_sum(tally: Tally, *, version: str) -> Reward:
+    """The total over the parts that gave a value; the weights of skipped ones are shared out to these."""
+    present = [(part, tally.scored[part]) for part in tally.parts if part in tally.scored]
+    weight = _whole([part for part, _ in present])
+    factor = _whole(tally.parts) / weight if weight else 1.0  # Exactly 1 where nothing is missing.
+    value = sum(factor * part.weight * scored.value for part, scored in present)
     return Reward(
-        value=sum(part.weight * reward.value for part, reward in pairs),
-        components=components,
+        # Rounding alone could take the sum out of the range.
+        value=within(value, route_bounds(tally.parts)) if math.isfinite(value) else value,
+        components=tally.components(),
         steps=tuple(
-            StepReward(start=step.start, end=step.end, value=part.weight * step.value)
-            for part, reward in pairs
-            for step in reward.steps
+            StepReward(start=step.start, end=step.end, value=factor * part.weight * step.value)
+            for part, scored in present
+            for step in scored.reward.steps
         ),
-        version="+".join(versions),
+        version=version,
     )
 
 
-def describe(parts: Sequence[WeightedPart]) -> RewardDescription:
-    """The total's description: needs what any part needs, and ranges over the weighted ranges' sum."""
-    descriptions = [part.scorer.description for part in parts]
-    return RewardDescription(
-        name="_".join(description.name for description in descriptions),
-        version="+".join(f"{part.weight:g}*{part.name}@{part.scorer.description.version}" for part in parts),
-        needs_token_ids=any(description.needs_token_ids for description in descriptions),
-        minimum=_bound(parts, lowest=True),
-        maximum=_bound(parts, lowest=False),
+def route_bounds(parts: Sequence[Part]) -> Range:
+    """The range of the total of samples to which these parts apply."""
+    closed = [(part.gate.otherwise, part.gate.otherwise) for part in parts if part.gate is not None]
+    weighted = [part for part in parts if part.weight]
+    if not weighted:
+        return hull([(0.0, 0.0), *closed])
+    required = [part for part in weighted if not part.is_optional]
+    optional = [part for part in weighted if part.is_optional]
+    total = of_sum(
+        [scaled(part.bounds, part.weight) for part in required],
+        [scaled(part.bounds, part.weight) for part in optional],
+        [abs(part.weight) for part in (*required, *optional)],
     )
+    return hull([total, *closed])
 
 
-def _bound(parts: Sequence[WeightedPart], *, lowest: bool) -> float | None:
-    total = 0.0
-    for part in parts:
-        low, high = part.scorer.description.minimum, part.scorer.description.maximum
-        bound = low if lowest == (part.weight >= 0) else high  # A negative weight turns the range round.
-        if bound is None:
-            return None
-        total += part.weight * bound
-    return total
+def refuse_equal_labels(parts: Sequence[Part]) -> None:
+    """Raises `UserError` when two parts are called the same."""
+    labels = [part.label for part in parts]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise UserError(f"two rewards are named {', '.join(twice)}; give each part a label of its own")
+
+
+def _whole(parts: Sequence[Part]) -> float:
+    return sum(abs(part.weight) for part in parts)

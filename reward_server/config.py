@@ -4,28 +4,17 @@ It must not load a reward or import gRPC. Invariant: a `RewardConfig` says in ex
 """
 
 import os
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
+from reward_server.part_config import Parts
+from reward_server.part_config import RewardServiceConfig as RewardServiceConfig  # The section's items belong to it.
 from services.contracts.settings import Section
 from services.transport.reward_settings import RewardClientConfig, check_addresses
 
 READY_PREFIX = "reward server listening on "
 """What a server prints before its address, on one line of standard output, once it answers."""
-
-
-class RewardServiceConfig(Section):
-    """One reward: a built-in or the user's own, and its share of the total."""
-
-    name: str
-    """A built-in reward, or the Python path of a user's: `my_reward.py:score` or `package.module:score`."""
-    weight: float = Field(default=1.0, allow_inf_nan=False)
-    """Factor of this reward in the total; the total is the weighted sum."""
-    options: dict[str, Any] = Field(default_factory=dict)  # Any: each reward has its own, and checks them itself
-    """The reward's own options: fields of a built-in's section, keyword arguments of a function."""
-    isolate: bool | None = None
-    """Score in child processes that can be killed when they hang; null leaves it to the reward."""
 
 
 class RewardServerConfig(Section):
@@ -72,8 +61,8 @@ class RewardServerConfig(Section):
 class RewardServerFile(Section):
     """A YAML file for `trireme reward serve`."""
 
-    services: tuple[RewardServiceConfig, ...] = Field(min_length=1)
-    """The rewards whose weighted sum is served."""
+    services: Parts = Field(min_length=1)
+    """The parts of the reward that is served: a weighted sum behind gates, see docs/reward_composition.md."""
     server: RewardServerConfig = RewardServerConfig()
     """The server's own settings."""
 
@@ -90,8 +79,8 @@ class RewardConfig(RewardClientConfig):
 
     addresses: tuple[str, ...] = ()
     """Servers of one reward service, each HOST:PORT; calls go round all of them."""
-    services: tuple[RewardServiceConfig, ...] = ()
-    """Rewards for which the run starts one server on this machine; their weighted sum is the reward."""
+    services: Parts = ()
+    """Rewards for which the run starts one server on this machine: a weighted sum behind gates."""
     server: OwnServerConfig = OwnServerConfig()
     """Settings of the server that the run starts for `services`."""
 

@@ -14,8 +14,9 @@ from asyncio.subprocess import PIPE, Process
 from collections.abc import Sequence
 from contextlib import suppress
 
-from reward_server.config import RewardServerConfig, RewardServiceConfig
+from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
+from reward_server.part_config import RewardSource
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.contracts.settings import Section
@@ -31,7 +32,7 @@ LENGTH = struct.Struct(">I")
 class Order(Section):
     """A child's first frame: what it is to do, and its limits."""
 
-    service: RewardServiceConfig
+    service: RewardSource
     """The reward to load."""
     memory_bytes: int
     """Address space of the process, in bytes; 0 for no limit."""
@@ -44,7 +45,7 @@ class IsolatedScorer:
 
     batched = False
 
-    def __init__(self, service: RewardServiceConfig, function: RewardFunction, config: RewardServerConfig) -> None:
+    def __init__(self, service: RewardSource, function: RewardFunction, config: RewardServerConfig) -> None:
         self.description = function.description
         self._timeout_s = config.timeout_s
         order = Order(service=service, memory_bytes=config.isolated_memory_bytes, parent_pid=os.getpid())

@@ -35,12 +35,9 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
     """The two methods of the contract."""
 
     def __init__(self, scorer: Scorer, config: RewardServerConfig) -> None:
-        self._description = replace(
-            scorer.description,
-            max_batch_samples=config.max_samples_per_call,
-            max_request_bytes=config.max_message_bytes,
-        )
+        self._scorer = scorer
         self._max_samples_per_call = config.max_samples_per_call
+        self._max_request_bytes = config.max_message_bytes
         self._batcher = Batcher(
             scorer,
             max_batch_cost=config.max_batch_samples,
@@ -54,7 +51,14 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         self._draining = False
 
     async def Describe(self, request: reward_pb2.DescribeRequest, context: Context) -> reward_pb2.DescribeResponse:  # noqa: N802 - named by the contract
-        return encode_description(self._description)
+        # Asked for anew each time: a part may be another server's, which says what it is when this one starts.
+        return encode_description(
+            replace(
+                self._scorer.description,
+                max_batch_samples=self._max_samples_per_call,
+                max_request_bytes=self._max_request_bytes,
+            )
+        )
 
     async def Score(self, request: reward_pb2.ScoreRequest, context: Context) -> reward_pb2.ScoreResponse:  # noqa: N802 - named by the contract
         if self._draining:
