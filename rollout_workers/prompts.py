@@ -36,6 +36,8 @@ class DataConfig(Section):
     """Text made of the row's columns, such as "Question: {question}\\nAnswer:"; goes before prompt_field."""
     reference_field: str | None = None
     """Column that rewards read as reference["answer"]; a column of objects becomes the reference itself."""
+    reference_columns: tuple[str, ...] = ()
+    """Further columns that rewards read in the reference, under their own names, such as the one that routes go by."""
     response_field: str | None = None
     """Column with the response that supervised training learns."""
     template: Literal["chat", "plain"] = "chat"
@@ -216,10 +218,11 @@ def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Promp
 
 
 def _reference(data: DataConfig, row: Row, where: str) -> Mapping[str, Json]:
+    columns = {name: _column(row, name, where) for name in data.reference_columns}
     if data.reference_field is None:
-        return {}
+        return columns
     value = _column(row, data.reference_field, where)
-    return value if isinstance(value, dict) else {"answer": value}
+    return {**(value if isinstance(value, dict) else {"answer": value}), **columns}
 
 
 def _format(template: str, row: Row, where: str) -> str:

@@ -39,6 +39,20 @@ def test_plain_text_is_continued_as_it_is(tmp_path: Path, tokenizer: Any) -> Non
     assert prompt.messages == ()
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [("2", {"answer": "2", "kind": "math"}), ({"unit": "m"}, {"unit": "m", "kind": "math"})],
+)
+def test_further_columns_join_the_reference(
+    tmp_path: Path, tokenizer: Any, answer: object, reference: dict[str, str]
+) -> None:
+    row = {"prompt": "1+1=", "answer": answer, "kind": "math", "other": "x"}
+    data = DataConfig(
+        prompts=write_rows(tmp_path, row), template="plain", reference_field="answer", reference_columns=("kind",)
+    )
+    assert load_prompts(data, tokenizer, max_prompt_tokens=9).prompts[0].reference == reference
+
+
 def test_a_chat_prompt_gets_the_template_and_the_system_turn(tmp_path: Path, tokenizer: Any) -> None:
     data = DataConfig(prompts=write_rows(tmp_path, {"prompt": "hi"}), system="be kind")
     prompt = load_prompts(data, tokenizer, max_prompt_tokens=99).prompts[0]
@@ -93,6 +107,7 @@ def test_long_prompts_follow_the_policy_and_are_counted(
         ([], {}, "the data set is empty"),
         ([[1]], {}, "row 0: expected an object with named columns, found list"),
         ([{"prompt": "x"}], {"reference_field": "gold"}, "no column 'gold'"),
+        ([{"prompt": "x"}], {"reference_columns": ("kind",)}, "no column 'kind'"),
         (
             [{"prompt": "x"}],
             {"prompt_format": "{y}"},
