@@ -7,7 +7,6 @@ when the input is wrong.
 
 import argparse
 import asyncio
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,12 +17,12 @@ from pydantic import ValidationError
 
 from reward_server.config import RewardServerConfig, RewardServerFile
 from reward_server.lifetime import die_with_parent
+from reward_server.logs import set_up_logs
 from services.contracts.errors import UserError
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m reward_server") -> int:
     arguments = vars(_parser(prog).parse_args(argv))
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
     try:
         _serve(arguments.pop("target"), arguments.pop("parent_pid"), arguments)
     except UserError as error:
@@ -35,10 +34,13 @@ def main(argv: Sequence[str] | None = None, *, prog: str = "python -m reward_ser
 def _serve(target: str, parent_pid: int | None, flags: dict[str, Any]) -> None:
     from reward_server.assembly import build_scorer
     from reward_server.server import serve_until_signal
+    from services.transport.tracing import set_up_tracing
 
     if parent_pid is not None:
         die_with_parent(parent_pid)
     file = read_target(target, flags)
+    set_up_logs(file.server)
+    set_up_tracing("trireme-reward")
     asyncio.run(serve_until_signal(lambda: build_scorer(file.services, file.server), file.server))
 
 

@@ -9,6 +9,7 @@ no sample waits for company longer than `max_wait_s` while the scorer is free, n
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -40,6 +41,10 @@ class Batcher:
         max_pending_samples: most samples accepted and not yet answered.
         cost: what a sample costs, at least 1.
         window: how many batches' worth of the oldest samples are sorted by cost before they are cut into batches.
+
+    Attributes:
+        num_pending: samples accepted and not yet answered.
+        note_batch: told the number of samples of each batch.
     """
 
     def __init__(
@@ -60,12 +65,18 @@ class Batcher:
         self._max_wait_s = max_wait_s
         self._max_pending_samples = max_pending_samples
         self._max_running = max_running
-        self._num_pending = 0
+        self.num_pending = 0
+        self.note_batch: Callable[[int], None] = lambda size: None
         self._waiting: deque[Waiting] = deque()
         self._waiting_cost = 0
         self._window: list[Waiting] = []
         self._running: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def num_waiting(self) -> int:
+        """Samples that are not yet given to the scorer."""
+        return len(self._waiting) + len(self._window)
 
     async def submit(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         """One outcome per sample, in order. Cancelling it takes samples that wait out of the queue.
@@ -73,9 +84,9 @@ class Batcher:
         Raises:
             Overloaded: there is no room for that many.
         """
-        if self._num_pending + len(samples) > self._max_pending_samples:
+        if self.num_pending + len(samples) > self._max_pending_samples:
             raise Overloaded(
-                f"overloaded: {self._num_pending} samples are pending and {len(samples)} more would exceed "
+                f"overloaded: {self.num_pending} samples are pending and {len(samples)} more would exceed "
                 f"max_pending_samples ({self._max_pending_samples}); try again later"
             )
         answers = [self._enqueue(sample) for sample in samples]
@@ -85,14 +96,14 @@ class Batcher:
     def _enqueue(self, sample: RewardSample) -> Answer:
         answer: Answer = asyncio.get_running_loop().create_future()
         answer.add_done_callback(self._forget)
-        self._num_pending += 1
+        self.num_pending += 1
         waiting = Waiting(sample=sample, cost=self._cost(sample), answer=answer)
         self._waiting.append(waiting)
         self._waiting_cost += waiting.cost
         return answer
 
     def _forget(self, _: Answer) -> None:
-        self._num_pending -= 1
+        self.num_pending -= 1
 
     def _dispatch(self, *, have_waited: bool) -> None:
         """Start every batch that is full, or due."""
@@ -101,7 +112,8 @@ class Batcher:
                 if self._waiting_cost < self._max_batch_cost and not have_waited:
                     return self._wait()
                 self._fill_window()
-            task = asyncio.create_task(self._score(self._next_batch()))
+            # In a context of its own: a batch may be of many calls, so that its log lines are of none.
+            task = asyncio.create_task(self._score(self._next_batch()), context=Context())
             self._running.add(task)
             task.add_done_callback(self._finish)
         return None
@@ -132,6 +144,8 @@ class Batcher:
         return wanted[:size]
 
     async def _score(self, batch: Sequence[Waiting]) -> None:
+        if batch:
+            self.note_batch(len(batch))
         outcomes = await self._scorer.score([waiting.sample for waiting in batch]) if batch else []
         for waiting, outcome in zip(batch, outcomes, strict=True):
             if not waiting.answer.done():

@@ -4,7 +4,7 @@ It must not load a reward or import gRPC. Invariant: a `RewardConfig` says in ex
 """
 
 import os
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,14 @@ class RewardServerConfig(Section):
     """Samples accepted and not yet answered; a call beyond is refused with RESOURCE_EXHAUSTED, to be tried again."""
     drain_s: float = Field(default=10.0, ge=0)
     """Time for calls under way to end after SIGTERM or SIGINT, in seconds."""
+    metrics_port: int | None = Field(default=None, ge=0, le=65535)
+    """Port on which Prometheus finds metrics; 0 takes a free one and logs it, null serves none."""
+    metrics_host: str = "127.0.0.1"
+    """Interface for the metrics, which hold counts and versions but no text."""
+    log_format: Literal["text", "json"] = "text"
+    """Lines of the log for people, or a JSON object each, with the ids of the call and of its trace."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """Least level that is logged; debug has a line for every call."""
 
     @model_validator(mode="after")
     def _limits_agree(self) -> Self:

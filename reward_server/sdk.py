@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction, ScoreBatch, ScoreSample
+from reward_server.logs import set_up_logs
 from reward_server.scorer import FunctionScorer
 from services.contracts.errors import UserError
 
@@ -28,6 +29,7 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
         UserError: a setting is wrong, the port is taken, or this is called while a server loads the file.
     """
     from reward_server.server import serve_until_signal
+    from services.transport.tracing import set_up_tracing
 
     if _in_event_loop():
         raise UserError('serve() blocks, so it cannot run here; put it under `if __name__ == "__main__":`')
@@ -35,6 +37,8 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
         config = RewardServerConfig(**settings)
     except ValidationError as error:
         raise UserError(f"serve() was given wrong settings: {error}") from error
+    set_up_logs(config)
+    set_up_tracing("trireme-reward")
     function = score if isinstance(score, RewardFunction) else RewardFunction(score, batched=batched)
     asyncio.run(
         serve_until_signal(

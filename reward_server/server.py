@@ -1,4 +1,4 @@
-"""The gRPC server of a reward: trireme.reward.v1, grpc.health.v1 and reflection. The only file here that knows gRPC.
+"""The gRPC server of a reward: trireme.reward.v1, grpc.health.v1 and reflection.
 
 It must not know how samples are scored. Invariants: a call that was accepted is answered in full and by one version of
 the reward, or its caller gets a status that says why; after `drain` began nothing new is accepted, and calls under way
@@ -11,7 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -19,11 +19,15 @@ from grpc_reflection.v1alpha import reflection
 
 from reward_server.batcher import Batcher, Overloaded
 from reward_server.config import READY_PREFIX, RewardServerConfig
+from reward_server.observation import ObservedServicer
 from reward_server.scorer import Scorer
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample, reward_versions
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, encode_result
+
+if TYPE_CHECKING:  # Imported where it is wanted: Prometheus's client takes long.
+    from reward_server.metrics import RewardMetrics
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         self._scorer = scorer
         self._max_samples_per_call = config.max_samples_per_call
         self._max_request_bytes = config.max_message_bytes
-        self._batcher = Batcher(
+        self.batcher = Batcher(
             scorer,
             max_batch_cost=config.max_batch_samples,
             max_wait_s=config.max_wait_s if scorer.batched else 0.0,
@@ -98,7 +102,7 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
     async def _of_one_version(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         """Outcomes of the samples, which are scored once more when the reward changed its version between them."""
         for _ in range(MAX_VERSION_CHANGES):
-            scored = await self._batcher.submit(samples)
+            scored = await self.batcher.submit(samples)
             if len(reward_versions(scored)) <= 1:
                 return scored
         versions = ", ".join(reward_versions(scored))
@@ -128,6 +132,7 @@ class RewardServer:
         self._config = config
         self._servicer = RewardServicer(scorer, config)
         self._health = health.aio.HealthServicer()
+        self._stop_metrics: Callable[[], None] = lambda: None
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
@@ -138,14 +143,15 @@ class RewardServer:
 
     async def start(self) -> str:
         """Load the reward, listen, and return the address as HOST:PORT."""
-        reward_pb2_grpc.add_RewardServiceServicer_to_server(self._servicer, self._server)
+        observed = ObservedServicer(self._servicer, self._publish_metrics())
+        reward_pb2_grpc.add_RewardServiceServicer_to_server(observed, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         port = self._bind()
         await self._scorer.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
-        return f"{_bracketed(self._config.host)}:{port}"
+        return f"{bracketed(self._config.host)}:{port}"
 
     async def drain(self) -> None:
         """Turn NOT_SERVING, let calls under way end within `drain_s`, and stop."""
@@ -153,9 +159,22 @@ class RewardServer:
         await self._servicer.finish(self._config.drain_s)
         await self._server.stop(None)  # Clients that watch its health never end by themselves.
         await self._scorer.close()
+        self._stop_metrics()
+
+    def _publish_metrics(self) -> "RewardMetrics | None":
+        """Metrics on a port of their own, where one is configured."""
+        if self._config.metrics_port is None:
+            return None
+        from reward_server.metrics import RewardMetrics, publish
+
+        metrics = RewardMetrics(lambda: self._scorer.description, self._servicer.batcher)
+        host = self._config.metrics_host
+        port, self._stop_metrics = publish(metrics, host, self._config.metrics_port)
+        logger.info("metrics on http://%s:%d/metrics", bracketed(host), port)
+        return metrics
 
     def _bind(self) -> int:
-        target = f"{_bracketed(self._config.host)}:{self._config.port}"
+        target = f"{bracketed(self._config.host)}:{self._config.port}"
         try:
             return int(self._server.add_insecure_port(target))
         except RuntimeError as error:
@@ -193,5 +212,5 @@ def fault_in_request(request: reward_pb2.ScoreRequest, *, max_samples: int) -> s
     return None
 
 
-def _bracketed(host: str) -> str:
+def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host and not host.startswith("[") else host

@@ -21,6 +21,7 @@ from services.transport.reward_retry import CallFault, Outage
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank, Standing
 from services.transport.reward_validation import fault_in_description
+from services.transport.tracing import outgoing
 
 Status = grpc.StatusCode
 
@@ -87,7 +88,7 @@ class Endpoint:
         stub = reward_pb2_grpc.RewardServiceStub(self._channel)
         with self.standing.call():
             try:
-                response = await getattr(stub, method)(request, timeout=timeout_s)
+                response = await getattr(stub, method)(request, timeout=timeout_s, metadata=outgoing())
             except grpc.aio.AioRpcError as error:
                 failure = self._typed(method, error, request.ByteSize(), timeout_s)
                 self.trouble = str(failure)
