@@ -1,4 +1,5 @@
-"""How much better each sampled token was than expected: GAE, group-normalised and leave-one-out advantages.
+"""How much better each sampled token was than expected: GAE, group-normalised (of completions or of their steps) and
+leave-one-out advantages.
 
 It must not know models, ranks or micro-batches. Here T counts sampled tokens only: column t of a row is its t-th
 sampled token, so tool and environment tokens between two turns take no part. Invariant: entries outside `mask` are 0
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ppo_learner.config import LearnerConfig
+from ppo_learner.step_rewards import StepRewards
 from services.contracts.errors import UserError
 
 _STD_FLOOR = 1e-6
@@ -26,12 +28,16 @@ class Episodes:
         mask: (B, T) True on sampled tokens.
         groups: (B,) which group each row belongs to, from 0.
         values: (B, T) the critic's value before each token; None without a critic.
+        totals: (B,) total reward of each completion, unweighted; only for what learns from steps, as `steps`.
+        steps: the rewards of steps, unweighted.
     """
 
     rewards: Tensor
     mask: Tensor
     groups: Tensor
     values: Tensor | None = None
+    totals: Tensor | None = None
+    steps: StepRewards | None = None
 
 
 def generalised_advantages(rewards: Tensor, values: Tensor, *, gamma: float, gae_lambda: float) -> Tensor:
@@ -72,12 +78,32 @@ def group_normalised_advantages(scores: Tensor, groups: Tensor, *, divide_by_std
     Raises:
         UserError: a group with one completion.
     """
-    sizes, centred = _centre(scores, groups)
-    if not divide_by_std:
-        return centred
-    squares = torch.zeros_like(sizes).index_add_(0, groups, centred.square())
-    std = (squares / (sizes - 1)).sqrt()
-    return centred / (std[groups] + _STD_FLOOR)
+    _refuse_single(groups)
+    return _normalised(scores, groups, divide_by_std=divide_by_std)
+
+
+def step_normalised_advantages(
+    steps: StepRewards, mask: Tensor, groups: Tensor, *, divide_by_std: bool = True
+) -> Tensor:
+    """GRPO with process rewards (arXiv 2402.03300, section 4.1.3): A_t = Σ r̃_j over the steps j that end at t or later.
+
+    r̃ = (r − mean) / std over all steps of all completions of the group. A completion without steps has advantage 0.
+
+    Args:
+        steps: S rewards of steps.
+        mask: (B, T) True on sampled tokens.
+        groups: (B,) group of each completion.
+
+    Returns:
+        (B, T), 0 outside `mask`.
+
+    Raises:
+        UserError: a group with one completion.
+    """
+    _refuse_single(groups)
+    normalised = _normalised(steps.values, groups[steps.rows], divide_by_std=divide_by_std)
+    later = steps.spread(normalised, mask).flip(1).cumsum(1).flip(1)
+    return later * mask
 
 
 def leave_one_out_advantages(scores: Tensor, groups: Tensor) -> Tensor:
@@ -93,6 +119,7 @@ def leave_one_out_advantages(scores: Tensor, groups: Tensor) -> Tensor:
     Raises:
         UserError: a group with one completion.
     """
+    _refuse_single(groups)
     sizes, centred = _centre(scores, groups)
     return centred * (sizes / (sizes - 1))[groups]
 
@@ -113,17 +140,29 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     return centred / (std + _STD_FLOOR)
 
 
-def _centre(scores: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Group sizes, and scores less their group's mean."""
-    num_groups = int(groups.max()) + 1
-    sizes = torch.zeros(num_groups, dtype=scores.dtype).index_add_(0, groups, torch.ones_like(scores))
-    if sizes.min() < 2:
+def _refuse_single(groups: Tensor) -> None:
+    if torch.bincount(groups).min() < 2:
         raise UserError(
-            f"a group has {int(sizes.min())} completion, and group advantages compare at least 2 of the same prompt; "
+            "a group has 1 completion, and group advantages compare at least 2 of the same prompt; "
             "raise rollout.samples_per_prompt, or use algorithm ppo"
         )
-    means = torch.zeros(num_groups, dtype=scores.dtype).index_add_(0, groups, scores) / sizes
-    return sizes, scores - means[groups]
+
+
+def _normalised(values: Tensor, groups: Tensor, *, divide_by_std: bool) -> Tensor:
+    """(N,) values less their group's mean, over its sample deviation; of a group of one, 0."""
+    sizes, centred = _centre(values, groups)
+    if not divide_by_std:
+        return centred
+    squares = torch.zeros_like(sizes).index_add_(0, groups, centred.square())
+    std = (squares / (sizes - 1).clamp(min=1)).sqrt()
+    return centred / (std[groups] + _STD_FLOOR)
+
+
+def _centre(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Group sizes, and (N,) values less their group's mean."""
+    sizes = torch.bincount(groups).to(values.dtype)
+    means = torch.zeros_like(sizes).index_add_(0, groups, values) / sizes
+    return sizes, values - means[groups]
 
 
 def _gae(episodes: Episodes, config: LearnerConfig) -> Tensor:
@@ -138,6 +177,18 @@ def _group_normalised(episodes: Episodes, config: LearnerConfig) -> Tensor:
     return advantages[:, None] * episodes.mask
 
 
+def _step_normalised(episodes: Episodes, config: LearnerConfig) -> Tensor:
+    assert episodes.totals is not None and episodes.steps is not None
+    total_weight, step_weight = config.reward_weights
+    advantages = step_weight * step_normalised_advantages(
+        episodes.steps, episodes.mask, episodes.groups, divide_by_std=config.normalise_group_std
+    )
+    if not total_weight:
+        return advantages
+    of_totals = group_normalised_advantages(episodes.totals, episodes.groups, divide_by_std=config.normalise_group_std)
+    return advantages + total_weight * of_totals[:, None] * episodes.mask
+
+
 def _leave_one_out(episodes: Episodes, config: LearnerConfig) -> Tensor:
     return leave_one_out_advantages(episodes.rewards.sum(dim=1), episodes.groups)[:, None] * episodes.mask
 
@@ -145,5 +196,6 @@ def _leave_one_out(episodes: Episodes, config: LearnerConfig) -> Tensor:
 ADVANTAGES: dict[str, Callable[[Episodes, LearnerConfig], Tensor]] = {
     "gae": _gae,
     "group_normalised": _group_normalised,
+    "step_normalised": _step_normalised,
     "leave_one_out": _leave_one_out,
 }

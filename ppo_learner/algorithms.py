@@ -5,6 +5,7 @@ It must not import torch: the configuration reads it to validate names. Invarian
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,15 +16,18 @@ class Algorithm:
         advantage: name in `ADVANTAGES`.
         loss: name in `POLICY_LOSSES`.
         needs_critic: whether a value function is trained beside the policy.
+        learns_from: which rewards count where no weights are given: completions' totals, or those of their steps.
     """
 
     advantage: str
     loss: str
     needs_critic: bool
+    learns_from: Literal["total", "steps"] = "total"
 
 
 ALGORITHMS = {
     "ppo": Algorithm(advantage="gae", loss="ppo_clip", needs_critic=True),
     "grpo": Algorithm(advantage="group_normalised", loss="ppo_clip", needs_critic=False),
+    "grpo_process": Algorithm(advantage="step_normalised", loss="ppo_clip", needs_critic=False, learns_from="steps"),
     "rloo": Algorithm(advantage="leave_one_out", loss="reinforce", needs_critic=False),
 }

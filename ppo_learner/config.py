@@ -60,7 +60,8 @@ class LearnerConfig(OptimizerConfig):
     """How the policy learns from scored rollouts."""
 
     algorithm: str = "ppo"
-    """Name of the algorithm: ppo (GAE and a critic), grpo (group mean and deviation) or rloo (leave-one-out)."""
+    """Name of the algorithm: ppo (GAE and a critic), grpo (group mean and deviation), grpo_process (the same of steps,
+    each token by the steps after it) or rloo (leave-one-out)."""
     num_epochs: int = Field(default=1, ge=1)
     """Passes over each step's rollouts."""
     num_minibatches: int = Field(default=1, ge=1)
@@ -91,6 +92,14 @@ class LearnerConfig(OptimizerConfig):
     """Shift and scale advantages to mean 0, deviation 1 over the batch; by default only where there is a critic."""
     normalise_group_std: bool = True
     """Divide GRPO's advantages by the group's standard deviation; off, hard and easy prompts weigh by their spread."""
+
+    total_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Factor on each completion's total reward, which stands on its last token; by default 1, with grpo_process 0."""
+    step_weight: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    """Factor on the rewards of its steps, each of which stands on the step's last token; by default 0, with
+    grpo_process 1. Above 0 the reward must give steps."""
+    total_includes_steps: bool = False
+    """The total already contains the sum of the steps, which is then taken off it, so that nothing counts twice."""
 
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token of future rewards."""
@@ -146,6 +155,19 @@ class LearnerConfig(OptimizerConfig):
         return self.parts.needs_critic if self.whiten_advantages is None else self.whiten_advantages
 
     @property
+    def reward_weights(self) -> tuple[float, float]:
+        """The factors on totals and on steps, the defaults resolved."""
+        defaults = {"total": (1.0, 0.0), "steps": (0.0, 1.0)}[self.parts.learns_from]
+        given = self.total_weight, self.step_weight
+        total, steps = (default if own is None else own for own, default in zip(given, defaults, strict=True))
+        return total, steps
+
+    @property
+    def uses_steps(self) -> bool:
+        """Whether the rewards of steps count."""
+        return self.reward_weights[1] > 0
+
+    @property
     def updates_per_step(self) -> int:
         """Optimizer steps in one learner step."""
         return self.num_epochs * self.num_minibatches
@@ -168,6 +190,21 @@ class LearnerConfig(OptimizerConfig):
             raise ValueError(
                 f"kl_target {self.kl_target} steers kl_coefficient, which is 0 and would stay 0; "
                 "start it above 0, for example at 0.05"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _reward_weights_fit(self) -> Self:
+        if self.parts.learns_from == "steps" and not self.uses_steps:
+            raise ValueError(f"step_weight 0 leaves nothing of {self.algorithm}; use algorithm grpo, or raise it")
+        if not any(self.reward_weights):
+            raise ValueError("total_weight and step_weight are both 0, which leaves nothing to learn from; raise one")
+        if self.total_includes_steps and not self.uses_steps:
+            raise ValueError("total_includes_steps has no effect with step_weight 0; remove it, or raise step_weight")
+        if self.parts.learns_from == "steps" and self.kl_coefficient and self.kl_placement == "reward":
+            raise ValueError(
+                f"{self.algorithm} normalises the rewards of steps, which a KL penalty per token is none of; put it "
+                "into the loss: kl_placement: loss with kl_estimator: k3"
             )
         return self
 

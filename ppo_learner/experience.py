@@ -16,6 +16,8 @@ from ppo_learner.batching import Batch, sampler_logprobs, sampler_versions
 from ppo_learner.config import LearnerConfig
 from ppo_learner.kl import KL_ESTIMATORS
 from ppo_learner.proximal import PROXIMAL_POLICIES
+from ppo_learner.step_rewards import StepRewards, step_rewards
+from services.contracts.errors import UserError
 from services.contracts.records import ScoredGroup
 
 
@@ -92,15 +94,19 @@ def make_experience(
         kl_coefficient: the penalty's present weight.
 
     Raises:
-        UserError: a group too small for the algorithm.
+        UserError: a group too small for the algorithm, or steps that count and none that was given.
     """
     mask = batch.mask()
+    steps = _steps(groups, batch) if config.uses_steps else None
+    totals = _totals(groups, steps if config.total_includes_steps else None)
     values = None if evaluation.values is None else batch.pad(evaluation.values.double())
     episodes = Episodes(
-        rewards=_token_rewards(groups, batch, evaluation, config, kl_coefficient),
+        rewards=_token_rewards(totals, steps, batch, config) - _kl_penalty(batch, evaluation, config, kl_coefficient),
         mask=mask,
         groups=torch.repeat_interleave(torch.tensor([len(scored.rewards) for scored in groups])),
         values=values,
+        totals=totals,
+        steps=steps,
     )
     raw = ADVANTAGES[config.parts.advantage](episodes, config)
     advantages = whiten(raw, mask) if config.whitens else raw
@@ -117,18 +123,37 @@ def make_experience(
     )
 
 
-def _token_rewards(
-    groups: Sequence[ScoredGroup], batch: Batch, evaluation: Evaluation, config: LearnerConfig, kl_coefficient: float
-) -> Tensor:
-    """(B, T) the score on each completion's last sampled token, less the penalty on every one.
+def _steps(groups: Sequence[ScoredGroup], batch: Batch) -> StepRewards:
+    steps = step_rewards(groups, batch)
+    if not len(steps.values):
+        raise UserError(
+            f"none of the step's {len(batch.lengths)} rewards gives the rewards of steps, and learner.step_weight has "
+            "them count; use a reward that gives steps, or an algorithm and weights that learn from totals alone"
+        )
+    return steps
 
-    A completion without a sampled token keeps its score in column 0, where the group's mean still sees it.
+
+def _totals(groups: Sequence[ScoredGroup], included: StepRewards | None) -> Tensor:
+    """(B,) what each completion earned as a whole, less the steps that are included in it."""
+    totals = torch.tensor([reward.value for scored in groups for reward in scored.rewards], dtype=torch.float64)
+    return totals if included is None else totals - included.sums(len(totals))
+
+
+def _token_rewards(totals: Tensor, steps: StepRewards | None, batch: Batch, config: LearnerConfig) -> Tensor:
+    """(B, T) each step's reward on its last token, and the total on the completion's last.
+
+    A completion without a sampled token keeps its rewards in column 0, where the group's mean still sees them.
     """
-    scores = [reward.value for scored in groups for reward in scored.rewards]
+    total_weight, step_weight = config.reward_weights
     rewards = torch.zeros(batch.mask().shape, dtype=torch.float64)
-    rewards[torch.arange(len(scores)), (batch.counts - 1).clamp(min=0)] = torch.tensor(scores, dtype=torch.float64)
+    rewards[torch.arange(len(totals)), (batch.counts - 1).clamp(min=0)] = total_weight * totals
+    return rewards if steps is None else rewards + step_weight * steps.spread(steps.values, batch.mask())
+
+
+def _kl_penalty(batch: Batch, evaluation: Evaluation, config: LearnerConfig, kl_coefficient: float) -> Tensor:
+    """(B, T) what every token loses for its distance from the reference; 0 where the penalty stands in the loss."""
     if evaluation.reference_logprobs is None or config.kl_placement != "reward":
-        return rewards
+        return torch.zeros((), dtype=torch.float64)
     assert evaluation.logprobs is not None
     kl = KL_ESTIMATORS[config.kl_estimator](evaluation.logprobs, evaluation.reference_logprobs)
-    return rewards - kl_coefficient * batch.pad(kl.double())
+    return kl_coefficient * batch.pad(kl.double())

@@ -47,7 +47,7 @@ class Stopwatch:
 
 
 def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards, their components, completion lengths, and groups from which a group baseline learns nothing."""
+    """Rewards, components, steps, completion lengths, and groups whose totals teach a group baseline nothing."""
     rewards = [reward for scored in groups for reward in scored.rewards]
     values = np.array([reward.value for reward in rewards])
     lengths = [rollout.num_completion_tokens for scored in groups for rollout in scored.group.rollouts]
@@ -55,15 +55,21 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     for reward in rewards:
         for name, value in reward.components.items():
             components[name].append(value)
+    steps = [step.value for reward in rewards for step in reward.steps]
     flat = [len({reward.value for reward in scored.rewards}) == 1 for scored in groups]
     # The total's own names come last, so that no component can take them.
-    return {f"reward/{name}": fmean(parts) for name, parts in components.items()} | {
-        "reward/mean": values.mean(),
-        "reward/std": values.std(),
-        "completion_tokens/mean": fmean(lengths),
-        "completion_tokens/max": max(lengths),
-        "zero_variance_groups": fmean(flat),
-    }
+    of_steps = {"process/step_reward": fmean(steps), "process/steps": len(steps) / len(rewards)} if steps else {}
+    return (
+        {f"reward/{name}": fmean(parts) for name, parts in components.items()}
+        | of_steps
+        | {
+            "reward/mean": values.mean(),
+            "reward/std": values.std(),
+            "completion_tokens/mean": fmean(lengths),
+            "completion_tokens/max": max(lengths),
+            "zero_variance_groups": fmean(flat),
+        }
+    )
 
 
 def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, float]:

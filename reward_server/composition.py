@@ -9,12 +9,14 @@ skipped; a value adds up the parts in the order given and lies within the declar
 import asyncio
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from reward_server.parts import Part, Tally, Versions
 from reward_server.ranges import Range, hull, of_sum, scaled, within
 from reward_server.routing import Routing
+from reward_server.steps import merge_steps
 from services.contracts.errors import UserError
-from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample, StepReward
+from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample
 from services.transport.reward_validation import fault_in_reward
 
 
@@ -92,8 +94,8 @@ def weighted_sum(tally: Tally, *, version: str) -> Reward:
         # Rounding alone could take the sum out of the range.
         value=within(value, route_bounds(tally.parts)) if math.isfinite(value) else value,
         components=tally.components(),
-        steps=tuple(
-            StepReward(start=step.start, end=step.end, value=factor * part.weight * step.value)
+        steps=merge_steps(
+            replace(step, value=factor * part.weight * step.value)
             for part, scored in present
             for step in scored.reward.steps
         ),

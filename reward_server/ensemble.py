@@ -9,11 +9,13 @@ them (not n − 1).
 import asyncio
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from reward_server.composition import refuse_equal_labels
 from reward_server.part_config import EnsembleConfig
 from reward_server.parts import Part, Tally, Versions
 from reward_server.ranges import Range, of_mean, of_mean_minus_std, of_minimum, within
+from reward_server.steps import merge_steps
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample, StepReward
 from services.transport.reward_validation import fault_in_reward
 
@@ -103,8 +105,8 @@ _AGGREGATES: Mapping[str, Callable[[Sequence[float], float], float]] = {
 
 
 def _mean_steps(tally: Tally) -> tuple[StepReward, ...]:
-    return tuple(
-        StepReward(start=step.start, end=step.end, value=step.value / len(tally.scored))
+    return merge_steps(
+        replace(step, value=step.value / len(tally.scored))
         for scored in tally.scored.values()
         for step in scored.reward.steps
     )

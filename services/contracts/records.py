@@ -162,16 +162,20 @@ class RewardSample:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StepReward:
-    """A reward for one step of a completion: its characters [start, end), counted in Unicode code points."""
+    """A reward for one step of a completion: its characters [start, end), counted in Unicode code points.
+
+    `token` is where the token that ends it lies in the rollout's `token_ids`; None until that was looked up.
+    """
 
     start: int
     end: int
     value: float
+    token: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reward:
-    """A finite score, the named parts it was composed of, and optional scores for single steps.
+    """A finite score, the named parts it was composed of, and optional scores of steps, in order, without overlap.
 
     `version` is that of what gave it, such as of a model that is replaced while it is served; empty stands for the
     version that the service describes. It is no part of the score: rewards that differ in nothing else are equal.

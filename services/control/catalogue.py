@@ -47,6 +47,8 @@ class Metric:
 METRICS: Mapping[str, Metric] = {
     REWARD: Metric(title="reward", panel="Reward"),
     REWARD_SPREAD: Metric(title="reward spread"),
+    "process/step_reward": Metric(title="step reward", panel="Reward of a step"),
+    "process/steps": Metric(title="steps per completion", panel="Steps per completion"),
     ACCURACY: Metric(title="accuracy", unit="share", panel="Held-out accuracy", label="greedy"),
     "evaluation/sampled_accuracy": Metric(
         title="sampled accuracy", unit="share", panel="Held-out accuracy", label="sampled"

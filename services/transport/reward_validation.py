@@ -1,8 +1,9 @@
 """What a reward, a description and a reply must be; each check returns the fault in words, or None.
 
 Both sides use it: the server on what a user's function returned, the client on what came over the wire. It must not
-know gRPC. Invariant: a reward without a fault is finite throughout and its value lies within the declared range;
-components are raw parts of the value, so the range does not bind them.
+know gRPC. Invariants: a reward without a fault is finite throughout and its value lies within the declared range;
+components are raw parts of the value, so the range does not bind them; its steps are in order, none is empty, and none
+overlaps another or leaves the completion.
 """
 
 import math
@@ -10,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 
-from services.contracts.records import REWARD_CONTRACT_VERSION, Reward, RewardDescription
+from services.contracts.records import REWARD_CONTRACT_VERSION, Reward, RewardDescription, StepReward
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_]+")
 MAX_NAMED_IDS = 3
@@ -25,12 +26,7 @@ def fault_in_reward(reward: Reward, *, description: RewardDescription, completio
     for name, value in reward.components.items():
         if not math.isfinite(value):
             return f"component {name!r} is {value}, which is not finite"
-    for step in reward.steps:
-        if not math.isfinite(step.value):
-            return f"the step at characters [{step.start}, {step.end}) is {step.value}, which is not finite"
-        if not 0 <= step.start <= step.end <= len(completion):
-            return f"a step covers characters [{step.start}, {step.end}) of a completion of {len(completion)}"
-    return None
+    return _fault_in_steps(reward.steps, completion)
 
 
 def fault_in_description(description: RewardDescription) -> str | None:
@@ -68,6 +64,24 @@ def range_text(description: RewardDescription) -> str:
     """The declared range in words."""
     low, high = description.minimum, description.maximum
     return f"[{'-inf' if low is None else low}, {'inf' if high is None else high}]"
+
+
+def _fault_in_steps(steps: Sequence[StepReward], completion: str) -> str | None:
+    end = 0
+    for step in steps:
+        if not math.isfinite(step.value):
+            return f"the step at characters [{step.start}, {step.end}) is {step.value}, which is not finite"
+        if not 0 <= step.start <= step.end <= len(completion):
+            return f"a step covers characters [{step.start}, {step.end}) of a completion of {len(completion)}"
+        if step.start == step.end and completion:
+            return f"the step at character {step.start} is empty; only an empty completion has an empty step"
+        if step.start < end:
+            return (
+                f"the step at characters [{step.start}, {step.end}) begins before character {end}, where the one "
+                "before it ends; give steps in order and without overlap"
+            )
+        end = step.end
+    return None
 
 
 def _in_range(value: float, description: RewardDescription) -> bool:

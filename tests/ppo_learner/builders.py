@@ -9,6 +9,7 @@ import socket
 import time
 from array import array
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +18,7 @@ import torch
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
-from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
+from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
 from services.contracts.settings import ModelConfig
 
 VOCABULARY = 43
@@ -49,8 +50,21 @@ def make_group(masks: Sequence[Sequence[int]], rewards: Sequence[float], *, seed
     )
 
 
+def with_steps(scored: ScoredGroup, steps: Sequence[Sequence[tuple[int, float]]]) -> ScoredGroup:
+    """The group with steps for each rollout: (which sampled token ends it, its reward)."""
+    rewards = []
+    for rollout, reward, ends in zip(scored.group.rollouts, scored.rewards, steps, strict=True):
+        positions = [position for position, sampled in enumerate(rollout.loss_mask) if sampled]
+        found = (
+            StepReward(start=n, end=n + 1, value=value, token=positions[end]) for n, (end, value) in enumerate(ends)
+        )
+        rewards.append(replace(reward, steps=tuple(found)))
+    return replace(scored, rewards=tuple(rewards))
+
+
 def random_groups(seed: int, *, num_groups: int = 3, group_size: int = 4, longest: int = 24) -> list[ScoredGroup]:
-    """Groups of completions of 1 to `longest` tokens, every third with a tool's answer in the middle."""
+    """Groups of completions of 1 to `longest` tokens, every third with a tool's answer in the middle, and up to three
+    steps in each."""
     draw = random.Random(seed)
 
     def mask() -> list[int]:
@@ -58,10 +72,17 @@ def random_groups(seed: int, *, num_groups: int = 3, group_size: int = 4, longes
         hole = [0] * 3 + [1] * 4 if length % 3 == 0 else []
         return [0] * draw.randint(3, 6) + [1] * length + hole
 
-    return [
+    groups = [
         make_group([mask() for _ in range(group_size)], [draw.random() for _ in range(group_size)], seed=seed + index)
         for index in range(num_groups)
     ]
+    return [with_steps(scored, [random_steps(rollout, draw) for rollout in scored.group.rollouts]) for scored in groups]
+
+
+def random_steps(rollout: Rollout, draw: random.Random) -> list[tuple[int, float]]:
+    """Up to three steps, for `with_steps`."""
+    ends = sorted(draw.choices(range(sum(rollout.loss_mask)), k=draw.randint(0, 3)))
+    return [(end, draw.uniform(-1, 1)) for end in ends]
 
 
 def free_port() -> int:

@@ -23,6 +23,22 @@ def group_normalised(scores: Floats) -> Floats:
     return (scores - scores.mean()) / (scores.std(ddof=1) + 1e-6)
 
 
+def step_normalised(steps: list[list[tuple[int, float]]], lengths: list[int]) -> list[Floats]:
+    """Of one group: for each completion (ending token, reward) of its steps; A_t sums what ends at t or later."""
+    pooled = np.array([reward for completion in steps for _, reward in completion])
+    deviation = pooled.std(ddof=1) if len(pooled) > 1 else 0.0
+    return [
+        np.array(
+            [
+                sum((reward - pooled.mean()) / (deviation + 1e-6) for end, reward in completion if end >= t)
+                for t in range(length)
+            ],
+            dtype=np.float64,
+        )
+        for completion, length in zip(steps, lengths, strict=True)
+    ]
+
+
 def leave_one_out(scores: Floats) -> Floats:
     return np.array([score - np.delete(scores, i).mean() for i, score in enumerate(scores)])
 

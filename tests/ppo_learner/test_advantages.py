@@ -14,6 +14,7 @@ from ppo_learner.advantages import (
 )
 from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
+from ppo_learner.step_rewards import StepRewards
 from services.contracts.errors import UserError
 from tests.ppo_learner import numpy_reference
 
@@ -101,12 +102,18 @@ def test_whitening_looks_at_masked_tokens_only() -> None:
 def test_every_estimator_prefers_the_better_completion_and_keeps_to_the_mask(name: str) -> None:
     mask = torch.tensor([[True, True, True], [True, True, False]])
     rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
+    rows, columns = rewards.nonzero(as_tuple=True)
     episodes = Episodes(
-        rewards=rewards, mask=mask, groups=torch.tensor([0, 0]), values=torch.zeros(2, 3, dtype=torch.float64)
+        rewards=rewards,
+        mask=mask,
+        groups=torch.tensor([0, 0]),
+        values=torch.zeros(2, 3, dtype=torch.float64),
+        totals=rewards.sum(dim=1),
+        steps=StepRewards(rows=rows, columns=columns, values=rewards[rows, columns]),
     )
     advantages = ADVANTAGES[name](episodes, LearnerConfig())
     assert (advantages[0][mask[0]] > 0).all()
-    assert (advantages[1][mask[1]] < 0).all()
+    assert advantages[1][0] < 0 and (advantages[1][mask[1]] <= 0).all()
     assert not advantages[~mask].any()
 
 

@@ -15,7 +15,12 @@ from ppo_learner.schedule import learning_rate_factor
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"algorithm": "grop"}, "'grop' does not exist; choose one of ppo, grpo, rloo"),
+        ({"algorithm": "grop"}, "'grop' does not exist; choose one of ppo, grpo, grpo_process, rloo"),
+        ({"algorithm": "grpo_process", "step_weight": 0}, "leaves nothing of grpo_process; use algorithm grpo"),
+        ({"total_weight": 0}, "both 0, which leaves nothing to learn from"),
+        ({"total_includes_steps": True}, "has no effect with step_weight 0"),
+        ({"step_weight": -1.0}, "greater than or equal to 0"),
+        ({"algorithm": "grpo_process", "kl_coefficient": 0.1}, "kl_placement: loss with kl_estimator: k3"),
         ({"zero_stage": 4}, "less than or equal to 3"),
         ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
         ({"kl_coefficient": 0.1, "kl_placement": "loss"}, "use k2 or k3"),

@@ -32,7 +32,8 @@ CRITIC = {
 }
 VALUE_HEAD = CRITIC | {"critic": "value_head", "gradient_checkpointing": True}
 STALE = {
-    "algorithm": "grpo",
+    "algorithm": "grpo_process",
+    "total_weight": 0.5,
     "lr": 1e-3,
     "proximal": "interpolated",
     "importance_correction": "sequence_tis",
