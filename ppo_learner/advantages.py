@@ -1,5 +1,4 @@
-"""How much better each sampled token was than expected: GAE, group-normalised (of completions or of their steps) and
-leave-one-out advantages.
+"""How much better each sampled token was than expected: GAE, leave-one-out, and normalised over completions or steps.
 
 It must not know models, ranks or micro-batches. Here T counts sampled tokens only: column t of a row is its t-th
 sampled token, so tool and environment tokens between two turns take no part. Invariant: entries outside `mask` are 0

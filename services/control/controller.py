@@ -15,7 +15,7 @@ and weight loads overlap, and the machine keeps the bound.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class Controller:
         machine: decides; its open work is taken up by `steps`.
         note: writes down what is published.
         max_failed_prompts: prompts that may fail for good before the run stops with `SampleNotScorable`.
+        prepare: what is done to every scored group before it is accepted.
 
     Attributes:
         learner_is_free: held while the learner is ahead of what the caller of `steps` has seen; whoever else wants the
@@ -85,6 +86,7 @@ class Controller:
         note: Note,
         sampling: Sampling,
         max_failed_prompts: int = 0,
+        prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
     ) -> None:
         self._prompts = prompts
         self._rollouts = rollouts
@@ -94,6 +96,7 @@ class Controller:
         self._note = note
         self._sampling = sampling
         self._max_failed_prompts = max_failed_prompts
+        self._prepare = prepare
         self._tasks: set[asyncio.Task[None]] = set()
         self._sync: asyncio.Task[None] | None = None
         self._receipts: list[SyncReceipt] = []
@@ -195,7 +198,7 @@ class Controller:
         if failure is not None:
             return self._fail(position, prompt, failure)
         rewards = tuple(outcome for outcome in outcomes if isinstance(outcome, Reward))
-        return self._machine.accept(position, ScoredGroup(group=group, rewards=rewards))
+        return self._machine.accept(position, self._prepare(ScoredGroup(group=group, rewards=rewards)))
 
     def _fail(self, position: int, prompt: Prompt, failure: Failure) -> None:
         num_failed = self._machine.fail(position, prompt, f"{failure.code}: {failure.message}")

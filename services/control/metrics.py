@@ -16,7 +16,7 @@ from typing import Self
 from pydantic import Field, field_validator
 
 from services.contracts.errors import UserError
-from services.contracts.records import NOT_SAMPLED, FinishReason, Json, Reward, Rollout, ScoredGroup
+from services.contracts.records import NOT_SAMPLED, FinishReason, Json, Reward, Rollout, ScoredGroup, StepReward
 from services.contracts.settings import Section
 from services.control.metric_sinks import SINKS
 from services.control.run_folder import METRICS_FILE
@@ -119,6 +119,7 @@ class SampleRecord:
     reward: float
     components: Mapping[str, float] = field(default_factory=dict)
     reward_version: str = ""
+    steps: Sequence[StepReward] = ()
     finish_reason: FinishReason
     policy_version: int
     reference: Mapping[str, Json] = field(default_factory=dict)
@@ -155,7 +156,14 @@ class SampleLog:
 def read_samples(folder: Path) -> list[SampleRecord]:
     """The completions a run kept, in order of steps. Raises `UserError` on a damaged file."""
     return [
-        SampleRecord(**{**line, "reward": _number(line["reward"]), "components": _numbers(line["components"])})
+        SampleRecord(
+            **{
+                **line,
+                "reward": _number(line["reward"]),
+                "components": _numbers(line["components"]),
+                "steps": [StepReward(**step | {"value": _number(step["value"])}) for step in line.get("steps", ())],
+            }
+        )
         for line in read_lines(folder / SAMPLES_FILE)
     ]
 
@@ -177,6 +185,7 @@ def _to_record(step: int, rollout: Rollout, reward: Reward, group: ScoredGroup) 
         reward=reward.value,
         components=dict(reward.components),
         reward_version=reward.version,
+        steps=reward.steps,
         finish_reason=rollout.finish_reason,
         policy_version=max(rollout.policy_versions, default=NOT_SAMPLED),
         reference=dict(group.group.prompt.reference),

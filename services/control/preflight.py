@@ -18,11 +18,16 @@ from services.control.control_settings import check_certificate
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInputs:
-    """What a run trains and evaluates on, and the longest sequence (tokens) that its model takes."""
+    """What a run trains and evaluates on, the longest sequence (tokens) that its model takes, and the tokenizer."""
 
     prompts: PromptSet
     evaluation_prompts: PromptSet | None
     max_length: int
+    tokenizer: Any  # Any: transformers is untyped
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of some tokens as rollout workers make it: without special ones."""
+        return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
 
 def check_run(config: RunConfig) -> RunInputs:
@@ -45,6 +50,7 @@ def check_run(config: RunConfig) -> RunInputs:
         prompts=load_prompts(config.data, tokenizer, max_prompt_tokens=room),
         evaluation_prompts=load_prompts(held_out, tokenizer, max_prompt_tokens=room) if held_out else None,
         max_length=max_length,
+        tokenizer=tokenizer,
     )
 
 

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from services.control.catalogue import written
 from services.control.metrics import SAMPLES_FILE
 from services.control.panels import COLOURS, Panel, comparison_panels, run_panels
-from services.control.run_facts import early_and_late, headlines, median_phases, statistics, subtitle
+from services.control.run_facts import early_and_late, headlines, median_phases, pieces, statistics, subtitle
 from services.control.run_record import RunRecord, read_run
 from services.control.visible_text import shortened, visible
 
@@ -85,6 +85,7 @@ def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, 
         autoescape=True, finalize=_printed, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {
+        "pieces": pieces,
         "written": written,
         "shortened": partial(shortened, longest=_LONGEST_TEXT, rest_is_in=SAMPLES_FILE),
     }

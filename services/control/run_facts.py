@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from services.contracts.records import StepReward
 from services.control.catalogue import (
     ACCURACY,
     PHASES,
@@ -26,6 +27,8 @@ from services.control.thinning import finite_mean
 
 _MOST_SAMPLES = 6
 """Completions shown of the first and of the last step."""
+_LONGEST_IN_PIECES = 4000
+"""Characters of a completion that are cut into its steps."""
 _END_STEPS = 5
 """Steps whose mean stands for the beginning, and for the end, of a run."""
 
@@ -110,6 +113,16 @@ def early_and_late(samples: Sequence[SampleRecord]) -> list[tuple[int, list[Samp
     """The samples of the first step that has any and of the last, each with its step."""
     steps = sorted({samples[0].step, samples[-1].step}) if samples else []
     return [(step, [sample for sample in samples if sample.step == step][:_MOST_SAMPLES]) for step in steps]
+
+
+def pieces(sample: SampleRecord) -> list[tuple[str, StepReward | None]]:
+    """The completion, cut where its steps begin and end, each piece with the step that it is; far behind, in one."""
+    found: list[tuple[str, StepReward | None]] = []
+    end = 0
+    for step in (step for step in sample.steps if step.end <= _LONGEST_IN_PIECES):
+        found += [(sample.completion[end : step.start], None), (sample.completion[step.start : step.end], step)]
+        end = step.end
+    return [piece for piece in (*found, (sample.completion[end:], None)) if piece[0]]
 
 
 def statistics(rows: Sequence[MetricsRow]) -> list[Statistic]:

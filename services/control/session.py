@@ -5,13 +5,15 @@ groups of one and the same moment between two steps; a checkpoint that the disk 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from rollout_workers.prompts import PromptStream, RowOrder
 from services.contracts.errors import CheckpointError
+from services.contracts.records import ScoredGroup
 from services.control import run_state
 from services.control.admission import AdmissionRule
 from services.control.config import RunConfig
@@ -30,6 +32,7 @@ from services.control.run_machine import OpenWork, RunMachine
 from services.control.run_state import RunState
 from services.control.saved_groups import read_groups
 from services.control.step_metrics import RunTotals, step_metrics
+from services.control.step_tokens import locate_steps
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,6 +97,7 @@ class Session:
             note=run.events.note,
             sampling=self._sampling,
             max_failed_prompts=config.train.max_failed_prompts,
+            prepare=_preparation(run),
         )
         self.state = state
         self.last_step: Step | None = None
@@ -188,6 +192,13 @@ class Session:
             return OpenWork()
         waiting = read_groups(checkpoint / run_state.WAITING_FILE, self._prompts.at)
         return OpenWork(waiting=waiting, running=state.running)
+
+
+def _preparation(run: RunContext) -> Callable[[ScoredGroup], ScoredGroup]:
+    """What the learner needs of a scored group beyond what it is."""
+    if run.config.learner.uses_steps:
+        return partial(locate_steps, decode=run.inputs.decode)
+    return lambda scored: scored
 
 
 def _prompt_stream(config: RunConfig, inputs: RunInputs, position: int) -> PromptStream:

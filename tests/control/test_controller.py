@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -44,6 +45,7 @@ class Setting:
         max_staleness: int = 0,
         num_steps: int | None = None,
         max_failed_prompts: int = 0,
+        prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.learner = learner or FakeLearner()
@@ -61,6 +63,7 @@ class Setting:
             note=self.note,
             sampling=Sampling(num_samples=2, max_completion_tokens=4, seed=5),
             max_failed_prompts=max_failed_prompts,
+            prepare=prepare,
         )
 
     def note(self, event: str, **fields: Any) -> None:
@@ -256,3 +259,9 @@ async def test_a_session_that_is_over_admits_nothing_even_when_it_is_woken() -> 
 
 def refuse(sample: RewardSample) -> Failure:
     return Failure(code=FailureCode.INVALID_SAMPLE, message="no answer in the reference")
+
+
+async def test_a_scored_group_is_prepared_for_the_learner_before_it_is_accepted() -> None:
+    setting = Setting(prepare=lambda scored: replace(scored, rewards=tuple(Reward(value=0.5) for _ in scored.rewards)))
+    await setting.run(1)
+    assert {reward.value for group in setting.learner.batches[0] for reward in group.rewards} == {0.5}

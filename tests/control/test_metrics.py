@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # has no t
 )
 
 from services.contracts.errors import UserError
-from services.contracts.records import Reward, RolloutGroup, ScoredGroup
+from services.contracts.records import Reward, RolloutGroup, ScoredGroup, StepReward
 from services.control.metric_sinks import SINKS
 from services.control.metrics import MetricsConfig, MetricsWriter, SampleLog, read_metrics, read_samples
 from tests.fakes import make_prompt, make_rollout
@@ -215,6 +215,14 @@ def test_a_component_that_is_not_finite_is_nan_when_read(tmp_path: Path) -> None
     (sample,) = read_samples(tmp_path)
     assert math.isnan(sample.components["broken"])
     assert sample.components["whole"] == 0.5
+
+
+def test_the_steps_of_a_sample_are_read_back(tmp_path: Path) -> None:
+    group = scored(0, num_samples=1)
+    steps = (StepReward(start=0, end=1, value=0.5, token=3), StepReward(start=1, end=2, value=-1.0))
+    with SampleLog(tmp_path, samples_per_step=1) as log:
+        log.record(1, [replace(group, rewards=(Reward(value=1.0, steps=steps),))])
+    assert tuple(read_samples(tmp_path)[0].steps) == steps
 
 
 def test_a_resume_drops_the_samples_of_later_steps(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from services.cli.report import main
 from services.contracts.errors import UserError
-from services.contracts.records import Reward, RolloutGroup, ScoredGroup
+from services.contracts.records import Reward, RolloutGroup, ScoredGroup, StepReward
 from services.control.metrics import MetricsWriter, SampleLog
 from services.control.panels import comparison_panels, run_panels
 from services.control.report import write_comparison, write_report
@@ -53,6 +53,7 @@ def make_run(
     num_steps: int = NUM_STEPS,
     metrics: Callable[[int], dict[str, float]] = step_metrics,
     completion: str = "42",
+    steps: tuple[StepReward, ...] = (),
 ) -> Path:
     writer = MetricsWriter(folder, ())
     with SampleLog(folder, samples_per_step=2) as samples:
@@ -60,7 +61,7 @@ def make_run(
             writer.record(step, metrics(step))
             prompt = make_prompt(step, text=f"prompt of step {step}")
             group = RolloutGroup(prompt=prompt, rollouts=(make_rollout(prompt, completion=completion),))
-            reward = Reward(value=0.625, components={"exact_match": 0.375})
+            reward = Reward(value=0.625, components={"exact_match": 0.375}, steps=steps)
             samples.record(step, [ScoredGroup(group=group, rewards=(reward,))])
     writer.close()
     (folder / "config.yaml").write_text(yaml.safe_dump({"run": {"name": name}, "learner": {"algorithm": "ppo"}}))
@@ -123,6 +124,16 @@ def test_each_panel_is_an_svg_with_a_name_and_a_line_in_the_page_s_colours(repor
     svgs = re.findall(r'<svg role="img".*?</svg>', text, re.DOTALL)
     assert all("stroke: var(--line-0)" in svg or "fill: var(--line-0)" in svg for svg in svgs)
     assert not re.search(r"(stroke|fill): #(?!000000|ffffff)\w{6}", " ".join(svgs))
+
+
+def test_the_steps_of_a_completion_are_marked_with_what_each_earned(tmp_path: Path) -> None:
+    steps = (StepReward(start=1, end=4, value=0.25), StepReward(start=4, end=5, value=-1.0))
+    run = make_run(tmp_path, completion="a<b>c\n  d", steps=steps, num_steps=1, metrics=plain_metrics)
+    text = write_report(run).read_text()
+    assert (
+        '<pre class="completion" dir="auto">a<span class="step">&lt;b&gt;<b>0.25</b></span>'
+        '<span class="step">c<b>-1</b></span>\n  d</pre>'
+    ) in text
 
 
 def plain_metrics(step: int) -> dict[str, float]:

@@ -40,7 +40,9 @@ def rollouts(draw: st.DrawFn, prompt: Prompt, index: int) -> Rollout:
 def waiting_groups(draw: st.DrawFn) -> Waiting:
     position, num_samples = draw(st.integers(0, 40)), draw(st.integers(1, 3))
     prompt = STREAM.at(position)
-    steps = st.builds(StepReward, start=st.integers(0, 9), end=st.integers(0, 9), value=finite)
+    steps = st.builds(
+        StepReward, start=st.integers(0, 9), end=st.integers(0, 9), value=finite, token=st.none() | st.integers(0, 9)
+    )
     reward = st.builds(
         Reward,
         value=finite,

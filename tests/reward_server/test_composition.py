@@ -53,6 +53,19 @@ async def test_a_sample_that_a_part_was_not_asked_about_has_the_version_of_its_n
     assert [outcome.version for outcome in (closed, opened, alone) if isinstance(outcome, Reward)] == ["model@b"] * 3
 
 
+async def test_steps_of_several_parts_become_one_list_that_keeps_each_value_where_it_was() -> None:
+    fine = Reward(value=0.0, steps=(StepReward(start=0, end=2, value=1.0), StepReward(start=2, end=4, value=2.0)))
+    coarse = Reward(value=0.0, steps=(StepReward(start=1, end=3, value=8.0), StepReward(start=3, end=4, value=4.0)))
+    sample = make_sample(completion="abcd")
+    outcome = await score(part("fine", fine), part("coarse", coarse, 0.5), samples=[sample])
+    assert isinstance(outcome, Reward)
+    assert outcome.steps == (
+        StepReward(start=0, end=2, value=1.0),
+        StepReward(start=2, end=3, value=4.0),
+        StepReward(start=3, end=4, value=4.0),
+    )
+
+
 async def test_a_failing_part_fails_the_sample_and_is_named() -> None:
     outcome = await score(part("right", 1.0), part("judge", LATE))
     assert outcome == Failure(code=FailureCode.TIMEOUT, message="judge: too slow", retryable=True)

@@ -200,7 +200,7 @@ class _Process:
         checkpoint, state = restore_point(self._folder, progress, resume=self._resume)
         run = RunContext(
             config=config,
-            inputs=RunInputs(prompts=_prompts(self._scenario), evaluation_prompts=None, max_length=100),
+            inputs=RunInputs(prompts=_prompts(self._scenario), evaluation_prompts=None, max_length=100, tokenizer=None),
             progress=progress,
             totals=RunTotals(started=time.monotonic(), seconds_before=state.seconds),
             log=self._log,
