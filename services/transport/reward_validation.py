@@ -2,8 +2,8 @@
 
 Both sides use it: the server on what a user's function returned, the client on what came over the wire. It must not
 know gRPC. Invariants: a reward without a fault is finite throughout and its value lies within the declared range;
-components are raw parts of the value, so the range does not bind them; its steps are in order, none is empty, and none
-overlaps another or leaves the completion.
+components are raw parts of the value, so the range does not bind them; its steps are in order and within the
+completion, none overlaps another, and none is empty unless the completion is.
 """
 
 import math

@@ -18,7 +18,7 @@ GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
-@pytest.mark.parametrize("name", ["gsm8k.yaml", "gpu.yaml", "quickstart/ppo.yaml"])
+@pytest.mark.parametrize("name", ["gsm8k.yaml", "gpu.yaml", "quickstart/ppo.yaml", "quickstart/process.yaml"])
 def test_an_example_is_a_valid_configuration(name: str) -> None:
     config = load_config(RunConfig, [str(ROOT / "examples" / name)], prog="", summary="")
     assert config.model_dump(mode="json")["run"]["dir"].startswith("runs/")

@@ -38,3 +38,8 @@ def test_other_steps_are_told_with_their_characters(spans: list[tuple[int, int]]
 def test_a_step_that_is_not_finite_is_a_fault() -> None:
     found = fault((0, 1), value=math.nan)
     assert found is not None and "which is not finite" in found
+
+
+def test_only_an_empty_completion_has_an_empty_step() -> None:
+    reward = Reward(value=0.0, steps=(StepReward(start=0, end=0, value=0.5),))
+    assert fault_in_reward(reward, description=RewardDescription(name="steps"), completion="") is None
