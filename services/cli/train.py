@@ -15,6 +15,7 @@ from services.control.config import RunConfig
 from services.control.evaluation import Evaluation, GradedCompletion
 from services.control.preflight import check_run
 from services.control.training import Outcome, train
+from services.transport.tracing import set_up_tracing
 
 _NUM_EXAMPLES = 5
 _LONGEST_EXAMPLE = 300
@@ -36,6 +37,7 @@ def main(argv: list[str]) -> int:
     if dry_run:
         print_plan(config, inputs)
         return 0
+    set_up_tracing("trireme")
     outcomes: list[Outcome] = []
 
     def work() -> bool:

@@ -78,6 +78,20 @@ METRICS: Mapping[str, Metric] = {
     "reward_versions": Metric(
         title="reward versions", unit="count", panel="Versions of the reward in a step", only_when_it_varies=True
     ),
+    "reward_service/calls": Metric(title="calls to the reward service", unit="count"),
+    "reward_service/retries": Metric(
+        title="retries of rewards", unit="count", panel="Reward service", label="retries", only_when_it_varies=True
+    ),
+    "reward_service/ejections": Metric(
+        title="ejected reward servers",
+        unit="count",
+        panel="Reward service",
+        label="ejections",
+        only_when_it_varies=True,
+    ),
+    "reward_service/waited_seconds": Metric(
+        title="wait for rewards", unit="seconds", panel="Wait for the reward service", only_when_it_varies=True
+    ),
     "learner_wait": Metric(title="learner waits", unit="share", panel="Learner waits for rollouts"),
     "rollout_workers": Metric(title="rollout workers", unit="count", panel="Rollout workers", only_when_it_varies=True),
     "sync/stall_seconds": Metric(title="stall per sync", unit="seconds", panel="Engine stands still for a sync"),

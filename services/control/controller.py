@@ -37,6 +37,7 @@ from services.control.ledger import Note
 from services.control.reward_samples import to_reward_samples
 from services.control.run_machine import RunMachine
 from services.control.step_clock import StepClock
+from services.transport.tracing import span
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -190,10 +191,11 @@ class Controller:
         self._spawn(self._produce(position, prompt), name=f"prompt {prompt.id}")
 
     async def _produce(self, position: int, prompt: Prompt) -> None:
-        with self._clock.phase("sampling"):
-            group = await self._rollouts.sample(SampleRequest(prompt=prompt, sampling=self._sampling))
-        with self._clock.phase("scoring"):
-            outcomes = await self._rewards.score(to_reward_samples(group))
+        with span("prompt", {"trireme.prompt_id": prompt.id}):
+            with span("sample"), self._clock.phase("sampling"):
+                group = await self._rollouts.sample(SampleRequest(prompt=prompt, sampling=self._sampling))
+            with span("score"), self._clock.phase("scoring"):
+                outcomes = await self._rewards.score(to_reward_samples(group))
         failure = next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
         if failure is not None:
             return self._fail(position, prompt, failure)

@@ -156,7 +156,7 @@ class Session:
         self.state = replace(self.state, step=step.number)
         self._run.totals.add(step)
         self._samples.record(step.number, step.groups)
-        metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving)
+        metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving) | self._parts.rewards.tally.lap()
         if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
             evaluation = await self.evaluate(f"after step {step.number}")
             metrics |= evaluation.metrics() if evaluation else {}

@@ -29,6 +29,7 @@ from services.transport.reward_endpoint import Endpoint
 from services.transport.reward_replicas import Lookup, Replicas, look_up
 from services.transport.reward_retry import CallFault, Outage, Patience, SampleFault
 from services.transport.reward_settings import RewardClientConfig, check_addresses
+from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_reply, fault_in_reward
 
 logger = logging.getLogger(__name__)
@@ -55,6 +56,9 @@ class RewardClient:
         config: deadlines, retries and limits.
         look_up: finds the machines behind a name.
 
+    Attributes:
+        tally: what scoring cost.
+
     Raises:
         UserError: there is no address, or one may not be used.
     """
@@ -66,7 +70,8 @@ class RewardClient:
         if not addresses:
             raise UserError("a reward client needs the address of at least one reward server, such as 127.0.0.1:50051")
         check_addresses(addresses, allow_plaintext=self._config.allow_plaintext)
-        self._replicas = Replicas(addresses, self._config, look_up)
+        self.tally = RewardTally()
+        self._replicas = Replicas(addresses, self._config, look_up, self.tally)
         self._addresses = ", ".join(addresses)
         self._in_flight = asyncio.Semaphore(self._config.max_in_flight_calls)
         self._description: RewardDescription | None = None
@@ -162,6 +167,7 @@ class RewardClient:
         """One call to one server, and every check of its reply."""
         description = await self._agreed_description(endpoint)
         request = reward_pb2.ScoreRequest(request_id=uuid.uuid4().hex, samples=messages)
+        self.tally.num_calls += 1
         response = await endpoint.score(request)
         fault = fault_in_reply(
             asked=request.request_id,
@@ -200,7 +206,8 @@ class RewardClient:
     async def _retry(self, attempt: Callable[[], Awaitable[None]], budget_s: float | None = None) -> None:
         patience = Patience(self._config, budget_s)
         try:
-            await patience.retry(attempt, self._warn)
+            with self.tally.trying() as again:
+                await patience.retry(attempt, lambda error: self._note_retry(error, again))
         except SampleFault:
             pass  # The samples' last failures are their outcomes.
         except CallFault as error:
@@ -212,7 +219,8 @@ class RewardClient:
                 f"reward.unavailable_budget_s ({patience.budget_s:g})"
             ) from error
 
-    def _warn(self, error: BaseException) -> None:
+    def _note_retry(self, error: BaseException, again: Callable[[], None]) -> None:
+        again()
         now = time.monotonic()
         if now - self._warned_at >= WARN_EVERY_S:
             self._warned_at = now

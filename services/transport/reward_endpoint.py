@@ -20,6 +20,7 @@ from services.transport.reward_codec import SERVICE_NAME, decode_description
 from services.transport.reward_retry import CallFault, Outage
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank, Standing
+from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_description
 from services.transport.tracing import outgoing
 
@@ -43,11 +44,18 @@ class Endpoint:
         address: what errors call it.
     """
 
-    def __init__(self, address: str, channel: Any, config: RewardClientConfig) -> None:  # Any: grpc has no types
+    def __init__(
+        self,
+        address: str,
+        channel: Any,  # Any: grpc has no types
+        config: RewardClientConfig,
+        tally: RewardTally,
+    ) -> None:
         self.address = address
         self.standing = Standing(eject_after=config.eject_after, eject_s=config.eject_s)
         self.trouble = "not asked yet"
         self._config = config
+        self._tally = tally
         self._channel = channel
         self._description: RewardDescription | None = None
         self._watch = asyncio.create_task(self._watch_connection(), name=f"connection to {address}")
@@ -103,6 +111,7 @@ class Endpoint:
         elif code is Status.UNAVAILABLE:
             self.standing.eject()
         if self.standing.wants_probe and (self._probe is None or self._probe.done()):
+            self._tally.num_ejections += 1
             self._probe = asyncio.create_task(self._probe_until_alive(), name=f"probe of {self.address}")
 
     async def _probe_until_alive(self) -> None:

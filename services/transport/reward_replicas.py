@@ -17,6 +17,7 @@ from services.transport.reward_endpoint import Endpoint, open_channel
 from services.transport.reward_retry import Outage
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank
+from services.transport.reward_tally import RewardTally
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +30,13 @@ Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 class Replicas:
     """All replicas behind `addresses`. Used from one event loop, which need not run yet when it is made."""
 
-    def __init__(self, addresses: Sequence[str], config: RewardClientConfig, look_up: Lookup) -> None:
+    def __init__(
+        self, addresses: Sequence[str], config: RewardClientConfig, look_up: Lookup, tally: RewardTally
+    ) -> None:
         self._addresses = addresses
         self._config = config
         self._look_up = look_up
+        self._tally = tally
         self._endpoints: dict[tuple[str, str], Endpoint] = {}
         self._lookup_faults: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
@@ -108,9 +112,8 @@ class Replicas:
     def _connect(self, address: str, target: str) -> Endpoint:
         channel = open_channel(target, authority=address, config=self._config)
         socket_address = target.partition(":")[2]
-        return Endpoint(
-            address if socket_address == address else f"{address} ({socket_address})", channel, self._config
-        )
+        name = address if socket_address == address else f"{address} ({socket_address})"
+        return Endpoint(name, channel, self._config, self._tally)
 
     def _retire(self, endpoint: Endpoint) -> None:
         logger.info("%s is gone; its calls have %g s to end", endpoint.address, self._config.timeout_s)

@@ -25,6 +25,7 @@ from services.control.admission import AdmissionRule
 from services.control.controller import Controller, Step
 from services.control.ledger import Ledger
 from services.control.run_machine import RunMachine
+from services.transport.tracing import ids_in
 from tests.fakes import FakeLearner, FakeRewards, FakeRollouts, make_prompt
 
 NUM_PROMPTS = 10
@@ -265,3 +266,17 @@ async def test_a_scored_group_is_prepared_for_the_learner_before_it_is_accepted(
     setting = Setting(prepare=lambda scored: replace(scored, rewards=tuple(Reward(value=0.5) for _ in scored.rewards)))
     await setting.run(1)
     assert {reward.value for group in setting.learner.batches[0] for reward in group.rewards} == {0.5}
+
+
+async def test_each_prompt_is_scored_in_a_trace_of_its_own() -> None:
+    traces: dict[str, set[str]] = {}
+
+    def score(sample: RewardSample) -> Reward:
+        traces.setdefault(sample.id.partition("/")[0], set()).add(ids_in()["trace_id"])
+        return Reward(value=1.0)
+
+    await Setting(rewards=FakeRewards(score)).run(2)
+
+    assert len(traces) >= 8
+    assert {len(ids) for ids in traces.values()} == {1}
+    assert len(set().union(*traces.values())) == len(traces)

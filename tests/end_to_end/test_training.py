@@ -104,6 +104,7 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
     metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(float(str(row["sampler_gap/mean"])) <= 1e-5 for row in metrics)
     assert all(float(str(row["sync/canary_error"])) <= 1e-5 for row in metrics)
+    assert all(float(str(row["reward_service/calls"])) >= 1 for row in metrics)
     workers = {event["worker"] for event in json_lines(tmp_path / "run" / "events.jsonl") if event["event"] == "synced"}
     assert workers == {0, 1}
     check = subprocess.run(

@@ -21,6 +21,7 @@ from services.contracts.records import (
     RewardSample,
     ScoredGroup,
 )
+from services.transport.reward_tally import RewardTally
 from tests.fakes import FakeLearner
 from tests.simulation.scenario import Scenario
 from tests.simulation.workers import TORN, Note
@@ -110,6 +111,7 @@ class SimulatedRewards:
         self._draw = draw
         self._note = note
         self._started = started
+        self.tally = RewardTally()
 
     async def score(self, samples: Sequence[RewardSample]) -> Sequence[Reward | Failure]:
         now = asyncio.get_running_loop().time() - self._started
