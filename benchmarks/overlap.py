@@ -22,7 +22,6 @@ import torch
 from benchmarks.learner_throughput import start_learner
 from benchmarks.pairs import Ratio, report
 from benchmarks.reference_task import (
-    MAX_BATCHED_TOKENS,
     MAX_COMPLETION_TOKENS,
     NUM_PROMPTS,
     NUM_SAMPLES,
@@ -43,7 +42,6 @@ from services.control.reward_service import open_reward_service
 WARM_UP_STEPS = 3
 ROLLOUT = RolloutConfig(
     samples_per_prompt=NUM_SAMPLES, max_completion_tokens=MAX_COMPLETION_TOKENS, kv_cache_gib=0.5, cpus_per_worker=1,
-    max_batched_tokens=MAX_BATCHED_TOKENS,
 )  # fmt: skip
 LEARNER = LearnerConfig(algorithm="grpo", lr=1e-6, max_tokens_per_micro_batch=2048)
 

@@ -22,7 +22,6 @@ import ray
 
 from benchmarks.pairs import Ratio, in_turn, report
 from benchmarks.reference_model import write_reference_model
-from benchmarks.reference_task import MAX_BATCHED_TOKENS
 from benchmarks.rollout_throughput import orders, start_ray, start_worker
 from benchmarks.weight_sync import canary_of
 from rollout_workers.config import RolloutConfig
@@ -33,7 +32,7 @@ from services.transport.shared_memory_weights import SharedMemoryWeights
 from services.transport.weights import pack
 
 BATCH = 32
-ROLLOUT = RolloutConfig(max_completion_tokens=768, kv_cache_gib=1.0, max_batched_tokens=MAX_BATCHED_TOKENS)
+ROLLOUT = RolloutConfig(max_completion_tokens=768, kv_cache_gib=1.0)
 
 
 class Updates:

@@ -125,18 +125,12 @@ class Engine:
         self.refusal = reason
 
     def sleep(self) -> None:
-        """Give up the GPU's memory until `wake` or the next `load`; completions under way wait, computed anew then."""
+        """Give up the GPU's memory until the next `load`; completions under way wait, computed anew then."""
         if not self.asleep:
             self._llm.reset_prefix_cache(reset_running_requests=True)
             # Level 1 keeps the weights, in host memory: what is served before the next load must be right as well.
             self._llm.sleep(level=1, mode="keep")
             self.asleep = True
-
-    def wake(self) -> None:
-        """Take the memory back, and go on."""
-        if self.asleep:
-            self._llm.wake_up()
-            self.asleep = False
 
     def load(self, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> Loaded:
         """Load and check a version, between two steps. Running completions go on with it from their next token.

@@ -1,11 +1,11 @@
 """Workers that share their GPU with a learner, and give it up while that one trains.
 
 It must not know the learner. Invariant: when `sleep_all` returns, every worker sleeps or is dead, and so holds no
-memory. Loading weights wakes them; `wake_all` is for those that are to serve what they have.
+memory. Loading weights wakes them.
 """
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+from collections.abc import Iterable
 from typing import Protocol
 
 from services.contracts.errors import WorkerLost
@@ -18,23 +18,10 @@ class Sleeper(Protocol):
         """Let go of the memory; what is being sampled waits. Raises `WorkerLost`, `DeadlineExceeded`."""
         ...
 
-    async def wake(self) -> None:
-        """Take the memory back. Raises `WorkerLost`, `DeadlineExceeded`."""
-        ...
-
 
 async def sleep_all(workers: Iterable[Sleeper]) -> None:
     """Before each learner step. Raises what a worker raised, unless it is lost, once all have answered."""
-    await _answered(worker.sleep() for worker in workers)
-
-
-async def wake_all(workers: Iterable[Sleeper]) -> None:
-    """Before workers serve without having loaded. Raises likewise."""
-    await _answered(worker.wake() for worker in workers)
-
-
-async def _answered(calls: Iterable[Coroutine[object, object, None]]) -> None:
-    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    outcomes = await asyncio.gather(*(worker.sleep() for worker in workers), return_exceptions=True)
     for outcome in outcomes:
         if outcome is not None and not isinstance(outcome, WorkerLost):
             raise outcome

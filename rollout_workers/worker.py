@@ -110,11 +110,6 @@ class RolloutWorker:
         async with self._deadline("the engine to sleep", self._rollout.sync_timeout_s, "see the worker's log"):
             await asyncio.wrap_future(self._engine.call(lambda engine: engine.sleep()))
 
-    async def wake(self) -> None:
-        """Take the memory back without new weights. Raises `DeadlineExceeded` likewise."""
-        async with self._deadline("the engine to wake up", self._rollout.sync_timeout_s, "see the worker's log"):
-            await asyncio.wrap_future(self._engine.call(lambda engine: engine.wake()))
-
     async def close(self) -> None:
         """Stop; whatever is under way fails with `WorkerLost`."""
         if self._thread is not None:

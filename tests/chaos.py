@@ -19,7 +19,6 @@ from services.control.ledger_events import Checkpoint, LearnerRestarted, RunStar
 from services.control.verification import verify_run
 from tests.end_to_end.command import Running, started, write_config
 from tests.end_to_end.faults import (
-    RAY_AGENTS,
     RESTORED_WITHIN_S,
     came,
     events,
@@ -82,7 +81,7 @@ class Chaos:
 
     def kill_the_controller(self) -> Seen:
         self.command.kill()
-        self.command.finish(lingering=RAY_AGENTS)
+        self.command.finish()
         self.command = self._start("--resume")
         return lambda: True
 

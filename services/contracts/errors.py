@@ -81,5 +81,9 @@ class CheckpointError(TriremeError):
     """A checkpoint is incomplete, foreign or damaged."""
 
 
+class RunFolderError(TriremeError):
+    """A file in the run's folder could not be written, most likely for want of space."""
+
+
 class ControlError(TriremeError):
     """A live run could not be reached, or could not do what an operator asked of it."""

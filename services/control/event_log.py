@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Self
 
 from services.contracts.records import Json
+from services.control.line_file import LineFile
 
 EVENTS_FILE = "events.jsonl"
 
@@ -30,9 +31,7 @@ class EventLog:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / EVENTS_FILE
         whole = _whole_lines(path) if resume else []
-        self._file = path.open("r+b") if path.exists() else path.open("wb")
-        self._file.truncate(sum(map(len, whole)))
-        self._file.seek(0, 2)
+        self._file = LineFile(path, keep_bytes=sum(map(len, whole)))
         self.num_events = len(whole)
 
     def __enter__(self) -> Self:
@@ -42,10 +41,9 @@ class EventLog:
         self._file.close()
 
     def note(self, event: str, **fields: Json | Mapping[str, Json]) -> None:
-        """Write one event."""
+        """Write one event. Raises `RunFolderError`."""
         line = {"seq": self.num_events, "time": round(time.time(), 3), "event": event, **fields}
-        self._file.write(json.dumps(line).encode() + b"\n")
-        self._file.flush()
+        self._file.append(json.dumps(line).encode())
         self.num_events += 1
 
 

@@ -63,9 +63,6 @@ class RemoteWorker:
     async def sleep(self) -> None:
         await self._actor.call("sleep", timeout_s=self._rollout.sync_timeout_s + _MARGIN_S)
 
-    async def wake(self) -> None:
-        await self._actor.call("wake", timeout_s=self._rollout.sync_timeout_s + _MARGIN_S)
-
     async def stop(self) -> None:
         try:
             await self._actor.kill(timeout_s=_STOP_TIMEOUT_S)

@@ -84,8 +84,7 @@ async def commit(
             f"the checkpoint of step {state.step} could not be written below {folder}: {error}; "
             f"{_advice(folder)}; free some space and use --resume"
         ) from error
-    for old in committed(folder)[keep:]:
-        shutil.rmtree(old)
+    _prune(folder, newest_step=state.step, keep=keep)
     return final
 
 
@@ -110,6 +109,14 @@ def committed(folder: Path) -> list[Path]:
     """Checkpoints below `folder` that have a COMMIT, newest first; their hashes are not checked here."""
     found = [path.parent for path in folder.glob(f"step_*/{COMMIT_FILE}")]
     return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+
+
+def _prune(folder: Path, *, newest_step: int, keep: int) -> None:
+    """Remove what is older than the newest `keep`, and what is newer than the newest: a run went back past it."""
+    checkpoints = {int(path.name.removeprefix("step_")): path for path in committed(folder)}
+    kept = [step for step in checkpoints if step <= newest_step][:keep]
+    for step in checkpoints.keys() - kept:
+        shutil.rmtree(checkpoints[step])
 
 
 def _seal(folder: Path, step: int) -> None:

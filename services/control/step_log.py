@@ -9,9 +9,10 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 from services.contracts.errors import UserError
+from services.control.line_file import LineFile
 
 Line = Mapping[str, Any]  # Any: whatever JSON holds
 
@@ -27,19 +28,22 @@ class StepLog:
     def __init__(self, path: Path, *, resume_step: int) -> None:
         kept = [line for line in read_lines(path) if line["step"] <= resume_step]
         self._path = path
-        self._file: TextIO | None = None
+        self._file: LineFile | None = None
         self._last_step = resume_step
         self.last_line: Line | None = kept[-1] if kept else None
         _rewrite(path, kept)
 
     def append(self, line: Line) -> None:
-        """Write one line; numbers that are not finite become null, which every JSON reader takes."""
+        """Write one line; numbers that are not finite become null, which every JSON reader takes.
+
+        Raises:
+            RunFolderError: the disk refuses it.
+        """
         assert line["step"] >= self._last_step, f"step {line['step']} after step {self._last_step}"
         self._last_step = line["step"]
         if self._file is None:
-            self._file = _open(self._path, "a")
-        self._file.write(_encode(line))
-        self._file.flush()
+            self._file = LineFile(self._path)
+        self._file.append(_encode(line))
 
     def close(self) -> None:
         if self._file is not None:
@@ -77,17 +81,12 @@ def _rewrite(path: Path, lines: Sequence[Line]) -> None:
         path.unlink(missing_ok=True)
         return
     rewritten = path.with_name(f".{path.name}.partial")
-    with _open(rewritten, "w") as file:
-        file.writelines(map(_encode, lines))
+    rewritten.write_bytes(b"".join(_encode(line) + b"\n" for line in lines))
     rewritten.replace(path)
 
 
-def _open(path: Path, mode: str) -> TextIO:
-    return cast(TextIO, path.open(mode, encoding="utf-8", errors="backslashreplace"))
-
-
-def _encode(line: Line) -> str:
-    return json.dumps(_finite(line), ensure_ascii=False, allow_nan=False) + "\n"
+def _encode(line: Line) -> bytes:
+    return json.dumps(_finite(line), ensure_ascii=False, allow_nan=False).encode("utf-8", "backslashreplace")
 
 
 def _finite(value: object) -> object:

@@ -40,6 +40,15 @@ async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in run_state.committed(tmp_path)] == ["step_4", "step_3"]
 
 
+async def test_a_run_that_went_back_past_a_damaged_checkpoint_keeps_its_new_ones(tmp_path: Path) -> None:
+    for step in (1, 5):
+        await commit(tmp_path, step, keep=2)
+    (tmp_path / "step_5" / "learner" / "weights.bin").unlink()
+    assert run_state.newest(tmp_path)[1].step == 1
+    await commit(tmp_path, 2, keep=2)
+    assert [path.name for path in run_state.committed(tmp_path)] == ["step_2", "step_1"]
+
+
 @pytest.mark.parametrize("damage", ["changed", "missing", "commit"])
 async def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, damage: str) -> None:
     await commit(tmp_path, 1)

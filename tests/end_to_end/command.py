@@ -51,15 +51,12 @@ class Running:
     def kill(self) -> None:
         self._process.kill()
 
-    def finish(self, *, lingering: tuple[str, ...] = ()) -> Finished:
-        """Wait for the end; no process that was seen may outlive it for long, but for those titled `lingering`."""
+    def finish(self) -> Finished:
+        """Wait for the end; no process that was seen may outlive it for long."""
         deadline = time.monotonic() + TIMEOUT_S
         while self._process.poll() is None and time.monotonic() < deadline:
             self._look()
             time.sleep(0.2)
-        for process in self._family.values():
-            if _title(process).startswith(lingering):
-                process.kill()
         left = self._wait_for_family(20)  # First: they may still hold the pipe.
         output, _ = self._process.communicate(timeout=10)
         assert left == [], f"processes left behind: {left}"

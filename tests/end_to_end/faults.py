@@ -38,8 +38,6 @@ REPLACED_WITHIN_S = 20.0
 RESTORED_WITHIN_S = 60.0
 STANDS_STILL_S = 0.4
 LEARNER_TITLE = "ray::Deferred"
-RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own; they look for the head of a cluster that was killed for a minute, and then end by themselves."""
 REWARD = f"""{DIGIT_SHARE}
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from services.control import run_folder, run_state
 from services.control.ledger_events import RunEnded, Trained
 from tests.end_to_end.command import Finished, started, trireme, write_config
 from tests.end_to_end.faults import (
-    RAY_AGENTS,
     RESTORED_WITHIN_S,
     came,
     events,
@@ -30,7 +29,7 @@ def killed_at(step: int, *arguments: str, folder: Path) -> Finished:
     with started(*arguments, cwd=folder) as running:
         running.wait_until(lambda: steps_done(folder / "run") >= step, f"step {step}")
         running.kill()
-        return running.finish(lingering=RAY_AGENTS)
+        return running.finish()
 
 
 def test_a_synchronous_run_that_is_killed_goes_on_to_the_same_weights(

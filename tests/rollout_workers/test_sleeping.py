@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from rollout_workers.sleeping import sleep_all, wake_all
+from rollout_workers.sleeping import sleep_all
 from services.contracts.errors import DeadlineExceeded, WorkerLost
 
 
@@ -23,18 +23,13 @@ class Sleepy:
             raise self._error
         self.asleep = True
 
-    async def wake(self) -> None:
-        self.asleep = False
 
-
-async def test_all_sleep_and_all_wake() -> None:
+async def test_all_sleep_once_it_returns() -> None:
     workers = [Sleepy(turns=3), Sleepy()]
 
     await sleep_all(workers)
-    assert all(worker.asleep for worker in workers)
 
-    await wake_all(workers)
-    assert not any(worker.asleep for worker in workers)
+    assert all(worker.asleep for worker in workers)
 
 
 async def test_a_worker_that_does_not_sleep_is_told_once_the_others_do() -> None:
