@@ -70,6 +70,7 @@ class Fleet:
     Attributes:
         pool: where the workers serve.
         target: how many workers there should be.
+        trouble: why the last worker that was lost is not there, until one comes up.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Fleet:
         self._budget = RestartBudget(max_restarts=config.max_restarts, window_s=config.restart_window_s)
         self._num_ever = 0
         self.target = 0
+        self.trouble = ""
         pool.awaits_workers = True
         pool.on_lost = self._on_lost
 
@@ -171,6 +173,7 @@ class Fleet:
         await self.pool.add(number, worker)
         self._phases[number] = "serving"
         self._budget.came_up()
+        self.trouble = ""
         self._probes[number] = self._in_background(self._probe(number, worker))
 
     async def _start_later(self, number: int, pause_s: float) -> None:
@@ -213,7 +216,8 @@ class Fleet:
     def _on_lost(self, number: int, reason: str) -> None:
         if number not in self._phases:
             return
-        _log.warning("rollout worker %d is lost: %s", number, reason)
+        self.trouble = f"rollout worker {number} is lost: {reason}"
+        _log.warning(self.trouble)
         was_wanted = self._phases[number] != "draining"
         self._end(number, reason)
         if was_wanted and not self._budget.spend(asyncio.get_running_loop().time()):

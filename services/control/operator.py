@@ -57,7 +57,7 @@ class Operator:
             num_trained=session.num_trained if session else 0,
             learner_wait=step.learner_wait if step else 0.0,
             last_checkpoint=(session.saved_step or None) if session else None,
-            message=self.message,
+            message="; ".join(filter(None, (self.message, self._fleet.trouble))),
         )
 
     async def scale(self, num_workers: int) -> None:

@@ -40,11 +40,11 @@ class FakeSession:
         self.woken += 1
 
 
-def make_operator(notes: list[str]) -> Operator:
+def make_operator(notes: list[str], *, trouble: str = "") -> Operator:
     config = RunConfig.model_validate(
         {"model": {"path": "x"}, "data": {"prompts": "x"}, "reward": {"addresses": ["localhost:1"]}}
     )
-    fleet = cast(Fleet, SimpleNamespace(target=1, status=lambda: ()))
+    fleet = cast(Fleet, SimpleNamespace(target=1, status=lambda: (), trouble=trouble))
     return Operator(config, fleet, lambda event, **fields: notes.append(event))
 
 
@@ -116,3 +116,8 @@ def test_a_learner_that_failed_midway_is_not_saved() -> None:
         assert session.saved == 0
 
     on_virtual_time(story())
+
+
+def test_the_status_tells_why_a_worker_that_was_asked_for_is_not_there() -> None:
+    operator = make_operator([], trouble="rollout worker 1 is lost: it did not come up: no machine has room")
+    assert operator.status().message == "rollout worker 1 is lost: it did not come up: no machine has room"

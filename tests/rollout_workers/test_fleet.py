@@ -202,7 +202,10 @@ def test_launches_that_fail_are_tried_again_after_pauses_that_grow() -> None:
         await setting.fleet.start(1)
         setting.errors = [WorkerLost("out of memory"), UserError("no room"), WorkerLost("out of memory")]
         setting.fleet.scale(2)
-        await asyncio.sleep(60.0)
+        await asyncio.sleep(2 * LAUNCH_S + 1.0)
+        assert setting.fleet.trouble == "rollout worker 2 is lost: it did not come up: no room"
+        await asyncio.sleep(50.0)
+        assert setting.fleet.trouble == ""
         starts = setting.launches[1:]
         pauses = [later - earlier - LAUNCH_S for earlier, later in itertools.pairwise(starts)]
         assert pauses == pytest.approx([0.0, 0.5, 1.0])
