@@ -9,12 +9,13 @@ import random
 import time
 from array import array
 from collections.abc import Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from rollout_workers.pool import RolloutPool
+from rollout_workers.pool import MANY, RolloutPool
 from rollout_workers.prompts import PromptStream, RowOrder
+from services.contracts.errors import WorkerLost
 from services.contracts.records import (
     NOT_SAMPLED,
     LearnerReport,
@@ -43,6 +44,7 @@ class SleepingWorker:
     """Samples groups of `TOKENS` tokens in `seconds()` each, any number of them at once.
 
     Attributes:
+        killed: once set, the worker is gone, with all that it samples.
         cpu_s: processor time spent on making rollouts up, which is no cost of the control plane.
     """
 
@@ -51,11 +53,14 @@ class SleepingWorker:
         self._seconds = seconds
         self._load_s = load_s
         self._version = NOT_SAMPLED
+        self.killed = asyncio.Event()
         self.cpu_s = 0.0
 
     async def sample(self, request: SampleRequest) -> RolloutGroup:
         first = self._version
-        await asyncio.sleep(self._seconds())
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.killed.wait(), self._seconds())
+            raise WorkerLost("killed")
         began = time.process_time()
         group = RolloutGroup(
             prompt=request.prompt,
@@ -97,15 +102,27 @@ class SleepingLearner(FakeLearner):
 
 
 async def run_steps(
-    folder: Path, workers: Sequence[SleepingWorker], learner: SleepingLearner, rule: AdmissionRule, *, num_steps: int
+    folder: Path,
+    workers: Sequence[SleepingWorker],
+    learner: SleepingLearner,
+    rule: AdmissionRule,
+    *,
+    num_steps: int,
+    max_outstanding: int = MANY,
+    after_step: Callable[[int], None] = lambda step: None,
 ) -> list[Step]:
-    """Train `num_steps` steps of 8 samples a prompt; the run's events are in `folder`."""
+    """Train `num_steps` steps of 8 samples a prompt; the run's events are in `folder`.
+
+    Args:
+        max_outstanding: most groups that one worker samples at a time.
+        after_step: called with the number of each step.
+    """
     prompts = [make_prompt(row) for row in range(NUM_ROWS)]
     with EventLog(folder) as log:
         machine = RunMachine(rule, Ledger(log.note))
         controller = Controller(
             prompts=PromptStream(prompts, RowOrder(NUM_ROWS, seed=0, shuffle=True)),
-            rollouts=RolloutPool(workers),
+            rollouts=RolloutPool(workers, max_outstanding=max_outstanding),
             rewards=FakeRewards(),
             learner=learner,
             machine=machine,
@@ -114,8 +131,12 @@ async def run_steps(
         )
         await controller.publish(0)
         await controller.synced()
+        done: list[Step] = []
         async with aclosing(controller.steps(num_steps)) as steps:
-            return [replace(step, groups=()) async for step in steps]
+            async for step in steps:
+                done.append(replace(step, groups=()))
+                after_step(step.number)
+        return done
 
 
 def exponential(draw: random.Random, mean: float) -> Seconds:
