@@ -53,10 +53,10 @@ class Cluster:
 
     def __init__(self, config: ClusterConfig, demands: Sequence[Demand], *, spare: Sequence[Demand] = ()) -> None:
         self._groups: set[PlacementGroup] = set()
-        self._leave = start_ray(config, num_cpus=max(1, math.ceil(sum(demand.cpus for demand in [*demands, *spare]))))
+        start_ray(config, num_cpus=max(1, math.ceil(sum(demand.cpus for demand in [*demands, *spare]))))
         missing = shortage(demands, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if missing:
-            self._leave()
+            ray.shutdown()
             raise UserError(missing)
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class Cluster:
         for group in self._groups:
             ray.util.remove_placement_group(group)
         self._groups.clear()
-        self._leave()
+        ray.shutdown()
 
 
 def put(value: object) -> object:

@@ -8,8 +8,8 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -18,40 +18,29 @@ from ray._private.services import get_ray_address_from_environment
 from services.contracts.errors import UserError
 from services.control.config import ClusterConfig
 from services.control.ray_access import check_access
-from services.control.ray_watchdog import watched
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
 
 
-def start_ray(config: ClusterConfig, *, num_cpus: int) -> Callable[[], None]:
+def start_ray(config: ClusterConfig, *, num_cpus: int) -> None:
     """Join the cluster at `config.address`; without one start Ray here, with `num_cpus` logical cores.
-
-    Returns:
-        What leaves the cluster, or ends all of the Ray that was started here.
 
     Raises:
         UserError: nothing answers at the address, or it may not be joined.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    with ExitStack() as stack:
-        if config.address is not None:
-            _join(config, config.address)
-        else:
-            _start(config, stack, num_cpus=num_cpus)
-        stack.callback(ray.shutdown)
-        return stack.pop_all().close
-
-
-def _start(config: ClusterConfig, stack: ExitStack, *, num_cpus: int) -> None:
-    """Start Ray on this machine; `stack` ends what is left of it after its shutdown."""
+    if config.address is not None:
+        _join(config, config.address)
+        return
     # By default Ray's workers yield to every other process, and a learner that shares its cores crawls.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray spells it so
     # By default it also starts an idle process for each core, before anyone asked for one.
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
+    # When this process is killed, Ray's agents look for their head, which is gone with it, for a minute.
+    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
-    token = os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    stack.enter_context(watched(token))
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with _own_handlers():
         ray.init(
             address="local",

@@ -5,8 +5,9 @@ import signal
 import time
 from pathlib import Path
 
+from services.control import run_folder
 from services.control.ledger_events import Joined, LearnerLost, LearnerRestarted, Trained
-from tests.end_to_end.command import Running, started, write_config
+from tests.end_to_end.command import TIMEOUT_S, Running, started, write_config
 from tests.end_to_end.faults import (
     RESTORED_WITHIN_S,
     came,
@@ -23,10 +24,20 @@ SAVE_EVERY = 5
 """Steps between two checkpoints of `long_run_sections`."""
 
 
-def lose_a_rank(running: Running, run: Path, number: signal.Signals) -> None:
+def wait_for_a_save(run: Path) -> None:
+    """Return as soon as a checkpoint is being written."""
+    folder = run / run_folder.CHECKPOINTS
+    deadline = time.monotonic() + TIMEOUT_S
+    while not any(folder.glob(".step_*.partial/learner")):
+        assert time.monotonic() < deadline, f"no checkpoint was written for {TIMEOUT_S} s"
+
+
+def lose_a_rank(running: Running, run: Path, number: signal.Signals, *, in_a_save: bool = False) -> None:
     """Send a rank a signal; it takes no longer than the bound until the run trains again, with the workers it had."""
     before = workers(run)
     rank, step = ranks(running)[-1], steps_done(run)
+    if in_a_save:
+        wait_for_a_save(run)
     lost = time.time()
     os.kill(rank, number)
     came(running, run, LearnerLost, since=lost)
@@ -51,7 +62,9 @@ def test_a_learner_that_is_killed_goes_on_from_its_checkpoint_to_the_same_weight
     assert violations(run) == {}
 
 
-def test_two_ranks_of_which_one_is_killed_and_later_one_freezes_start_anew_together(task: Path, tmp_path: Path) -> None:
+def test_two_ranks_of_which_one_is_killed_in_a_save_and_later_one_freezes_start_anew_together(
+    task: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "run"
     sections = long_run_sections(
         task,
@@ -60,7 +73,7 @@ def test_two_ranks_of_which_one_is_killed_and_later_one_freezes_start_anew_toget
     )
     with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
         running.wait_until(lambda: steps_done(run) >= SAVE_EVERY + 2, "a checkpoint and a step")
-        lose_a_rank(running, run, signal.SIGKILL)
+        lose_a_rank(running, run, signal.SIGKILL, in_a_save=True)
         running.wait_until(lambda: steps_done(run) >= SAVE_EVERY + 2, "further steps")
         lose_a_rank(running, run, signal.SIGSTOP)
         finished = running.finish()

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.end_to_end.faults import (
     REQUEUED_WITHIN_S,
     Doing,
     came,
+    doing,
     freeze,
     has_served,
     steps_done,
@@ -42,6 +44,12 @@ def test_workers_that_are_killed_are_replaced_and_change_no_weight(
         left = came(running, run, Left, since=killed)
         assert left.worker == joined.worker
         assert left.time - killed <= REQUEUED_WITHIN_S
+        joined = came(running, run, Joined, since=killed)
+        running.wait_until(lambda: has_served(run, joined.worker), "the replacement to serve")
+        running.wait_until(lambda: doing(run, joined.worker) == "waits", "the replacement to be idle")
+        killed = time.time()
+        os.kill(joined.pid, signal.SIGKILL)
+        assert came(running, run, Left, since=killed).time - killed <= REQUEUED_WITHIN_S
         finished = running.finish()
     assert finished.code == 0, finished.output
     assert weights(run) == weights(undisturbed_long)
