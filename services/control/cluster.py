@@ -53,10 +53,10 @@ class Cluster:
 
     def __init__(self, config: ClusterConfig, demands: Sequence[Demand], *, spare: Sequence[Demand] = ()) -> None:
         self._groups: set[PlacementGroup] = set()
-        start_ray(config, num_cpus=max(1, math.ceil(sum(demand.cpus for demand in [*demands, *spare]))))
+        self._leave = start_ray(config, num_cpus=max(1, math.ceil(sum(demand.cpus for demand in [*demands, *spare]))))
         missing = shortage(demands, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         if missing:
-            ray.shutdown()
+            self._leave()
             raise UserError(missing)
 
     def __enter__(self) -> Self:
@@ -147,7 +147,7 @@ class Cluster:
         for group in self._groups:
             ray.util.remove_placement_group(group)
         self._groups.clear()
-        ray.shutdown()
+        self._leave()
 
 
 def put(value: object) -> object:

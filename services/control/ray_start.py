@@ -8,8 +8,9 @@ import logging
 import os
 import secrets
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,37 +19,48 @@ from ray._private.services import get_ray_address_from_environment
 from services.contracts.errors import UserError
 from services.control.config import ClusterConfig
 from services.control.ray_access import check_access
+from services.control.ray_watchdog import watch
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
 
 
-def start_ray(config: ClusterConfig, *, num_cpus: int) -> None:
+def start_ray(config: ClusterConfig, *, num_cpus: int) -> Callable[[], None]:
     """Join the cluster at `config.address`; without one start Ray here, with `num_cpus` logical cores.
+
+    Returns:
+        What leaves the cluster, or ends the Ray that was started here.
 
     Raises:
         UserError: nothing answers at the address, or it may not be joined.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
-    if config.address is not None:
-        _join(config, config.address)
-        return
+    with ExitStack() as stack:
+        if config.address is not None:
+            _join(config, config.address)
+        else:
+            stack.enter_context(watch(_start(config, num_cpus=num_cpus)))
+        stack.callback(ray.shutdown)
+        return stack.pop_all().close
+
+
+def _start(config: ClusterConfig, *, num_cpus: int) -> Path:
+    """Start Ray on this machine; returns the folder of its session."""
     # By default Ray's workers yield to every other process, and a learner that shares its cores crawls.
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112  # Ray spells it so
     # By default it also starts an idle process for each core, before anyone asked for one.
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
-    # When this process is killed, Ray's agents look for their head, which is gone with it, for a minute.
-    os.environ["RAY_gcs_rpc_server_reconnect_timeout_s"] = "5"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     with _own_handlers():
-        ray.init(
+        context = ray.init(
             address="local",
             num_cpus=num_cpus,
             include_dashboard=False,
             object_store_memory=int(config.object_store_gib * 2**30),
             **_QUIET,
         )
+    return Path(context.address_info["session_dir"])
 
 
 def _join(config: ClusterConfig, address: str) -> None:
