@@ -25,8 +25,9 @@ train: setup
 	$(BIN)/trireme sft examples/quickstart/sft.yaml --run.seed $(SEED)
 	$(BIN)/trireme train examples/quickstart/ppo.yaml --run.seed $(SEED)
 
+# Two at a time: runs that wait for their processes, and beside them everything else (tests/conftest.py).
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 lint: setup
 	$(BIN)/ruff check .

@@ -32,7 +32,7 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--learner.algoritm", "ppo"], ["flag --learner.algoritm is not a setting", "learner.algorithm?"]),
         (["--control.address", "0.0.0.0:7000"], ["control.address '0.0.0.0:7000' can be reached from other machines"]),
         (["--control.tls_certificate", "a.crt", "--control.tls_key", "a.key"], ["a.crt", "a.key cannot be used"]),
-        (["--learner.algorithm", "pppo"], ["learner.algorithm", "'pppo'", "ppo, grpo, rloo"]),
+        (["--learner.algorithm", "pppo"], ["learner.algorithm", "'pppo'", "ppo, grpo"]),
         (["--model.path", "/nowhere/model"], ["model.path '/nowhere/model' is no folder with a config.json"]),
         (["--data.prompts", "nowhere.jsonl"], ["data file 'nowhere.jsonl' does not exist"]),
         (["--data.prompt_field", "prompt"], ["row 0: no column 'prompt'; the row has ['answer', 'question']"]),
