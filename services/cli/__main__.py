@@ -16,6 +16,7 @@ COMMANDS = {
     "sft": "train a policy on demonstrations",
     "label-pairs": "have a judge compare completions, and write preference data",
     "revise": "have a judge revise answers by a constitution",
+    "label-steps": "label steps of completions by where the policy's continuations lead",
     "evaluate": "measure accuracy and pass@k on a data file",
     "status": "show a live run and its rollout workers",
     "scale": "give a live run another number of rollout workers",

@@ -84,6 +84,21 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
 
 
+def is_correct(reward: Reward, config: EvaluateConfig) -> bool:
+    """Whether the reward, or the component that counts, reaches the threshold.
+
+    Raises:
+        SampleNotScorable: the reward has no such component.
+    """
+    if config.component is None:
+        return reward.value >= config.threshold
+    if config.component not in reward.components:
+        raise SampleNotScorable(
+            f"evaluate.component is {config.component!r}, and the reward has {sorted(reward.components)}"
+        )
+    return reward.components[config.component] >= config.threshold
+
+
 async def _grade_all(
     prompts: Sequence[Prompt],
     sampling: Sampling,
@@ -107,23 +122,12 @@ def _grade(group: RolloutGroup, outcomes: Sequence[Reward | Failure], config: Ev
     for rollout, outcome in zip(group.rollouts, outcomes, strict=True):
         if isinstance(outcome, Failure):
             raise SampleNotScorable(f"evaluation prompt, row {group.prompt.row}: {outcome.message} ({outcome.code})")
-        value = _graded_value(outcome, config)
         graded.append(
             GradedCompletion(
                 prompt=group.prompt.text,
                 completion=rollout.completion,
                 reward=outcome.value,
-                correct=value >= config.threshold,
+                correct=is_correct(outcome, config),
             )
         )
     return graded
-
-
-def _graded_value(reward: Reward, config: EvaluateConfig) -> float:
-    if config.component is None:
-        return reward.value
-    if config.component not in reward.components:
-        raise SampleNotScorable(
-            f"evaluate.component is {config.component!r}, and the reward has {sorted(reward.components)}"
-        )
-    return reward.components[config.component]

@@ -58,6 +58,14 @@ def test_a_wrong_setting_is_refused(
         assert message in error
 
 
+def test_completions_without_their_column_are_refused_before_anything_is_labelled(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write_config(tmp_path / "run.yaml", **sections)
+    error = refuse(capsys, "label-steps", config, "--labels.completion_field", "solution")
+    assert "row 0, column 'solution': expected a completion or a list of completions, found None" in error
+
+
 def test_a_reward_that_does_not_exist_is_refused_with_those_that_do(
     sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,7 +15,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
 from services.contracts.errors import NonFiniteStep, UserError
 from services.contracts.records import ScoredGroup
-from tests.ppo_learner.builders import make_group, random_groups, same_update, start_rank, weights_of
+from tests.ppo_learner.builders import make_group, random_groups, same_update, start_rank, weights_of, with_steps
 
 FAST = {"lr": 1e-3, "critic_lr": 1e-3, "max_tokens_per_micro_batch": 64}
 VARIANTS: list[dict[str, Any]] = [
@@ -64,7 +64,7 @@ def test_the_split_into_micro_batches_changes_neither_report_nor_weights(
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_a_rewarded_token_becomes_more_likely_and_a_worse_one_less(algorithm: str, tiny_model: Path) -> None:
-    group = make_group([[0, 0, 1], [0, 0, 1]], [1.0, 0.0])
+    group = with_steps(make_group([[0, 0, 1], [0, 0, 1]], [1.0, 0.0]), [[(0, 1.0)], [(0, 0.0)]])
     good, bad = group.group.rollouts
     bad.token_ids[:2] = good.token_ids[:2]
     with running(tiny_model, {"canary_sequences": (good.token_ids, bad.token_ids)}, algorithm=algorithm) as rank:
