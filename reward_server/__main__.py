@@ -15,10 +15,11 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from reward_server.config import RewardServerConfig, RewardServerFile
+from reward_server.config import RewardServerConfig, RewardServerFile, faults_in_words
 from reward_server.lifetime import die_with_parent
 from reward_server.logs import set_up_logs
 from services.contracts.errors import UserError
+from services.contracts.settings import Section
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m reward_server") -> int:
@@ -56,8 +57,10 @@ def read_target(target: str, flags: dict[str, Any]) -> RewardServerFile:
         values = {"services": [{"name": target}]}
     try:
         return RewardServerFile(**values | {"server": (values.get("server") or {}) | flags})
-    except (ValidationError, TypeError) as error:
-        raise UserError(f"{target}: {_faults(error)}") from error
+    except ValidationError as error:
+        raise UserError(f"{target}: {faults_in_words(error)}") from error
+    except TypeError as error:
+        raise UserError(f"{target}: `server` must be a mapping") from error
 
 
 def _read_yaml(target: str) -> dict[str, Any]:  # Any: the user's YAML
@@ -73,19 +76,17 @@ def _read_yaml(target: str) -> dict[str, Any]:  # Any: the user's YAML
     return values
 
 
-def _faults(error: ValidationError | TypeError) -> str:
-    if isinstance(error, TypeError):
-        return "`server` must be a mapping"
-    return "; ".join(
-        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
-    )
-
-
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Serve a reward over gRPC.")
     parser.add_argument("target", help="a built-in reward, my_reward.py:score, rewards.yaml, or - for standard input")
     parser.add_argument("--parent-pid", type=int, help="end when this process, which started the server, ends")
-    for name, field in RewardServerConfig.model_fields.items():
+    add_flags(parser, RewardServerConfig)
+    return parser
+
+
+def add_flags(parser: argparse.ArgumentParser, section: type[Section]) -> None:
+    """A flag for each setting of a section; those that are given are in the parsed arguments, and no others."""
+    for name, field in section.model_fields.items():
         flag = f"--{name.replace('_', '-')}"
         default = field.get_default(call_default_factory=True, validated_data={})
         text = f"{field.description} (default: {default})".replace("%", "%%")
@@ -93,7 +94,6 @@ def _parser(prog: str) -> argparse.ArgumentParser:
             parser.add_argument(flag, dest=name, action="store_true", default=argparse.SUPPRESS, help=text)
         else:
             parser.add_argument(flag, dest=name, default=argparse.SUPPRESS, metavar=name.upper(), help=text)
-    return parser
 
 
 if __name__ == "__main__":

@@ -6,26 +6,28 @@ It must not load a reward or import gRPC. Invariant: a `RewardConfig` says in ex
 import os
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from reward_server.part_config import Parts
 from reward_server.part_config import RewardServiceConfig as RewardServiceConfig  # The section's items belong to it.
 from services.contracts.settings import Section
 from services.transport.reward_settings import RewardClientConfig, check_addresses
+from services.transport.security import ServerSecurity, refuse_plaintext
 
 READY_PREFIX = "reward server listening on "
 """What a server prints before its address, on one line of standard output, once it answers."""
 
 
-class RewardServerConfig(Section):
-    """One reward server: where it listens, its limits, and how it runs the reward."""
+class RewardServerConfig(ServerSecurity):
+    """One reward server: where it listens and to whom, its limits, and how it runs the reward."""
 
     host: str = "127.0.0.1"
     """Interface to listen on."""
     port: int = Field(default=50051, ge=0, le=65535)
     """Port to listen on; 0 takes a free one and prints it."""
-    allow_plaintext: bool = False
-    """Permit a host other than this machine's loopback, although nothing is encrypted."""
+    health_port: int | None = Field(default=None, ge=0, le=65535)
+    """Another port, which answers grpc.health.v1 alone, in plain text and without a token: Kubernetes' probes know
+    neither."""
     timeout_s: float = Field(default=20.0, gt=0)
     """Longest run of the reward on one sample (or one batch, for a batched reward), in seconds."""
     num_threads: int = Field(default=8, ge=1)
@@ -62,7 +64,12 @@ class RewardServerConfig(Section):
                 f"max_pending_samples is {self.max_pending_samples}, less than max_samples_per_call "
                 f"({self.max_samples_per_call}): a full call could never be accepted"
             )
-        check_addresses([f"{self.host}:{self.port}"], allow_plaintext=self.allow_plaintext)
+        refuse_plaintext(
+            f"{self.host}:{self.port}",
+            what="host and port",
+            is_secure=self.tls_certificate is not None or self.allow_plaintext,
+            remedy="give tls_certificate and tls_key, or allow_plaintext: true if the network is trusted",
+        )
         return self
 
 
@@ -100,5 +107,12 @@ class RewardConfig(RewardClientConfig):
                 f"give either reward.addresses (servers that run already) or reward.services (rewards that the run "
                 f"starts itself); {found} was given"
             )
-        check_addresses(self.addresses, allow_plaintext=self.allow_plaintext)
+        check_addresses(self.addresses, self)
         return self
+
+
+def faults_in_words(error: ValidationError) -> str:
+    """Which settings are wrong and why, without their values, which may be secrets in the wrong place."""
+    return "; ".join(
+        f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}" for fault in error.errors()
+    )

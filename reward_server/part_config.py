@@ -48,7 +48,7 @@ class RemoteConfig(NamedKeys, RewardClientConfig):
 
     @model_validator(mode="after")
     def _addresses_may_be_used(self) -> Self:
-        check_addresses(self.addresses, allow_plaintext=self.allow_plaintext)
+        check_addresses(self.addresses, self)
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reward_server.config import RewardServerConfig
+from reward_server.config import RewardServerConfig, faults_in_words
 from reward_server.function import RewardFunction, ScoreBatch, ScoreSample
 from reward_server.logs import set_up_logs
 from reward_server.scorer import FunctionScorer
@@ -23,7 +23,8 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
         score: takes a `RewardSample` and returns a number, a `Reward` or a `Failure`; or a `RewardFunction`, which also
             says the reward's name, version and range. Plain functions run in threads, several at once.
         batched: whether `score` takes a sequence of samples and returns a sequence.
-        settings: fields of `RewardServerConfig`, such as `port` (0 takes a free one), `host`, `timeout_s`.
+        settings: fields of `RewardServerConfig`, such as `port` (0 takes a free one), `host`, `timeout_s`,
+            `tls_certificate`, `tls_key`, `token_file`.
 
     Raises:
         UserError: a setting is wrong, the port is taken, or this is called while a server loads the file.
@@ -36,7 +37,7 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
     try:
         config = RewardServerConfig(**settings)
     except ValidationError as error:
-        raise UserError(f"serve() was given wrong settings: {error}") from error
+        raise UserError(f"serve() was given wrong settings: {faults_in_words(error)}") from None
     set_up_logs(config)
     set_up_tracing("trireme-reward")
     function = score if isinstance(score, RewardFunction) else RewardFunction(score, batched=batched)

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -24,7 +25,9 @@ from reward_server.scorer import Scorer
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample, reward_versions
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
+from services.transport.grpc_security import HEALTH_METHODS, TokenCheck, server_credentials
 from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, encode_result
+from services.transport.security import server_material, tokens
 
 if TYPE_CHECKING:  # Imported where it is wanted: Prometheus's client takes long.
     from reward_server.metrics import RewardMetrics
@@ -32,6 +35,7 @@ if TYPE_CHECKING:  # Imported where it is wanted: Prometheus's client takes long
 logger = logging.getLogger(__name__)
 
 MAX_VERSION_CHANGES = 5
+MAX_PROBES = 16
 Context = Any  # Any: grpc.aio.ServicerContext, which has no types
 
 
@@ -133,13 +137,17 @@ class RewardServer:
         self._servicer = RewardServicer(scorer, config)
         self._health = health.aio.HealthServicer()
         self._stop_metrics: Callable[[], None] = lambda: None
+        self._material = server_material(config)
+        accepted = tokens(config)
         self._server = grpc.aio.server(
+            interceptors=[TokenCheck(accepted.get, open_methods=HEALTH_METHODS)] if accepted else [],
             options=[
                 ("grpc.max_receive_message_length", config.max_message_bytes),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
-            ]
+            ],
         )
+        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES)
 
     async def start(self) -> str:
         """Load the reward, listen, and return the address as HOST:PORT."""
@@ -147,16 +155,18 @@ class RewardServer:
         reward_pb2_grpc.add_RewardServiceServicer_to_server(observed, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        port = self._bind()
+        port = self._listen()
         await self._scorer.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         await self._server.start()
+        await self._health_server.start()
         return f"{bracketed(self._config.host)}:{port}"
 
     async def drain(self) -> None:
         """Turn NOT_SERVING, let calls under way end within `drain_s`, and stop."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._servicer.finish(self._config.drain_s)
+        await self._health_server.stop(None)
         await self._server.stop(None)  # Clients that watch its health never end by themselves.
         await self._scorer.close()
         self._stop_metrics()
@@ -173,10 +183,20 @@ class RewardServer:
         logger.info("metrics on http://%s:%d/metrics", bracketed(host), port)
         return metrics
 
-    def _bind(self) -> int:
-        target = f"{bracketed(self._config.host)}:{self._config.port}"
+    def _listen(self) -> int:
+        """Take the ports; returns that of the service."""
+        add_port = self._server.add_insecure_port
+        if self._material is not None:
+            add_port = partial(self._server.add_secure_port, server_credentials=server_credentials(self._material))
+        if self._config.health_port is not None:
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
+            self._bind(self._config.health_port, self._health_server.add_insecure_port)
+        return self._bind(self._config.port, add_port)
+
+    def _bind(self, port: int, add_port: Callable[[str], int]) -> int:
+        target = f"{bracketed(self._config.host)}:{port}"
         try:
-            return int(self._server.add_insecure_port(target))
+            return add_port(target)
         except RuntimeError as error:
             raise UserError(
                 f"cannot listen on {target}: the port is taken, or the host is not this machine's; give another "

@@ -13,14 +13,18 @@ import shlex
 import shutil
 from collections.abc import Awaitable, Callable, Mapping
 
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
+from reward_server.__main__ import add_flags
 from reward_server.__main__ import main as serve
+from reward_server.config import faults_in_words
 from services.contracts.errors import UserError
 from services.contracts.records import Json
 from services.transport.reward_conformance import CHECKS, Finding, check_service
 from services.transport.reward_settings import check_addresses
+from services.transport.security import ClientSecurity
 
 SIGNS = {"passed": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]FAILED[/]"}
 
@@ -41,19 +45,29 @@ def serve_reward(argv: list[str]) -> int:
 
 def check_reward(argv: list[str]) -> int:
     arguments = _check_parser().parse_args(argv)
-    check_addresses([arguments.address], allow_plaintext=arguments.allow_plaintext)
-    findings = asyncio.run(_findings(arguments))
+    findings = asyncio.run(_findings(arguments, _security(arguments)))
     _show(findings, arguments.address)
     return int(any(finding.verdict == "failed" for finding in findings))
 
 
-async def _findings(arguments: argparse.Namespace) -> list[Finding]:
+def _security(arguments: argparse.Namespace) -> ClientSecurity:
+    given = {name: value for name, value in vars(arguments).items() if name in ClientSecurity.model_fields}
+    try:
+        security = ClientSecurity(**given)
+    except ValidationError as error:
+        raise UserError(f"the flags cannot be used: {faults_in_words(error)}") from None
+    check_addresses([arguments.address], security)
+    return security
+
+
+async def _findings(arguments: argparse.Namespace, security: ClientSecurity) -> list[Finding]:
     found = check_service(
         arguments.address,
         reference=_reference(arguments.reference),
         timeout_s=arguments.timeout_s,
         skip=arguments.skip,
         stop=None if arguments.stop is None else _start(arguments.stop),
+        security=security,
     )
     return [finding async for finding in found]
 
@@ -105,7 +119,7 @@ def _check_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--skip", action="append", default=[], metavar="CHECK", help=f"leave a check out: {', '.join(CHECKS)}"
     )
-    parser.add_argument("--allow-plaintext", action="store_true", help="permit an address off this machine")
+    add_flags(parser, ClientSecurity)
     return parser
 
 

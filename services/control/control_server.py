@@ -5,10 +5,9 @@ the run's token; in plain text it listens on this machine alone; every request h
 """
 
 import asyncio
-import hmac
 import logging
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ import grpc
 
 from services.contracts.errors import TriremeError, UserError
 from services.contracts.interfaces import RunControl
-from services.control.control_settings import ControlConfig, check_certificate
+from services.control.control_settings import ControlConfig
 from services.protos.control.v1 import control_pb2, control_pb2_grpc
 from services.transport.addresses import split_address
-from services.transport.control_codec import TOKEN_KEY, bearer, encode_status
+from services.transport.control_codec import encode_status
 from services.transport.control_file import ControlFile, announce
+from services.transport.grpc_security import TokenCheck, server_credentials
+from services.transport.security import server_material
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ async def open_control_server(control: RunControl, config: ControlConfig, folder
     """
     token = secrets.token_urlsafe(32)
     server = grpc.aio.server(
-        interceptors=[TokenCheck(token)],
+        interceptors=[TokenCheck(lambda: [token])],
         options=[("grpc.max_receive_message_length", MAX_REQUEST_BYTES), ("grpc.so_reuseport", 0)],
         maximum_concurrent_rpcs=MAX_CALLS,
     )
@@ -55,20 +56,6 @@ async def open_control_server(control: RunControl, config: ControlConfig, folder
             yield entry
     finally:
         await server.stop(FLUSH_S)
-
-
-class TokenCheck(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grpc has no types
-    """Lets through the calls that carry the token, whatever they ask."""
-
-    def __init__(self, token: str) -> None:
-        self._wanted = bearer(token).encode()
-
-    async def intercept_service(self, continuation: Callable[[Any], Awaitable[Any]], details: Any) -> Any:  # Any: grpc
-        given = dict(details.invocation_metadata).get(TOKEN_KEY, "")
-        if hmac.compare_digest(given.encode(), self._wanted):
-            return await continuation(details)
-        logger.warning("refused a call of %s without the run's token", details.method)
-        return grpc.unary_unary_rpc_method_handler(_refuse)
 
 
 class ControlServicer(control_pb2_grpc.ControlServiceServicer):  # type: ignore[misc]  # generated, without types
@@ -128,17 +115,12 @@ class ControlServicer(control_pb2_grpc.ControlServiceServicer):  # type: ignore[
             await context.abort(grpc.StatusCode.ABORTED, text)
 
 
-async def _refuse(request: object, context: Context) -> None:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the call carries no token of this run")
-
-
 def _listen(server: Any, config: ControlConfig) -> tuple[str, str]:  # Any: grpc.aio.Server, which has no types
     """Add the ports: the address for this machine, in plain text, and the one for others, behind TLS or empty."""
-    if config.tls_certificate is None or config.tls_key is None:
+    material = server_material(config, section="control.")
+    if material is None:
         return _bind(config.address, server.add_insecure_port), ""
-    check_certificate(config)
-    pair = (config.tls_key.read_bytes(), config.tls_certificate.read_bytes())
-    credentials = grpc.ssl_server_credentials([pair])
+    credentials = server_credentials(material)
     public = _bind(config.address, lambda target: server.add_secure_port(target, credentials))
     return _bind("127.0.0.1:0", server.add_insecure_port), public
 

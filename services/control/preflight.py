@@ -13,7 +13,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
 from services.control.config import RunConfig, SupervisedRunConfig
-from services.control.control_settings import check_certificate
+from services.transport import security
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +37,7 @@ def check_run(config: RunConfig) -> RunInputs:
         UserError: naming the value, the rule and the fix.
     """
     _check_transport(config)
-    check_certificate(config.control)
+    _check_security(config)
     tokenizer, max_length = load_tokenizer(config.model)
     room = max_length - config.rollout.max_completion_tokens
     if room < 1:
@@ -103,6 +103,15 @@ def _refuse_missing_folder(path: str) -> None:
         raise UserError(
             f"model.path {path!r} is no folder with a config.json; give a folder in Hugging Face format, or a hub name"
         )
+
+
+def _check_security(config: RunConfig) -> None:
+    """Every file of certificates, keys and tokens can be used."""
+    security.server_material(config.control, section="control.")
+    security.client_material(config.reward, section="reward.")
+    security.tokens(config.reward, section="reward.")
+    security.server_material(config.reward.server, section="reward.server.")
+    security.tokens(config.reward.server, section="reward.server.")
 
 
 def _check_transport(config: RunConfig) -> None:

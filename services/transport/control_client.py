@@ -4,7 +4,6 @@ It must not know how a run does what it is asked. Invariants: every call has a d
 leaves this machine only behind TLS; what goes wrong is told in words, with the run's address, never with the token.
 """
 
-import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -17,8 +16,10 @@ from services.contracts.errors import ControlError, DeadlineExceeded, UserError
 from services.contracts.run_status import RunStatus
 from services.protos.control.v1 import control_pb2, control_pb2_grpc
 from services.transport.addresses import is_loopback, split_address
-from services.transport.control_codec import SERVICE_NAME, TOKEN_KEY, bearer, decode_status
+from services.transport.control_codec import SERVICE_NAME, decode_status
 from services.transport.control_file import CONTROL_FILE, find_live
+from services.transport.grpc_security import TOKEN_KEY, bearer
+from services.transport.security import read_authorities
 
 TOKEN_VARIABLE = "TRIREME_CONTROL_TOKEN"
 ANSWER_S = 10.0
@@ -66,7 +67,7 @@ def find_run(run: str, *, token: str | None = None, token_from: str = "", ca_fil
             "or into a file for --token-file"
         )
     plaintext = ca_file is None and is_loopback(host)
-    authority = None if ca_file is None else _read_certificates(ca_file)
+    authority = None if ca_file is None else read_authorities(ca_file, "--ca-file")
     return RunAddress(address=run, token=token, token_from=token_from, plaintext=plaintext, authority=authority)
 
 
@@ -159,11 +160,3 @@ def _likely_cause(run: RunAddress) -> str:
     if run.plaintext:
         return "it has ended, or something else listens there, or it speaks TLS and needs --ca-file"
     return "it has ended, or does not speak TLS, or its certificate is not one that --ca-file vouches for"
-
-
-def _read_certificates(path: Path) -> bytes:
-    try:
-        ssl.create_default_context(cafile=path)
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(f"--ca-file {path} cannot be used: {error}; give a file with PEM certificates") from error

@@ -1,4 +1,4 @@
-"""The status of a run to a protobuf message and back, and how a call to a run proves itself.
+"""The status of a run to a protobuf message and back.
 
 It must not know who asks or what a status means. Invariant: a status decodes to what was encoded, except that a lone
 surrogate in its texts becomes a question mark.
@@ -12,8 +12,6 @@ from services.protos.control.v1 import control_pb2
 
 SERVICE_NAME = "trireme.control.v1.ControlService"
 Phase = TypeVar("Phase", RunPhase, WorkerPhase)
-TOKEN_KEY = "authorization"
-"""Metadata key of the token; its value is `bearer(token)`."""
 
 _RUN_PHASES: Mapping[int, RunPhase] = {
     control_pb2.RunPhase.Value(f"RUN_PHASE_{phase.upper()}"): phase for phase in get_args(RunPhase)
@@ -21,10 +19,6 @@ _RUN_PHASES: Mapping[int, RunPhase] = {
 _WORKER_PHASES: Mapping[int, WorkerPhase] = {
     control_pb2.WorkerPhase.Value(f"WORKER_PHASE_{phase.upper()}"): phase for phase in get_args(WorkerPhase)
 }
-
-
-def bearer(token: str) -> str:
-    return f"Bearer {token}"
 
 
 def encode_status(status: RunStatus) -> control_pb2.StatusResponse:

@@ -27,7 +27,7 @@ from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_outcome, encode_sample
 from services.transport.reward_endpoint import Endpoint
 from services.transport.reward_replicas import Lookup, Replicas, look_up
-from services.transport.reward_retry import CallFault, Outage, Patience, SampleFault
+from services.transport.reward_retry import CallFault, Outage, Patience, Refusal, SampleFault
 from services.transport.reward_settings import RewardClientConfig, check_addresses
 from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_reply, fault_in_reward
@@ -60,7 +60,7 @@ class RewardClient:
         tally: what scoring cost.
 
     Raises:
-        UserError: there is no address, or one may not be used.
+        UserError: there is no address, or one may not be used, or a file of certificates or tokens cannot be.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class RewardClient:
         self._config = config or RewardClientConfig()
         if not addresses:
             raise UserError("a reward client needs the address of at least one reward server, such as 127.0.0.1:50051")
-        check_addresses(addresses, allow_plaintext=self._config.allow_plaintext)
+        check_addresses(addresses, self._config)
         self.tally = RewardTally()
         self._replicas = Replicas(addresses, self._config, look_up, self.tally)
         self._addresses = ", ".join(addresses)
@@ -84,6 +84,7 @@ class RewardClient:
             budget_s: how long to wait for one server to answer; `unavailable_budget_s` where it is not given.
 
         Raises:
+            UserError: a server does not let this client in, or is not the one that it was said to be.
             RewardUnavailable, RewardContractError.
         """
         if self._description is None:
@@ -187,6 +188,9 @@ class RewardClient:
         endpoints = await self._replicas.all()
         answers = await asyncio.gather(*map(self._agreed_description, endpoints), return_exceptions=True)
         errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        barred = next((error for error in errors if isinstance(error, Refusal)), None)
+        if barred is not None:
+            raise UserError(str(barred)) from barred
         worst = next((error for error in errors if not isinstance(error, Outage)), None)
         if worst is not None or len(errors) == len(answers):
             raise worst or errors[0]

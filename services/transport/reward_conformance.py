@@ -6,16 +6,21 @@ accept; a `Failure` of a sample is such an answer, because the service may need 
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import grpc
 
 from services.contracts.errors import UserError
 from services.contracts.records import Json
+from services.transport.grpc_security import channel_credentials, token_senders
 from services.transport.reward_checks import answers, drain, identity, load, texts
 from services.transport.reward_checks.session import Session, Violation, Warn, in_words
+from services.transport.security import ClientSecurity, client_material, tokens
+from services.transport.tls_diagnosis import find_tls_fault
 
 MAX_MESSAGE_BYTES = 64_000_000
+NO_SECURITY = ClientSecurity()
 
 Verdict = Literal["passed", "warning", "failed"]
 Check: TypeAlias = Callable[[Session], Awaitable[str]]
@@ -37,6 +42,7 @@ async def check_service(
     timeout_s: float = 10.0,
     skip: Collection[str] = (),
     stop: Callable[[], Awaitable[None]] | None = None,
+    security: ClientSecurity = NO_SECURITY,
 ) -> AsyncIterator[Finding]:
     """Run the checks; after one that leaves nothing to test (no answer, no description) the rest is left out.
 
@@ -45,15 +51,23 @@ async def check_service(
         timeout_s: deadline of each call, in seconds.
         skip: names of checks to leave out.
         stop: tells the service to end; without it, its drain is not checked.
+        security: how the service is known, and how calls prove themselves.
 
     Raises:
-        UserError: a name in `skip` is no check's.
+        UserError: a name in `skip` is no check's, or a file of certificates or tokens cannot be used.
     """
     unknown = sorted(set(skip) - CHECKS.keys())
     if unknown:
         raise UserError(f"there are no checks {unknown} to skip; there are {', '.join(CHECKS)}")
-    async with grpc.aio.insecure_channel(address, options=_options()) as channel:
-        session = Session(address=address, channel=channel, reference=reference, timeout_s=timeout_s, stop=stop)
+    async with _channel(address, security) as channel:
+        session = Session(
+            address=address,
+            channel=channel,
+            reference=reference,
+            timeout_s=timeout_s,
+            stop=stop,
+            find_fault=partial(find_tls_fault, address, security),
+        )
         for name, check in CHECKS.items():
             if name in skip or (check is drain.drains and stop is None):
                 continue
@@ -74,14 +88,22 @@ async def _run(name: str, check: Check, session: Session) -> Finding:
         return Finding(check=name, verdict="failed", text=in_words(error, session.timeout_s))
 
 
-def _options() -> list[tuple[str, int]]:
-    return [
+def _channel(address: str, security: ClientSecurity) -> Any:  # Any: grpc has no types
+    options: list[tuple[str, int | str]] = [
         ("grpc.enable_http_proxy", 0),
         ("grpc.use_local_subchannel_pool", 1),
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ]
+    if security.tls_server_name is not None:
+        options.append(("grpc.default_authority", security.tls_server_name))
+    material, token = client_material(security), tokens(security)
+    interceptors = token_senders(token.get()[0]) if token else []
+    if material is None:
+        return grpc.aio.insecure_channel(address, options=options, interceptors=interceptors)
+    credentials = channel_credentials(material.get())
+    return grpc.aio.secure_channel(address, credentials, options=options, interceptors=interceptors)
 
 
 INDISPENSABLE = (identity.reachable, identity.describes_itself)

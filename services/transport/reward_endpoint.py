@@ -8,6 +8,7 @@ describes itself anew on each connection.
 import asyncio
 import json
 import re
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import grpc
@@ -16,12 +17,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from services.contracts.errors import RewardContractError
 from services.contracts.records import RewardDescription
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
+from services.transport.grpc_security import TOKEN_KEY, bearer, channel_credentials
 from services.transport.reward_codec import SERVICE_NAME, decode_description
-from services.transport.reward_retry import CallFault, Outage
+from services.transport.reward_retry import CallFault, Outage, Refusal
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank, Standing
 from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_description
+from services.transport.security import KeyMaterial
 from services.transport.tracing import outgoing
 
 Status = grpc.StatusCode
@@ -31,6 +34,8 @@ CALL_FAULT_CODES = (Status.INTERNAL, Status.UNKNOWN, Status.ABORTED)
 TOO_LARGE = re.compile(r"(larger than|exceeds) max", re.IGNORECASE)
 DESCRIBE_S = 10.0
 PROBE_PAUSE_S = 0.5
+CONNECT_POLL_S = 0.1
+CLOSE_S = 1.0
 
 # `round_robin` over the one address of a channel, because it alone keeps the connection up and watches the server's
 # health: the channel is READY only while grpc.health.v1 says SERVING. A server without that service counts as healthy.
@@ -42,6 +47,8 @@ class Endpoint:
 
     Args:
         address: what errors call it.
+        token: the token that calls carry now, if any.
+        find_fault: why no connection comes about, where it can be told.
     """
 
     def __init__(
@@ -50,6 +57,9 @@ class Endpoint:
         channel: Any,  # Any: grpc has no types
         config: RewardClientConfig,
         tally: RewardTally,
+        *,
+        token: Callable[[], str | None],
+        find_fault: Callable[[], Awaitable[str | None]],
     ) -> None:
         self.address = address
         self.standing = Standing(eject_after=config.eject_after, eject_s=config.eject_s)
@@ -57,6 +67,8 @@ class Endpoint:
         self._config = config
         self._tally = tally
         self._channel = channel
+        self._token = token
+        self._find_fault = find_fault
         self._description: RewardDescription | None = None
         self._watch = asyncio.create_task(self._watch_connection(), name=f"connection to {address}")
         self._probe: asyncio.Task[None] | None = None
@@ -70,39 +82,49 @@ class Endpoint:
     async def describe(self) -> RewardDescription:
         """What this server says of itself; asked again on each new connection, which may be to another reward."""
         if self._description is None:
-            message = await self._call(
-                "Describe", reward_pb2.DescribeRequest(), min(DESCRIBE_S, self._config.timeout_s)
-            )
-            description = decode_description(message)
-            fault = fault_in_description(description)
-            if fault is not None:
-                raise RewardContractError(f"{self.address} describes itself wrongly: {fault}")
-            self._description = description
+            self._description = await self._ask_description()
         return self._description
 
     async def score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         """The server's reply, unchecked."""
         response: reward_pb2.ScoreResponse = await self._call("Score", request, self._config.timeout_s)
+        self.standing.answered()  # Not for a description: a server may tell it and still hang at every call.
         return response
 
     async def close(self, *, grace_s: float | None = None) -> None:
         """Close the connection; calls under way have `grace_s` to end."""
-        self._watch.cancel()
         if self._probe is not None:
             self._probe.cancel()
         await self._channel.close(grace_s)
+        await asyncio.wait([self._watch], timeout=CLOSE_S)  # It ends with the channel.
+
+    async def _ask_description(self) -> RewardDescription:
+        timeout_s = min(DESCRIBE_S, self._config.timeout_s)
+        try:
+            message = await self._call("Describe", reward_pb2.DescribeRequest(), timeout_s)
+        except Outage as error:
+            fault = await self._find_fault()
+            if fault is None:
+                raise
+            raise Refusal(f"{self.address} {fault}") from error
+        description = decode_description(message)
+        fault = fault_in_description(description)
+        if fault is not None:
+            raise RewardContractError(f"{self.address} describes itself wrongly: {fault}")
+        return description
 
     async def _call(self, method: str, request: Any, timeout_s: float) -> Any:  # Any: the messages of either method
         stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+        token = self._token()
+        metadata = [*outgoing(), *([(TOKEN_KEY, bearer(token))] if token else [])]
         with self.standing.call():
             try:
-                response = await getattr(stub, method)(request, timeout=timeout_s, metadata=outgoing())
+                response = await getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
             except grpc.aio.AioRpcError as error:
                 failure = self._typed(method, error, request.ByteSize(), timeout_s)
                 self.trouble = str(failure)
                 self._note_failure(error.code())
                 raise failure from error
-        self.standing.answered()
         return response
 
     def _note_failure(self, code: grpc.StatusCode) -> None:
@@ -129,12 +151,17 @@ class Endpoint:
                 await asyncio.sleep(PROBE_PAUSE_S)
 
     async def _watch_connection(self) -> None:
-        """Forget the description with each connection that ends."""
-        while True:
-            state = self._channel.get_state(try_to_connect=True)
-            if state is not grpc.ChannelConnectivity.READY:
+        """Forget the description with each connection that ends, for as long as the channel is open."""
+        state = self._channel.get_state(try_to_connect=True)
+        while state is not grpc.ChannelConnectivity.SHUTDOWN:
+            if state is grpc.ChannelConnectivity.READY:
+                await self._channel.wait_for_state_change(state)
                 self._description = None
-            await self._channel.wait_for_state_change(state)
+            else:
+                self._description = None
+                # gRPC ends a wait for another state when that changes, and not when the channel is closed.
+                await asyncio.sleep(CONNECT_POLL_S)
+            state = self._channel.get_state(try_to_connect=True)
 
     def _typed(self, method: str, error: grpc.aio.AioRpcError, num_bytes: int, timeout_s: float) -> Exception:
         code, details = error.code(), error.details() or ""
@@ -150,13 +177,23 @@ class Endpoint:
                 f"{self.address} does not implement {SERVICE_NAME}/{method} ({details}); is a reward server of this "
                 "contract's version running there?"
             )
+        if code is Status.UNAUTHENTICATED:
+            return Refusal(f"{self.address} {self._fault_in_token()}")
         text = f"{self.address} answered {method} with {code.name}: {details}"
         if code in OUTAGE_CODES:
             return Outage(text)
         return CallFault(text) if code in CALL_FAULT_CODES else RewardContractError(text)
 
+    def _fault_in_token(self) -> str:
+        for name in ("token_file", "token_variable"):
+            if getattr(self._config, name) is not None:
+                return f"does not know the token that reward.{name} leads to"
+        return "asks for a token; set reward.token_file or reward.token_variable"
 
-def open_channel(target: str, *, authority: str, config: RewardClientConfig) -> Any:  # Any: grpc has no types
+
+def open_channel(
+    target: str, *, authority: str, config: RewardClientConfig, material: KeyMaterial | None
+) -> Any:  # Any: grpc has no types
     """A channel to one socket address; nothing is connected yet.
 
     Retries are ours alone, because they go to another replica; no proxy stands between, and a server that comes back is
@@ -174,4 +211,6 @@ def open_channel(target: str, *, authority: str, config: RewardClientConfig) -> 
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", config.max_response_bytes),
     ]
-    return grpc.aio.insecure_channel(target, options=options)
+    if material is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, channel_credentials(material), options=options)

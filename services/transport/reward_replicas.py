@@ -2,7 +2,7 @@
 
 It must not know what a call is about. Invariants: each socket address behind each name is a replica with its own
 connection; a call goes to the replica on duty with the fewest calls under way, in turn among equals; names are looked
-up anew while calls go on, and a replica whose address is gone ends its calls before it is closed.
+up and certificates read anew while calls go on, and a connection that is given up for it ends its calls before.
 """
 
 import asyncio
@@ -11,6 +11,8 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+from typing import NamedTuple
 
 from services.transport.addresses import split_address
 from services.transport.reward_endpoint import Endpoint, open_channel
@@ -18,6 +20,8 @@ from services.transport.reward_retry import Outage
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank
 from services.transport.reward_tally import RewardTally
+from services.transport.security import KeyMaterial, client_material, tokens
+from services.transport.tls_diagnosis import find_tls_fault
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +29,14 @@ LOOKUP_S = 5.0
 
 Lookup = Callable[[str, int], Awaitable[Sequence[str]]]
 """The IP addresses behind a host name; raises OSError."""
+
+
+class ReplicaKey(NamedTuple):
+    """What makes a replica the same as before: its address, the machine behind it, and what it is connected with."""
+
+    address: str
+    target: str
+    material: KeyMaterial | None
 
 
 class Replicas:
@@ -37,7 +49,9 @@ class Replicas:
         self._config = config
         self._look_up = look_up
         self._tally = tally
-        self._endpoints: dict[tuple[str, str], Endpoint] = {}
+        self._material = client_material(config, section="reward.")
+        self._tokens = tokens(config, section="reward.")
+        self._endpoints: dict[ReplicaKey, Endpoint] = {}
         self._lookup_faults: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._refresh_at = float("-inf")
@@ -83,16 +97,18 @@ class Replicas:
         await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints.values()))
 
     async def _refresh(self) -> None:
-        found: dict[tuple[str, str], Endpoint] = {}
+        found: dict[ReplicaKey, Endpoint] = {}
         faults = []
+        material = self._material.get() if self._material else None
         for address in self._addresses:
             try:
                 targets = await self._targets(address)
             except OSError as error:
                 faults.append(f"{address} cannot be looked up: {error or type(error).__name__}")
-                targets = [target for known, target in self._endpoints if known == address]
+                targets = [key.target for key in self._endpoints if key.address == address]
             for target in targets:
-                found[address, target] = self._endpoints.get((address, target)) or self._connect(address, target)
+                key = ReplicaKey(address, target, material)
+                found[key] = self._endpoints.get(key) or self._connect(key)
         gone = [endpoint for key, endpoint in self._endpoints.items() if key not in found]
         self._endpoints, self._lookup_faults = found, faults
         self._refresh_at = time.monotonic() + self._config.refresh_s
@@ -109,14 +125,24 @@ class Replicas:
             found = await self._look_up(host, port)
         return [grpc_target(ip, port) for ip in sorted(set(found))]
 
-    def _connect(self, address: str, target: str) -> Endpoint:
-        channel = open_channel(target, authority=address, config=self._config)
-        socket_address = target.partition(":")[2]
-        name = address if socket_address == address else f"{address} ({socket_address})"
-        return Endpoint(name, channel, self._config, self._tally)
+    def _connect(self, key: ReplicaKey) -> Endpoint:
+        socket_address = key.target.partition(":")[2]
+        ip, _ = split_address(socket_address, what="socket address")
+        authority = self._config.tls_server_name or key.address
+        return Endpoint(
+            key.address if socket_address == key.address else f"{key.address} ({socket_address})",
+            open_channel(key.target, authority=authority, config=self._config, material=key.material),
+            self._config,
+            self._tally,
+            token=self._token,
+            find_fault=partial(find_tls_fault, key.address, self._config, ip=ip.strip("[]")),
+        )
+
+    def _token(self) -> str | None:
+        return self._tokens.get()[0] if self._tokens else None
 
     def _retire(self, endpoint: Endpoint) -> None:
-        logger.info("%s is gone; its calls have %g s to end", endpoint.address, self._config.timeout_s)
+        logger.info("%s is gone, or connected anew; calls have %g s to end", endpoint.address, self._config.timeout_s)
         task = asyncio.create_task(endpoint.close(grace_s=self._config.timeout_s))
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)

@@ -16,6 +16,11 @@ class Outage(Exception):
     """No answer for now: retried until the time for outages is spent."""
 
 
+class Refusal(Outage):
+    """A setting here or there bars the way to the server. Before a run that is the user's to mend; within one it is
+    waited out, as certificates and tokens may be replaced meanwhile."""
+
+
 class CallFault(Exception):
     """The service failed at the call: retried until the attempts are spent."""
 

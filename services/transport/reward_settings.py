@@ -8,13 +8,11 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from services.contracts.errors import UserError
-from services.contracts.settings import Section
-from services.transport.addresses import is_loopback, split_address
+from services.transport.security import ClientSecurity, refuse_plaintext
 
 
-class RewardClientConfig(Section):
-    """Deadlines, retries and limits of the calls to a reward service."""
+class RewardClientConfig(ClientSecurity):
+    """Deadlines, retries, limits and security of the calls to a reward service."""
 
     timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one call, in seconds; a call that misses it is made again, on another server where there is one."""
@@ -38,21 +36,19 @@ class RewardClientConfig(Section):
     eject_s: float = Field(default=10.0, ge=0)
     """How long such a server sits out after that, in seconds, while another is on duty."""
     refresh_s: float = Field(default=10.0, gt=0)
-    """Seconds between two looks at what may change while a run goes on: the machines behind a name in `addresses`."""
-    allow_plaintext: bool = False
-    """Permit addresses off this machine, although completions and references travel there unencrypted."""
+    """Seconds between two looks at what may change while a run goes on: machines behind a name, certificate files."""
 
 
-def check_addresses(addresses: Sequence[str], *, allow_plaintext: bool) -> None:
-    """Refuse what is no HOST:PORT, and a host off this machine unless `allow_plaintext`.
+def check_addresses(addresses: Sequence[str], security: ClientSecurity) -> None:
+    """Refuse what is no HOST:PORT, and a host off this machine without TLS unless plain text is allowed.
 
     Raises:
         UserError: naming the address, the rule and the fix.
     """
     for address in addresses:
-        host, _ = split_address(address, what="reward address")
-        if not allow_plaintext and not is_loopback(host):
-            raise UserError(
-                f"reward address {address!r} is on another machine, and what is sent there is not encrypted; set "
-                "allow_plaintext: true if the network between is trusted, or use a tunnel that ends on 127.0.0.1"
-            )
+        refuse_plaintext(
+            address,
+            what="reward address",
+            is_secure=security.speaks_tls or security.allow_plaintext,
+            remedy="set tls_ca (or tls: true), or allow_plaintext: true if the network between is trusted",
+        )

@@ -30,8 +30,11 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
     ("flags", "messages"),
     [
         (["--learner.algoritm", "ppo"], ["flag --learner.algoritm is not a setting", "learner.algorithm?"]),
-        (["--control.address", "0.0.0.0:7000"], ["control.address '0.0.0.0:7000' can be reached from other machines"]),
+        (["--control.address", "0.0.0.0:7000"], ["control.address '0.0.0.0:7000' reaches beyond this machine"]),
         (["--control.tls_certificate", "a.crt", "--control.tls_key", "a.key"], ["a.crt", "a.key cannot be used"]),
+        (["--reward.token_file", "nowhere"], ["reward.token_file cannot be read: No such file"]),
+        (["--reward.tls_ca", "nowhere.pem"], ["reward.tls_ca nowhere.pem cannot be used"]),
+        (["--reward.server.token_variable", "UNSET"], ["reward.server.token_variable leads to no token"]),
         (["--learner.algorithm", "pppo"], ["learner.algorithm", "'pppo'", "ppo, grpo"]),
         (["--model.path", "/nowhere/model"], ["model.path '/nowhere/model' is no folder with a config.json"]),
         (["--data.prompts", "nowhere.jsonl"], ["data file 'nowhere.jsonl' does not exist"]),

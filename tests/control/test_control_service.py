@@ -3,9 +3,7 @@
 import asyncio
 import json
 import math
-import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,11 +16,13 @@ from pydantic import ValidationError
 
 from services.contracts.errors import CheckpointError, ControlError, DeadlineExceeded, TriremeError, UserError
 from services.control.control_server import open_control_server
-from services.control.control_settings import ControlConfig, check_certificate
+from services.control.control_settings import ControlConfig
 from services.protos.control.v1 import control_pb2, control_pb2_grpc
 from services.transport.control_client import ControlClient, RunAddress, connect, find_run
-from services.transport.control_codec import TOKEN_KEY, bearer
 from services.transport.control_file import CONTROL_FILE
+from services.transport.grpc_security import TOKEN_KEY, bearer
+from services.transport.security import server_material
+from tests.certificates import Authority
 from tests.control.fake_run import live_process
 from tests.fakes import FakeRunControl
 
@@ -275,11 +275,11 @@ async def test_another_service_at_the_address_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"address": "0.0.0.0:7000"}, "its token would travel unencrypted"),
+        ({"address": "0.0.0.0:7000"}, "reaches beyond this machine, and nothing would be encrypted"),
         ({"address": "trainer.example:7000"}, "give control.tls_certificate and control.tls_key"),
         ({"address": "127.0.0.1"}, "control.address '127.0.0.1' is not HOST:PORT"),
-        ({"tls_certificate": "run.crt"}, "without control.tls_key"),
-        ({"tls_key": "run.key", "address": "0.0.0.0:7000"}, "without control.tls_certificate"),
+        ({"tls_certificate": "run.crt"}, "without tls_key"),
+        ({"tls_key": "run.key", "address": "0.0.0.0:7000"}, "without tls_certificate"),
     ],
 )
 def test_settings_that_would_expose_the_token_are_refused(settings: dict[str, str], message: str) -> None:
@@ -295,25 +295,20 @@ async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
         assert (tmp_path / CONTROL_FILE).exists()
 
 
-def make_certificate(folder: Path, name: str) -> ControlConfig:
-    """A self-signed certificate for 127.0.0.1 and its key."""
-    certificate, key = folder / f"{name}.crt", folder / f"{name}.key"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    subject = ["-subj", "/CN=run", "-addext", "subjectAltName=IP:127.0.0.1", "-days", "1"]
-    files = ["-keyout", str(key), "-out", str(certificate)]
-    subprocess.run([*command, *subject, *files], check=True, capture_output=True, timeout=30)
+def make_config(folder: Path, authority: Authority) -> ControlConfig:
+    certificate, key = authority.sign(folder, names=["127.0.0.1"])
     return ControlConfig(tls_certificate=certificate, tls_key=key)
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificates with openssl")
 async def test_another_machine_is_answered_behind_tls_alone(tmp_path: Path) -> None:
-    config, foreign = make_certificate(tmp_path, "run"), make_certificate(tmp_path, "foreign")
+    authority, foreign = Authority(tmp_path / "ca"), Authority(tmp_path / "foreign")
+    config = make_config(tmp_path / "run", authority)
     control = FakeRunControl()
     async with open_control_server(control, config, tmp_path) as entry:
-        run = find_run(entry.public_address, token=entry.token, ca_file=config.tls_certificate)
+        run = find_run(entry.public_address, token=entry.token, ca_file=authority.file)
         status = await ask(run, CALLS["status"])
         wrong_token = await refused(replace(run, token="wrong"), CALLS["drain"])
-        stranger = find_run(entry.public_address, token=entry.token, ca_file=foreign.tls_certificate)
+        stranger = find_run(entry.public_address, token=entry.token, ca_file=foreign.file)
         wrong_authority = await refused(stranger, CALLS["drain"])
         plaintext = await refused(find_run(entry.public_address, token=entry.token), CALLS["drain"])
         assert await ask(find_run(str(tmp_path)), CALLS["status"]) == status == control.state
@@ -324,11 +319,11 @@ async def test_another_machine_is_answered_behind_tls_alone(tmp_path: Path) -> N
     assert control.asked == []
 
 
-@pytest.mark.skipif(not shutil.which("openssl"), reason="makes its certificates with openssl")
 def test_a_certificate_that_cannot_be_used_is_refused_before_the_run(tmp_path: Path) -> None:
-    config, foreign = make_certificate(tmp_path, "run"), make_certificate(tmp_path, "foreign")
-    check_certificate(config)
-    check_certificate(ControlConfig())
+    authority = Authority(tmp_path / "ca")
+    config, foreign = make_config(tmp_path / "run", authority), make_config(tmp_path / "foreign", authority)
+    assert server_material(config) is not None
+    assert server_material(ControlConfig()) is None
     for wrong in ({"tls_key": foreign.tls_key}, {"tls_certificate": tmp_path / "nowhere"}):
         with pytest.raises(UserError, match=r"control.tls_certificate .* cannot be used"):
-            check_certificate(config.model_copy(update=wrong))
+            server_material(config.model_copy(update=wrong), section="control.")

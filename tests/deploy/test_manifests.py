@@ -11,6 +11,7 @@ import yaml
 from jsonschema import ValidationError
 
 from reward_server.__main__ import read_target
+from reward_server.config import RewardServerConfig
 from services.cli.arguments import load_config, take_switch
 from services.control.config import RunConfig
 from tests.deploy.manifests import (
@@ -27,6 +28,7 @@ from tests.deploy.manifests import (
     render,
 )
 
+SECURED = {"tlsSecret": "reward-tls", "clientTlsSecret": "run-tls", "tokenSecret": "reward-token"}
 MADE: dict[str, list[Manifest]] = {
     "raycluster.yaml": read(KUBERAY / "raycluster.yaml"),
     "rayjob.yaml": read(KUBERAY / "rayjob.yaml"),
@@ -45,6 +47,8 @@ MADE: dict[str, list[Manifest]] = {
         }
     ),
     "chart, rewards only": render({"ray": {"kind": "none"}}),
+    "chart, secured": render({"reward": {"security": SECURED}}),
+    "chart, secured cluster": render({"ray": {"kind": "cluster"}, "reward": {"security": SECURED}}),
     "chart, run only": render(
         {"reward": {"enabled": False}, "run": {"resume": True}, "storage": {"existingClaim": "c"}}
     ),
@@ -163,7 +167,7 @@ def test_every_node_sees_the_runs_folder(name: str) -> None:
             assert mounts["runs"] == "/runs"
 
 
-@pytest.mark.parametrize("name", ["chart", "chart, changed", "chart, rewards only"])
+@pytest.mark.parametrize("name", ["chart", "chart, changed", "chart, rewards only", "chart, secured"])
 def test_reward_servers_serve_what_the_values_say_and_drain_before_they_are_killed(name: str, tmp_path: Path) -> None:
     deployment = one(MADE[name], "Deployment")
     pod = deployment["spec"]["template"]["spec"]
@@ -179,6 +183,31 @@ def test_reward_servers_serve_what_the_values_say_and_drain_before_they_are_kill
     for service in served.services:
         file, separator, function = service.name.removeprefix("/etc/trireme/").partition(":")
         assert not separator or f"def {function}(" in config_map["data"][file]
+
+
+def test_secured_reward_servers_ask_for_what_the_run_shows(tmp_path: Path) -> None:
+    manifests = MADE["chart, secured"]
+    served, run = _served(manifests, tmp_path), _job_config(manifests, tmp_path)[0].reward
+    server = one(manifests, "Deployment")["spec"]["template"]["spec"]
+    head = ray_spec(manifests)["headGroupSpec"]["template"]["spec"]
+
+    assert not served.allow_plaintext and not run.allow_plaintext
+    assert _secret(server, served.tls_certificate) == _secret(server, served.tls_key) == "reward-tls"
+    assert _secret(server, served.tls_client_ca) == _secret(head, run.tls_ca) == "reward-tls"
+    assert _secret(head, run.tls_certificate) == _secret(head, run.tls_key) == "run-tls"
+    assert _secret(server, served.token_file) == _secret(head, run.token_file) == "reward-token"
+    shown = next(v["secret"]["items"] for v in head["volumes"] if v["name"] == "reward-tls")
+    assert [item["key"] for item in shown] == ["ca.crt"], "the servers' key is at the servers alone"
+    container = server["containers"][0]
+    ports = {container[f"{kind}Probe"]["grpc"]["port"] for kind in ("startup", "readiness", "liveness")}
+    assert ports == {served.health_port}
+
+
+def test_a_cluster_that_stays_has_what_its_runs_show() -> None:
+    head = ray_spec(MADE["chart, secured cluster"])["headGroupSpec"]["template"]["spec"]
+    assert {_secret(head, Path(f"/etc/trireme-reward/{kind}/x")) for kind in ("tls", "client", "token")} == {
+        "reward-tls", "run-tls", "reward-token",
+    }  # fmt: skip
 
 
 def test_reward_servers_answer_their_own_runs_only() -> None:
@@ -206,6 +235,8 @@ def test_a_changed_reward_replaces_the_pods() -> None:
     [
         {"reward": {"image": {"repository": "trireme/reward", "tag": "latest"}}},
         {"reward": {"replica": 3}},
+        {"reward": {"security": {"clientTlsSecret": "run-tls", "tlsSecret": ""}}},
+        {"reward": {"security": {"tokenSecret": "Not A Name"}}},
         {"ray": {"kind": "service"}},
         {"secrets": {"rayTokenValue": "hunter2"}},
         {"storage": {"size": "many"}},
@@ -220,6 +251,20 @@ def test_helm_finds_nothing_to_complain_of() -> None:
     report = helm_python.lint(CHART, strict=True)
     assert report["errors"] == []
     assert [m["error"] for m in report["messages"] if m["severity"] >= 2] == []
+
+
+def _served(manifests: list[Manifest], folder: Path) -> RewardServerConfig:
+    """The settings of the reward servers."""
+    config_map = next(m for m in manifests if m["kind"] == "ConfigMap" and "rewards.yaml" in m["data"])
+    (folder / "rewards.yaml").write_text(config_map["data"]["rewards.yaml"])
+    return read_target(str(folder / "rewards.yaml"), {}).server
+
+
+def _secret(pod: Manifest, file: Path | None) -> str:
+    """The name of the Secret that a file of the pod's first container comes from."""
+    mounts = pod["containers"][0]["volumeMounts"]
+    (volume,) = [mount["name"] for mount in mounts if file is not None and Path(mount["mountPath"]) == file.parent]
+    return str(next(v["secret"]["secretName"] for v in pod["volumes"] if v["name"] == volume))
 
 
 def _job_config(manifests: list[Manifest], folder: Path) -> tuple[RunConfig, bool]:

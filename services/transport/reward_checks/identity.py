@@ -19,6 +19,9 @@ async def reachable(session: Session) -> str:
     try:
         await asyncio.wait_for(session.channel.channel_ready(), session.timeout_s)
     except TimeoutError:
+        fault = await session.find_fault() if session.find_fault else None
+        if fault is not None:
+            raise Violation(f"{session.address} {fault}") from None
         raise Violation(f"nothing that speaks gRPC answers at {session.address}; is it started, and there?") from None
     return f"a gRPC server answers at {session.address}"
 

@@ -35,6 +35,7 @@ class Session:
         reference: sent with every sample.
         timeout_s: deadline of each call, in seconds.
         stop: tells the service to end; None where that is not to be tested.
+        find_fault: why no connection comes about, where TLS is the reason.
         description: what the service said of itself, once it was asked.
     """
 
@@ -43,6 +44,7 @@ class Session:
     reference: Mapping[str, Json]
     timeout_s: float
     stop: Callable[[], Awaitable[None]] | None = None
+    find_fault: Callable[[], Awaitable[str | None]] | None = None
     description: RewardDescription = field(default_factory=lambda: RewardDescription(name="unknown"))
 
     def samples(self, completions: Sequence[str]) -> list[RewardSample]:

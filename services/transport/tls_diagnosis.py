@@ -1,0 +1,99 @@
+"""Why no connection comes about, where TLS is the reason: asked of the server itself, with Python's own TLS.
+
+gRPC says that a handshake failed, and at some faults not even that. It must not know gRPC. Invariant: what is found
+names the setting to change, and no secret; the whole takes no longer than its deadlines.
+"""
+
+import asyncio
+import socket
+import ssl
+from pathlib import Path
+
+from services.transport.addresses import split_address
+from services.transport.security import ClientSecurity
+
+CONNECT_S = 2.0
+ALERT_S = 0.5
+
+EXPIRED = 10
+NOT_YET_VALID = 9
+WRONG_NAME = (62, 64)  # host name, IP address
+
+
+async def find_tls_fault(address: str, security: ClientSecurity, *, ip: str | None = None) -> str | None:
+    """What bars the way to the server, in words that follow its address; None when TLS is not the reason.
+
+    Args:
+        address: HOST:PORT; the certificate must name the host, unless `security` has another name.
+        ip: the one machine behind the host that is meant.
+    """
+    host, port = split_address(address, what="reward address")
+    host = host.strip("[]")
+    find = _fault_behind_tls if security.speaks_tls else _fault_in_plaintext
+    return await asyncio.to_thread(find, ip or host, port, security.tls_server_name or host, security)
+
+
+def _fault_behind_tls(ip: str, port: int, name: str, security: ClientSecurity) -> str | None:
+    context = ssl.create_default_context(cafile=security.tls_ca)
+    if security.tls_certificate is not None and security.tls_key is not None:
+        context.load_cert_chain(security.tls_certificate, security.tls_key)
+    try:
+        with _connected(ip, port) as plain, _wrapped(context, plain, name) as connection:
+            connection.settimeout(ALERT_S)
+            return None if connection.recv(1) else _fault_in_own_certificate(security.tls_certificate)
+    except ssl.SSLCertVerificationError as error:
+        return _fault_in_certificate(error, name, security)
+    except ssl.SSLError as error:
+        if error.reason and "ALERT" in error.reason:
+            return _fault_in_own_certificate(security.tls_certificate)
+        return (
+            "does not speak TLS; start it with tls_certificate and tls_key, or leave out reward.tls and reward.tls_ca"
+        )
+    except ConnectionResetError:
+        return _fault_in_own_certificate(security.tls_certificate)
+    except OSError:  # Nobody is there, or nothing is said: not for TLS to explain.
+        return None
+
+
+def _fault_in_plaintext(ip: str, port: int, name: str, security: ClientSecurity) -> str | None:
+    context = ssl.create_default_context()
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with _connected(ip, port) as plain, _wrapped(context, plain, name):
+            return "speaks TLS; set reward.tls_ca to the authority of its certificate, or reward.tls to true"
+    except OSError:
+        return None
+
+
+def _connected(ip: str, port: int) -> socket.socket:
+    return socket.create_connection((ip, port), timeout=CONNECT_S)
+
+
+def _wrapped(context: ssl.SSLContext, plain: socket.socket, name: str) -> ssl.SSLSocket:
+    context.set_alpn_protocols(["h2"])
+    return context.wrap_socket(plain, server_hostname=name)
+
+
+def _fault_in_certificate(error: ssl.SSLCertVerificationError, name: str, security: ClientSecurity) -> str:
+    if error.verify_code in WRONG_NAME:
+        return (
+            f"shows a certificate that does not name {name}; use a name that it has in reward.addresses, or set "
+            "reward.tls_server_name"
+        )
+    if error.verify_code == EXPIRED:
+        return (
+            "shows a certificate that has expired; renew it there (tls_certificate), and look at this machine's clock"
+        )
+    if error.verify_code == NOT_YET_VALID:
+        return "shows a certificate that is not valid yet; look at the clocks of both machines"
+    authority = "this machine trusts" if security.tls_ca is None else "reward.tls_ca vouches for"
+    return f"shows a certificate that is none that {authority}: {error.verify_message}"
+
+
+def _fault_in_own_certificate(certificate: Path | None) -> str:
+    if certificate is None:
+        return "asks for a client certificate; set reward.tls_certificate and reward.tls_key"
+    return (
+        "does not accept the client certificate in reward.tls_certificate: its authority is another, or it has expired"
+    )
