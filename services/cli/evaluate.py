@@ -38,4 +38,5 @@ async def _evaluate(config: RunConfig, inputs: RunInputs) -> Evaluation:
             rewards=parts.rewards,
             sampling=config.rollout.to_sampling(seed=config.run.seed),
             config=config.evaluate,
+            gold=parts.gold,
         )

@@ -49,6 +49,10 @@ class SampleNotScorable(TriremeError):
     """A reward service refused a sample for good."""
 
 
+class RewardAlarm(TriremeError):
+    """An alarm against reward hacking, or a broken reward, whose action is to stop the run."""
+
+
 class WeightSyncError(TriremeError):
     """New weights did not arrive as they were published; the worker serves nothing until they do."""
 

@@ -15,6 +15,17 @@ REWARD = "reward/mean"
 REWARD_SPREAD = "reward/std"
 ACCURACY = "evaluation/accuracy"
 STEP_SECONDS = "seconds/step"
+GOLD = "gold/reward"
+GOLD_SPREAD = "gold/reward_std"
+PROXY = "gold/proxy"
+PROXY_SPREAD = "gold/proxy_std"
+AGREEMENT = "gold/correlation"
+LENGTH_CORRELATION = "signals/length_correlation"
+AT_MAXIMUM = "signals/at_maximum"
+ONE_VALUE = "signals/one_value"
+FLAT_GROUPS = "zero_variance_groups"
+KL = "kl/reference"
+ALARM_FAMILY = "alarms"
 
 PHASES: Mapping[str, str] = {
     "sampling": "#3987d6",
@@ -53,8 +64,23 @@ METRICS: Mapping[str, Metric] = {
     "evaluation/sampled_accuracy": Metric(
         title="sampled accuracy", unit="share", panel="Held-out accuracy", label="sampled"
     ),
+    GOLD: Metric(title="gold reward", panel="Held-out rewards", label="gold"),
+    PROXY: Metric(title="proxy reward, held out", panel="Held-out rewards", label="proxy"),
+    GOLD_SPREAD: Metric(title="gold reward spread"),
+    PROXY_SPREAD: Metric(title="proxy reward spread, held out"),
+    AGREEMENT: Metric(title="correlation of proxy and gold", panel="Correlation of proxy and gold"),
+    LENGTH_CORRELATION: Metric(
+        title="correlation of reward and length", panel="Reward and length, correlation within groups"
+    ),
+    AT_MAXIMUM: Metric(
+        title="rewards at their maximum", unit="share", panel="Rewards without difference", label="at maximum"
+    ),
+    FLAT_GROUPS: Metric(
+        title="groups without difference", unit="share", panel="Rewards without difference", label="groups"
+    ),
+    ONE_VALUE: Metric(title="rewards of one value", unit="share"),
     "loss": Metric(title="loss", panel="Loss"),
-    "kl/reference": Metric(title="KL to reference", panel="KL to the reference"),
+    KL: Metric(title="KL to reference", panel="KL to the reference"),
     "entropy": Metric(title="entropy", panel="Entropy"),
     "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),
     "policy_loss": Metric(title="policy loss", panel="Policy loss"),
@@ -123,6 +149,8 @@ def describe(name: str) -> Metric:
             label=f"{member.removeprefix('share_')} versions",
             only_when_it_varies=True,
         )
+    if family == ALARM_FAMILY:
+        return Metric(title=f"alarm: {member}")
     if family == "evaluation":
         return Metric(title=member, unit="share", panel="Held-out accuracy", label=member)
     return Metric(title=name, unit="seconds" if family == "seconds" else "number")

@@ -15,6 +15,7 @@ from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.prompts import DataConfig
 from services.contracts.settings import ModelConfig, Section
+from services.control.alarms import AlarmsConfig
 from services.control.autoscaler import AutoscaleConfig
 from services.control.control_settings import ControlConfig
 from services.control.metrics import MetricsConfig
@@ -147,10 +148,28 @@ class RunConfig(_Root):
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
+    gold: RewardConfig | None = None
+    """The reward that counts, where `reward` only stands for it: scored on the completions of each evaluation, never
+    trained on. See `alarms`."""
     evaluate: EvaluateConfig = EvaluateConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     weights: WeightsConfig = WeightsConfig()
     control: ControlConfig = ControlConfig()
     autoscale: AutoscaleConfig = AutoscaleConfig()
+
+    @model_validator(mode="after")
+    def _what_is_watched_is_measured(self) -> Self:
+        if self.gold is not None and not (self.evaluate.prompts and self.evaluate.every):
+            raise ValueError("gold is measured in evaluations; set evaluate.prompts and evaluate.every")
+        needs = {
+            "divergence": (self.gold, "gold is not set"),
+            "sign_flip": (self.gold, "gold is not set"),
+            "kl": (self.learner.kl_coefficient, "learner.kl_coefficient is 0, with which the KL is not measured"),
+        }
+        for name, (given, fault) in needs.items():
+            if not given and getattr(self.alarms, name) != AlarmsConfig.model_fields[name].default:
+                raise ValueError(f"alarms.{name} would never be raised: {fault}")
+        return self
 
 
 class SupervisedRunConfig(_Root):

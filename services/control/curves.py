@@ -116,11 +116,16 @@ def _draw(axes: Axes, panel: Panel) -> None:
             _draw_line(axes, series, marked=panel.sparse or len(series.steps) <= _FEW_POINTS, smooth=panel.smooth)
     axes.yaxis.set_major_locator(MaxNLocator(nbins=4, steps=[1, 2, 2.5, 5, 10], min_n_ticks=3))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value, panel.unit)))
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, steps=[1, 2, 5, 10]))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=panel.x_label == "step", steps=[1, 2, 5, 10]))
     axes.margins(y=0.08)
     steps = [step for series in panel.series for step in series.steps]
+    steps += [place for place, _ in panel.marks]
     margin = max(0.02 * (max(steps) - min(steps)), 0.0 if min(steps) < max(steps) else 1.0)
     axes.set_xlim(min(steps) - margin, max(steps) + margin)
+    for place, name in panel.marks:
+        _draw_mark(axes, place, name)
+    if panel.x_label != "step":
+        axes.set_xlabel(panel.x_label, loc="right", fontsize=7.5, color=_MUTED, labelpad=1)
     if not any(math.isfinite(value) for series in panel.series for value in series.values):
         axes.set_yticks([])
 
@@ -137,6 +142,14 @@ def _draw_line(axes: Axes, series: Series, *, marked: bool, smooth: bool) -> Non
         axes.plot(series.steps, series.values, color=series.colour, linewidth=0.7, alpha=0.35)
     (line,) = axes.plot(series.steps, values, color=series.colour, linewidth=1.7, solid_capstyle="round")
     line.set(marker="o" if marked else "", markersize=3.2)
+
+
+def _draw_mark(axes: Axes, place: float, name: str) -> None:
+    """A line from top to bottom, with its name along it."""
+    axes.axvline(place, color=_INK, linewidth=1.0, linestyle=(0, (3, 3)))
+    beside: dict[str, Any] = {"textcoords": "offset points", "va": "top", "ha": "right"}  # Any: arguments
+    where = ((place, 1), (-2, -2), ("data", "axes fraction"))
+    axes.annotate(name, where[0], where[1], xycoords=where[2], rotation=90, fontsize=7.5, color=_INK, **beside)
 
 
 def _draw_stack(axes: Axes, panel: Panel) -> None:

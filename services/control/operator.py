@@ -65,9 +65,10 @@ class Operator:
         self._note("scaled", target=num_workers)
         self.message = f"asked for {num_workers} rollout workers"
 
-    async def pause(self) -> None:
-        self._note("paused")
-        self._turn("paused")
+    async def pause(self, *, reason: str = "") -> None:
+        """Implements `RunControl.pause`; a run that pauses itself gives its reason."""
+        self._note("paused", **({"reason": reason} if reason else {}))
+        self._turn("paused", reason)
 
     async def resume(self) -> None:
         self._note("resumed_by_operator")
@@ -99,11 +100,11 @@ class Operator:
         if not saving.cancelled() and (error := saving.exception()):
             self.message = f"the checkpoint that was asked for failed: {error}"
 
-    def _turn(self, phase: RunPhase) -> None:
+    def _turn(self, phase: RunPhase, reason: str = "") -> None:
         self._phase = phase
-        self.message = {"paused": "paused; `trireme resume` lets it go on", "draining": "ending what is under way"}.get(
-            phase, ""
-        )
+        paused = f"paused by an alarm, {reason}" if reason else "paused"
+        messages = {"paused": f"{paused}; `trireme resume` lets it go on", "draining": "ending what is under way"}
+        self.message = messages.get(phase, "")
         if self._session is not None:
             self._session.machine.phase = phase
             self._session.controller.wake()

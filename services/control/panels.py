@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 
 from services.control.catalogue import (
     ACCURACY,
+    AGREEMENT,
+    GOLD,
     METRICS,
     PHASES,
     REWARD,
@@ -18,7 +20,6 @@ from services.control.catalogue import (
     describe,
     written,
 )
-from services.control.metrics import MetricsRow
 from services.control.run_record import RunRecord
 from services.control.thinning import thinned
 
@@ -34,6 +35,7 @@ COLOURS: Mapping[str, str] = {
 
 _MOST_POINTS = 600
 _STEP_TIME = "Seconds per step"
+_PANELS_OF_EVALUATIONS = {describe(name).panel for name in (ACCURACY, GOLD, AGREEMENT)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +57,8 @@ class Panel:
         stacked: the series are parts of a whole, drawn on top of each other.
         sparse: each point counts by itself (an evaluation), so each is marked.
         smooth: the values are noisy, so that a long line is smoothed; a schedule is not.
+        x_label: what the series' `steps` are, where they are not steps.
+        marks: places on that axis where something happened, each with its name.
     """
 
     title: str
@@ -63,6 +67,8 @@ class Panel:
     stacked: bool = False
     sparse: bool = False
     smooth: bool = True
+    x_label: str = "step"
+    marks: Sequence[tuple[float, str]] = ()
 
     def legend(self) -> list[tuple[str, str]]:
         """Each series' colour, and its label with its last value; of a stack, the label alone."""
@@ -117,22 +123,10 @@ class _Column:
 
 def _columns(run: RunRecord) -> dict[str, _Column]:
     columns: dict[str, _Column] = {}
-    _add_accuracy(columns, 0, run.summary.get("accuracy_before"))
-    for row in run.rows:
-        _add_row(columns, row)
-    _add_accuracy(columns, run.rows[-1].step, run.summary.get("accuracy_after"))
+    for row in run.all_rows:
+        for name, value in row.metrics.items():
+            columns.setdefault(name, _Column()).add(row.step, value)
     return columns
-
-
-def _add_row(columns: dict[str, _Column], row: MetricsRow) -> None:
-    for name, value in row.metrics.items():
-        columns.setdefault(name, _Column()).add(row.step, value)
-
-
-def _add_accuracy(columns: dict[str, _Column], step: int, accuracy: object) -> None:
-    """The evaluations around a run are in its summary, not in a step's row."""
-    if isinstance(accuracy, int | float):
-        columns.setdefault(ACCURACY, _Column()).add(step, accuracy)
 
 
 def _by_panel(columns: Mapping[str, _Column]) -> dict[str, list[str]]:
@@ -148,7 +142,7 @@ def _by_panel(columns: Mapping[str, _Column]) -> dict[str, list[str]]:
 
 def _panel(title: str, first_name: str, lines: Sequence[Series]) -> Panel:
     metric = describe(first_name)
-    is_evaluation = metric.panel == describe(ACCURACY).panel
+    is_evaluation = metric.panel in _PANELS_OF_EVALUATIONS
     is_smooth = not (is_evaluation or metric.only_when_it_varies)
     return Panel(title=title, unit=metric.unit, series=lines, sparse=is_evaluation, smooth=is_smooth)
 

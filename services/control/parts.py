@@ -21,7 +21,7 @@ from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfi
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
-from services.control.reward_service import open_reward_service
+from services.control.reward_service import GOLD_LOG_FILE, open_reward_service
 from services.control.run_events import RunEvents
 from services.transport.reward_client import RewardClient, all_or_cancel
 
@@ -30,11 +30,12 @@ _KILL_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """The running parts around the learner."""
+    """The running parts around the learner; `gold` where held-out completions have a reward of their own."""
 
     rollouts: RolloutPool
     fleet: Fleet
     rewards: RewardClient
+    gold: RewardClient | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,7 +63,7 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
         DeadlineExceeded: a part that is not ready in time.
     """
     async with AsyncExitStack() as stack:
-        rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
+        rewards, gold = await _open_rewards(config, stack)
         ranks = _learner_demands(config)
         cluster = stack.enter_context(_open_cluster(config, ranks))
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
@@ -86,7 +87,12 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
             return new
 
         yield TrainingParts(
-            rollouts=fleet.pool, fleet=fleet, rewards=rewards, learner=learner, restart_learner=restart_learner
+            rollouts=fleet.pool,
+            fleet=fleet,
+            rewards=rewards,
+            gold=gold,
+            learner=learner,
+            restart_learner=restart_learner,
         )
 
 
@@ -94,12 +100,12 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
 async def start_samplers(config: RunConfig) -> AsyncIterator[Parts]:
     """Start what an evaluation needs: rollout workers with the model's own weights, and the reward service."""
     async with AsyncExitStack() as stack:
-        rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=config.run.dir))
+        rewards, gold = await _open_rewards(config, stack)
         cluster = stack.enter_context(_open_cluster(config, []))
         fleet = _fleet(cluster, config, None, transport=None)
         stack.push_async_callback(fleet.stop)
         await fleet.start(config.rollout.num_workers)
-        yield Parts(rollouts=fleet.pool, fleet=fleet, rewards=rewards)
+        yield Parts(rollouts=fleet.pool, fleet=fleet, rewards=rewards, gold=gold)
 
 
 @asynccontextmanager
@@ -111,6 +117,16 @@ async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator
         group = await _spawn_ranks(cluster, rooms, SupervisedRank, config, learner=config.learner)
         await group.ready()
         yield group
+
+
+async def _open_rewards(config: RunConfig, stack: AsyncExitStack) -> tuple[RewardClient, RewardClient | None]:
+    """The reward that trains, and the gold one where there is one."""
+    folder = config.run.dir
+    rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=folder))
+    if config.gold is None:
+        return rewards, None
+    gold = open_reward_service(config.gold, log_folder=folder, log_file=GOLD_LOG_FILE)
+    return rewards, await stack.enter_async_context(gold)
 
 
 def run_demands(config: RunConfig) -> list[Demand]:

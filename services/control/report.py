@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from services.control.catalogue import written
+from services.control.gold_panels import gold_panels
 from services.control.metrics import SAMPLES_FILE
 from services.control.panels import COLOURS, Panel, comparison_panels, run_panels
 from services.control.run_facts import early_and_late, headlines, median_phases, pieces, statistics, subtitle
@@ -43,6 +44,8 @@ def write_report(folder: Path) -> Path:
         run=run,
         headlines=headlines(run),
         phases=median_phases(run.rows),
+        gold=_drawn(gold_panels(run)),
+        alarms=run.alarms,
         samples=early_and_late(run.samples),
         statistics=statistics(run.rows),
     )
@@ -78,7 +81,7 @@ def _distinct(runs: Sequence[RunRecord], folders: Sequence[Path]) -> list[RunRec
 def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, **sections: object) -> str:
     """Draw the panels and fill the template; a section that is not given is left out."""
     # Drawing takes matplotlib, which costs every command half a second if it is imported with this file.
-    from services.control.curves import PAGE_COLOURS, draw_page, draw_svg
+    from services.control.curves import PAGE_COLOURS, draw_page
 
     draw_page(panels, picture, title=visible(title), subtitle=visible(subtitle))
     environment = Environment(
@@ -90,16 +93,22 @@ def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, 
         "shortened": partial(shortened, longest=_LONGEST_TEXT, rest_is_in=SAMPLES_FILE),
     }
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    empty = dict.fromkeys(("run", "headlines", "comparison", "phases", "samples", "statistics"))
+    empty = dict.fromkeys(("run", "headlines", "comparison", "gold", "alarms", "phases", "samples", "statistics"))
     return template.render(
         empty | sections,
         title=title,
         subtitle=subtitle,
         colours=COLOURS,
         page_colour=lambda colour: PAGE_COLOURS.get(colour, "var(--grid)"),
-        # The drawings hold numbers and titles from the catalogue, no text of a run.
-        panels=[(panel, Markup(draw_svg(panel))) for panel in panels],
+        panels=_drawn(panels),
     )
+
+
+def _drawn(panels: Sequence[Panel]) -> list[tuple[Panel, Markup]]:
+    """Each panel with its drawing, which holds numbers and names of the code's own, no text of a run."""
+    from services.control.curves import draw_svg
+
+    return [(panel, Markup(draw_svg(panel))) for panel in panels]
 
 
 def _write(page: str, report: Path) -> Path:

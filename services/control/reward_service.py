@@ -13,15 +13,18 @@ from reward_server.config import RewardConfig
 from services.transport.reward_client import RewardClient
 
 LOG_FILE = "reward_server.log"
+GOLD_LOG_FILE = "gold_server.log"
 _ANSWERS_WITHIN_S = 15.0
 
 
 @asynccontextmanager
-async def open_reward_service(config: RewardConfig, *, log_folder: Path) -> AsyncIterator[RewardClient]:
+async def open_reward_service(
+    config: RewardConfig, *, log_folder: Path, log_file: str = LOG_FILE
+) -> AsyncIterator[RewardClient]:
     """Start the configured services, or connect to the configured addresses.
 
     Args:
-        log_folder: receives the log of a server that is started here.
+        log_folder: receives the log of a server that is started here, under the name `log_file`.
 
     Raises:
         UserError: a reward that does not exist or does not load.
@@ -31,7 +34,7 @@ async def open_reward_service(config: RewardConfig, *, log_folder: Path) -> Asyn
     if config.services:
         log_folder.mkdir(parents=True, exist_ok=True)
         # Not in a thread: the kernel ends the child with the thread that started it.
-        child = RewardServerChild(config.services, config.server, log=log_folder / LOG_FILE)
+        child = RewardServerChild(config.services, config.server, log=log_folder / log_file)
     client = RewardClient([child.address] if child else config.addresses, config)
     try:
         await client.describe(budget_s=_ANSWERS_WITHIN_S)

@@ -14,9 +14,20 @@ import yaml
 
 from services.contracts.errors import UserError
 from services.contracts.records import Json
+from services.control.catalogue import ACCURACY, ALARM_FAMILY
 from services.control.event_log import EVENTS_FILE
 from services.control.metrics import MetricsRow, SampleRecord, read_metrics, read_samples
 from services.control.run_folder import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RaisedAlarm:
+    """An alarm of a run, as it was told, and what was done."""
+
+    step: int
+    name: str
+    text: str
+    action: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +40,9 @@ class RunRecord:
         summary: empty while the run goes on, or when it died.
         resumed_after: the step after which each resume went on.
         failures: why prompts failed for good.
+        evaluations: metrics of the evaluations before the first step and after the last, with their steps; the others
+            are in the rows.
+        alarms: in order of steps.
     """
 
     name: str
@@ -39,6 +53,13 @@ class RunRecord:
     config_text: str = ""
     resumed_after: Sequence[int] = ()
     failures: Sequence[str] = ()
+    evaluations: Sequence[MetricsRow] = ()
+    alarms: Sequence[RaisedAlarm] = ()
+
+    @property
+    def all_rows(self) -> list[MetricsRow]:
+        """The rows and the evaluations around them, in order of steps."""
+        return sorted([*self.evaluations, *self.rows], key=lambda row: row.step)
 
 
 def read_run(folder: Path) -> RunRecord:
@@ -54,17 +75,49 @@ def read_run(folder: Path) -> RunRecord:
         raise UserError(f"{folder / METRICS_FILE} has no step yet; give a run that has finished its first step")
     config_text = _text(folder / CONFIG_FILE)
     config = _parse_config(config_text, folder / CONFIG_FILE)
+    summary = _parse_summary(_text(folder / SUMMARY_FILE), folder / SUMMARY_FILE)
     events = _events(folder / EVENTS_FILE)
     return RunRecord(
         name=_name(config) or folder.resolve().name,
         rows=rows,
         samples=read_samples(folder),
-        summary=_parse_summary(_text(folder / SUMMARY_FILE), folder / SUMMARY_FILE),
+        summary=summary,
         config=config,
         config_text=config_text,
         resumed_after=[int(event["step"]) for event in events if event.get("event") == "resumed"],
         failures=[str(event.get("reason")) for event in events if event.get("event") == "failed"],
+        evaluations=_evaluations(events) or _accuracies(summary, rows[-1].step),
+        alarms=_alarms(events, rows),
     )
+
+
+def _evaluations(events: Sequence[Mapping[str, Any]]) -> list[MetricsRow]:  # Any: whatever JSON holds
+    """The last that was made at each step."""
+    found = {int(event["step"]): event["metrics"] for event in events if event.get("event") == "evaluated"}
+    return [MetricsRow(step=step, time_s=0.0, metrics=found[step]) for step in sorted(found)]
+
+
+def _accuracies(summary: Mapping[str, Json], last_step: int) -> list[MetricsRow]:
+    """What the summary says of them, of a run that did not write them down by themselves."""
+    found = {0: summary.get("accuracy_before"), last_step: summary.get("accuracy_after")}
+    return [
+        MetricsRow(step=step, time_s=0.0, metrics={ACCURACY: accuracy})
+        for step, accuracy in found.items()
+        if isinstance(accuracy, int | float)
+    ]
+
+
+def _alarms(events: Sequence[Mapping[str, Any]], rows: Sequence[MetricsRow]) -> list[RaisedAlarm]:  # Any: as above
+    """Those of which the metrics know too: a resumed run makes some steps again, without what was raised there."""
+    metrics = {row.step: row.metrics for row in rows}
+    found = {
+        (event["step"], event["alarm"]): RaisedAlarm(
+            step=event["step"], name=event["alarm"], text=event["text"], action=event["action"]
+        )
+        for event in events
+        if event.get("event") == "alarm" and f"{ALARM_FAMILY}/{event['alarm']}" in metrics.get(event["step"], {})
+    }
+    return [found[key] for key in sorted(found)]
 
 
 def _text(path: Path) -> str:

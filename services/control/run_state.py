@@ -36,6 +36,7 @@ class RunState:
         event_counts: the ledger's totals.
         num_events: events in the log when this was the state; later ones are void after a resume.
         accuracy_before: held-out accuracy before the first step, for the final summary.
+        evaluation_before: every metric of that evaluation.
         seconds: time spent in the run so far.
     """
 
@@ -45,6 +46,7 @@ class RunState:
     event_counts: Mapping[str, int] = field(default_factory=dict)
     num_events: int = 0
     accuracy_before: float | None = None
+    evaluation_before: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
 

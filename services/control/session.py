@@ -5,7 +5,7 @@ groups of one and the same moment between two steps; a checkpoint that the disk 
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -16,17 +16,20 @@ from services.contracts.errors import CheckpointError
 from services.contracts.records import ScoredGroup
 from services.control import run_state
 from services.control.admission import AdmissionRule
+from services.control.alarms import Alarm, Alarms
+from services.control.catalogue import ALARM_FAMILY
 from services.control.config import RunConfig
 from services.control.controller import Controller, Step
 from services.control.evaluation import Evaluation, evaluate
 from services.control.event_log import EventLog
 from services.control.learner_group import LearnerGroup
 from services.control.ledger import Ledger
-from services.control.metrics import SampleLog
+from services.control.metrics import SampleLog, read_metrics
 from services.control.parts import Parts
 from services.control.preflight import RunInputs
 from services.control.progress import Progress
 from services.control.recorder import Recorder, is_due
+from services.control.reward_signals import reward_signals
 from services.control.run_events import RunEvents
 from services.control.run_machine import OpenWork, RunMachine
 from services.control.run_state import RunState
@@ -60,6 +63,7 @@ class Session:
         controller: the loop.
         state: of the last whole step.
         last_step: None before there is one.
+        raised: the alarms of that step.
         saved_step: step of the newest checkpoint.
     """
 
@@ -99,8 +103,11 @@ class Session:
             max_failed_prompts=config.train.max_failed_prompts,
             prepare=_preparation(run),
         )
+        rows = [row.metrics for row in read_metrics(config.run.dir)]
+        self._alarms = Alarms(config.alarms, [state.evaluation_before, *rows])
         self.state = state
         self.last_step: Step | None = None
+        self.raised: Sequence[Alarm] = ()
 
     @property
     def saved_step(self) -> int:
@@ -129,8 +136,29 @@ class Session:
             rewards=self._parts.rewards,
             sampling=self._sampling,
             config=self._run.config.evaluate,
+            gold=self._parts.gold,
         )
-        self._run.progress.message(f"held-out accuracy {when}: {evaluation.accuracy:.1%}")
+        self._run.progress.message(f"held-out accuracy {when}: {evaluation}")
+        return evaluation
+
+    async def evaluate_before(self) -> Evaluation | None:
+        """Held-out accuracy of the weights that the run began with; None where it began earlier."""
+        before = await self._evaluate_apart("before training") if self.state.step == 0 else None
+        if before is not None:
+            metrics = before.metrics()
+            self.state = replace(self.state, accuracy_before=before.accuracy, evaluation_before=metrics)
+            self._alarms.check(metrics)
+        return before
+
+    async def evaluate_after(self) -> Evaluation | None:
+        """Held-out accuracy of the weights after the last step."""
+        return await self._evaluate_apart("after training")
+
+    async def _evaluate_apart(self, when: str) -> Evaluation | None:
+        """An evaluation that belongs to no step's metrics."""
+        evaluation = await self.evaluate(when)
+        if evaluation is not None:
+            self._run.events.note("evaluated", step=self.state.step, metrics=dict(evaluation.metrics()))
         return evaluation
 
     async def export(self, folder: Path) -> None:
@@ -157,12 +185,22 @@ class Session:
         self._run.totals.add(step)
         self._samples.record(step.number, step.groups)
         metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving) | self._parts.rewards.tally.lap()
+        metrics |= reward_signals(step.groups, maximum=self._parts.rewards.description.maximum)
         if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
             evaluation = await self.evaluate(f"after step {step.number}")
             metrics |= evaluation.metrics() if evaluation else {}
+        self.raised = self._alarms.check(metrics)
+        metrics |= {f"{ALARM_FAMILY}/{alarm.name}": alarm.reading for alarm in self.raised}
         self._recorder.record(step.number, metrics)
-        if is_due(step.number, config.train.checkpoint_every):
+        self._tell(self.raised)
+        holds = any(alarm.action == "pause" for alarm in self.raised)
+        if holds or is_due(step.number, config.train.checkpoint_every):
             await self._checkpoint_or_go_on()
+
+    def _tell(self, alarms: Sequence[Alarm]) -> None:
+        for alarm in alarms:
+            self._run.events.note("alarm", step=self.state.step, alarm=alarm.name, action=alarm.action, text=alarm.text)
+            self._run.progress.message(f"alarm after step {self.state.step}: {alarm.text}")
 
     async def _checkpoint_or_go_on(self) -> None:
         try:

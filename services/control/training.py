@@ -7,15 +7,16 @@ checkpoint while workers and rewards live on; the log says how the run ended; wh
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rollout_workers.fleet import Fleet
-from services.contracts.errors import LearnerLost, TriremeError
+from services.contracts.errors import LearnerLost, RewardAlarm, TriremeError
 from services.contracts.records import Json
 from services.control import run_folder, run_state
+from services.control.alarms import Alarm
 from services.control.autoscaler import Autoscaler
 from services.control.config import RunConfig
 from services.control.control_server import open_control_server
@@ -104,6 +105,9 @@ class Sessions:
             async with start_parts(self._config, self._run.events) as parts:
                 reward = parts.rewards.description
                 self._run.events.note("reward_service", name=reward.name, version=reward.version)
+                if parts.gold is not None:
+                    gold = parts.gold.description
+                    self._run.events.note("gold_service", name=gold.name, version=gold.version)
                 operator = Operator(self._config, parts.fleet, self._run.events.note)
                 async with open_control_server(operator, self._config.control, self._config.run.dir):
                     return await self.go_through(parts, operator, stop)
@@ -151,9 +155,7 @@ class Sessions:
     async def _train(self, session: Session, parts: TrainingParts, operator: Operator, stop: StopRequest) -> Outcome:
         await session.controller.publish(session.state.step)
         await session.controller.synced()
-        before = await session.evaluate("before training") if session.state.step == 0 else None
-        if before is not None:
-            session.state = replace(session.state, accuracy_before=before.accuracy)
+        before = await session.evaluate_before()
         operator.take_over(session)
         stop.finishes_step = True
         autoscaler = Autoscaler(self._config.autoscale, self._config.rollout)
@@ -161,6 +163,7 @@ class Sessions:
             async for step in steps:
                 if stop.requested:
                     break
+                await self._heed(session.raised, operator)
                 self._autoscale(autoscaler, parts.fleet, step)
         await session.checkpoint()
         is_whole = session.state.step == self._config.train.num_steps
@@ -169,9 +172,20 @@ class Sessions:
             return Outcome(
                 summary=summary, before=before, after=None, interrupted=stop.requested, drained=not stop.requested
             )
-        after = await session.evaluate("after training")
+        after = await session.evaluate_after()
         await session.export(self._config.run.dir / run_folder.EXPORT)
         return Outcome(summary=self._summary(session, after), before=before, after=after)
+
+    async def _heed(self, alarms: Sequence[Alarm], operator: Operator) -> None:
+        """Do what the alarms of a step call for. Raises `RewardAlarm` where that is to stop."""
+        reasons = {action: "; ".join(a.text for a in alarms if a.action == action) for action in ("stop", "pause")}
+        if reasons["stop"]:
+            raise RewardAlarm(f"the run was stopped by an alarm: {reasons['stop']}; see docs/reward_hacking.md")
+        if reasons["pause"]:
+            await operator.pause(reason=reasons["pause"])
+            self._run.progress.message(
+                f"paused; `trireme resume {self._config.run.dir}` lets the run go on, `trireme drain` ends it"
+            )
 
     def _autoscale(self, autoscaler: Autoscaler, fleet: Fleet, step: Step) -> None:
         wanted = autoscaler.decide(

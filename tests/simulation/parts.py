@@ -18,6 +18,7 @@ from services.contracts.records import (
     LearnerReport,
     Publication,
     Reward,
+    RewardDescription,
     RewardSample,
     ScoredGroup,
 )
@@ -105,6 +106,8 @@ class SimulatedLearner(FakeLearner):
 
 class SimulatedRewards:
     """Implements `RewardScorer`: holds what it is asked through an outage, and gives up when that is too long."""
+
+    description = RewardDescription(name="simulated")
 
     def __init__(self, scenario: Scenario, draw: random.Random, note: Note, *, started: float) -> None:
         self._scenario = scenario
