@@ -1,4 +1,4 @@
-"""A reward that can be gamed, in whole runs of the control plane on fakes: the proxy rises, gold falls, an alarm holds it.
+"""A reward that can be gamed, in whole runs of the control plane on fakes: proxy up, gold down, an alarm that pauses.
 
 The fake policy learns what the proxy pays for: with each version its completions have one more exclamation mark and are
 right less often. The proxy pays for marks, the gold reward does not.

@@ -1,0 +1,61 @@
+"""A reward that can be gamed, on real parts: the policy finds out, and the run holds itself until it is drained."""
+
+import json
+from pathlib import Path
+
+from tests.end_to_end.command import json_lines, started, trireme, write_config
+from tests.end_to_end.tiny_run import run_sections
+
+REWARDS = '''
+def sevens(sample):
+    """The proxy: pays for one character."""
+    return sample.completion.count("7") / 12
+
+def variety(sample):
+    """What it stands for, and what is lost when one character is all there is."""
+    return len(set(sample.completion)) / 12
+'''
+
+
+def test_a_policy_that_games_its_reward_is_paused_and_told_of(task: Path, tmp_path: Path) -> None:
+    (tmp_path / "rewards.py").write_text(REWARDS)
+    base = run_sections(task)
+    sections = run_sections(
+        task,
+        train=base["train"] | {"num_steps": 200, "prompts_per_step": 8, "checkpoint_every": 0},
+        learner=base["learner"] | {"lr": 1e-2, "kl_coefficient": 1e-3},
+        evaluate={"prompts": str(task / "rows.jsonl"), "every": 2, "num_samples": 2},
+        alarms={"divergence": {"threshold": 0.5, "window": 2}},
+    )
+    sections["reward"] = {"services": [{"name": "rewards.py:sevens"}]}
+    sections["gold"] = {"services": [{"name": "rewards.py:variety"}]}
+    with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
+        running.wait_until(lambda: alarms(tmp_path / "run") != [], "an alarm")
+        (paused_at,) = alarms(tmp_path / "run")
+        running.wait_until(lambda: status(tmp_path)["phase"] == "paused", "the pause")
+        assert "paused by an alarm, divergence: the gold reward is" in str(status(tmp_path)["message"])
+        drained = trireme("drain", "run", cwd=tmp_path)
+        assert drained.code == 0, drained.output
+        finished = running.finish()
+    assert finished.code == 0, finished.output
+    assert "`trireme resume run` lets the run go on" in finished.output
+    rows = [row for row in json_lines(tmp_path / "run" / "metrics.jsonl") if "gold/reward" in row]
+    assert rows[-1]["step"] == paused_at
+    assert rows[-1]["gold/proxy"] > rows[0]["gold/proxy"] and rows[-1]["gold/reward"] < rows[0]["gold/reward"]  # type: ignore[operator]
+    assert "Proxy against gold" in (tmp_path / "run" / "report.html").read_text()
+
+
+def alarms(run: Path) -> list[object]:
+    """The steps at which one paused the run."""
+    log = run / "events.jsonl"
+    lines = log.read_text().splitlines() if log.exists() else []
+    return [
+        event["step"]
+        for line in lines
+        if (event := json.loads(line))["event"] == "alarm" and event["action"] == "pause"
+    ]
+
+
+def status(folder: Path) -> dict[str, object]:
+    told = trireme("status", "run", "--json", cwd=folder)
+    return dict(json.loads(told.output)) if told.code == 0 else {"phase": "", "message": told.output}
