@@ -18,6 +18,7 @@ from rollout_workers.fleet import Fleet
 from rollout_workers.prompts import PromptSet
 from services.contracts.errors import RewardAlarm
 from services.contracts.records import (
+    Failure,
     Json,
     LearnerReport,
     Prompt,
@@ -42,6 +43,7 @@ from services.control.run_events import RunEvents
 from services.control.session import RunContext
 from services.control.step_metrics import RunTotals
 from services.control.training import Outcome, Sessions
+from services.transport.reward_tally import RewardTally
 from tests.fakes import FakeLearner, FakeRewards, FakeRollouts, make_prompt
 from tests.simulation.virtual_time import VirtualTimeLoop
 
@@ -87,7 +89,13 @@ class EventsWithoutAttempts(RunEvents):
 
 
 class Rewards(FakeRewards):
+    """What a session uses of a client."""
+
     description = RewardDescription(name="fake")
+
+    def __init__(self, score: Callable[[RewardSample], Reward | Failure]) -> None:
+        super().__init__(score)
+        self.tally = RewardTally()
 
 
 OFF = {"action": "ignore"}
@@ -147,13 +155,13 @@ class Run:
         prompts = PromptSet(prompts=tuple(make_prompt(row) for row in range(8)))
         run = RunContext(
             config=self._config,
-            inputs=RunInputs(prompts=prompts, evaluation_prompts=prompts, max_length=100),
+            inputs=RunInputs(prompts=prompts, evaluation_prompts=prompts, max_length=100, tokenizer=None),
             progress=progress,
             totals=RunTotals(started=time.monotonic()),
             log=log,
             events=EventsWithoutAttempts(log.note),
         )
-        fleet = cast(Fleet, SimpleNamespace(target=1, num_serving=1, status=lambda: ()))
+        fleet = cast(Fleet, SimpleNamespace(target=1, num_serving=1, status=lambda: (), trouble=""))
         operator = Operator(self._config, fleet, log.note)
         sessions = Sessions(run, checkpoint, state)
         sessions.note_start()
