@@ -26,17 +26,19 @@ END_OF_SEQUENCE = "<eos>"
 PADDING = "<pad>"
 
 
-def write_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, **overrides: Any) -> Path:
+def write_tiny_model(
+    folder: Path, *, tied: bool = True, seed: int = 0, characters: str = CHARACTERS, **overrides: Any
+) -> Path:
     """Write model and tokenizer to `folder` in Hugging Face format. `overrides` go to `LlamaConfig`."""
-    tokenizer = tiny_tokenizer()
+    tokenizer = tiny_tokenizer(characters)
     tiny_model(tied=tied, seed=seed, vocab_size=len(tokenizer), **overrides).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def tiny_tokenizer() -> PreTrainedTokenizerFast:
+def tiny_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
     """One token for each character, after padding (0) and end of sequence (1)."""
-    vocabulary = {token: index for index, token in enumerate([PADDING, END_OF_SEQUENCE, *CHARACTERS])}
+    vocabulary = {token: index for index, token in enumerate([PADDING, END_OF_SEQUENCE, *characters])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=PADDING))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
     tokenizer.decoder = decoders.Fuse()

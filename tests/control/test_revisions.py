@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from rollout_workers.prompts import DataConfig, load_demonstrations
 from services.cli.__main__ import main
 from services.cli.arguments import load_config
 from services.contracts.errors import UserError
@@ -69,6 +70,26 @@ async def test_a_violation_is_revised_and_what_is_well_stays(
     # Two critiques, one revision, one comparison in both orders.
     assert len(bodies) == 5
     assert "Point out shouting." in str(bodies) and "Write it without shouting." in str(bodies)
+
+
+class CharacterTokenizer:
+    """One token for each character."""
+
+    eos_token_id = 0
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        return [ord(character) for character in text]
+
+
+async def test_demonstrations_are_what_supervised_training_reads(
+    sections: dict[str, dict[str, object]], tmp_path: Path
+) -> None:
+    await revised(sections, editor())
+    path = tmp_path / "revised" / "demonstrations.jsonl"
+    data = DataConfig(prompts=str(path), response_field="response", template="plain")
+    first, _ = load_demonstrations(data, CharacterTokenizer(), max_length=100)
+    assert first.token_ids.tolist() == [*map(ord, "Hello?what!"), 0]
+    assert sum(first.loss_mask) == len("what!") + 1
 
 
 async def test_a_revision_that_is_not_preferred_to_its_draft_is_not_learnt(
