@@ -33,6 +33,7 @@ MAX_RESPONSE_BYTES = 4 << 20
 MAX_BACKOFF_S = 8.0
 CHARACTERS_PER_TOKEN = 3
 """A low guess, so that limits on tokens err on the safe side."""
+MAX_TOKENS = 1 << 31
 SHOWN_CHARACTERS = 300
 PASSING = (408, 409, 425, 429)
 FAULTS_OF_THE_BODY = (400, 413, 422)
@@ -73,7 +74,12 @@ async def open_endpoint(config: JudgeConfig) -> AsyncIterator[Endpoint]:
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It writes a line for each request.
     key = config.api_key()
     headers = {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
-    async with httpx.AsyncClient(base_url=config.base_url, headers=headers, timeout=config.timeout_s) as client:
+    async with httpx.AsyncClient(
+        base_url=config.base_url,
+        headers=headers,
+        timeout=config.timeout_s,
+        trust_env=config.base_url.startswith("https:"),  # A proxy would read what is not encrypted.
+    ) as client:
         endpoint = Endpoint(client, config, key)
         await endpoint.check()
         yield endpoint
@@ -127,7 +133,7 @@ class Endpoint:
             self.num_requests += 1
             response = await self._send("POST", "/chat/completions", body)
         self._raise_for(response)
-        reply = self._reply(response)
+        reply = self._reply(response, body)
         self._tokens.give_back(num_tokens - reply.input_tokens - reply.output_tokens)
         return reply
 
@@ -175,9 +181,9 @@ class Endpoint:
         code = FailureCode.INVALID_SAMPLE if is_of_body else FailureCode.UNAVAILABLE
         raise JudgeFault(self._shown(response), code=code)
 
-    def _reply(self, response: Response) -> Reply:
+    def _reply(self, response: Response, body: Mapping[str, Json]) -> Reply:
         try:
-            return to_reply(json.loads(response.content))
+            return to_reply(json.loads(response.content), guessed_input_tokens=guessed_input_tokens(body))
         except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise self._passing(f"answered with no chat completion: {response.content[:80]!r}") from error
 
@@ -192,19 +198,25 @@ class Endpoint:
         return f"the judge endpoint {self._config.base_url} answered with HTTP status {response.status}: {text!r}"
 
 
-def to_reply(completion: Any) -> Reply:  # Any: JSON that may have any shape
+def to_reply(completion: Any, *, guessed_input_tokens: int) -> Reply:  # Any: JSON that may have any shape
     """The reply in a chat completion. Raises LookupError, TypeError or ValueError where there is none."""
     choice = completion["choices"][0]
     text = choice["message"]["content"] or ""
     if not isinstance(text, str):
         raise TypeError(text)
-    usage = completion.get("usage") or {}
+    usage = completion.get("usage")
     return Reply(
-        text=text,
-        input_tokens=int(usage.get("prompt_tokens", 0)),
-        output_tokens=int(usage.get("completion_tokens", len(text) // CHARACTERS_PER_TOKEN)),
+        text=text.encode(errors="replace").decode(),  # Half a character can be written nowhere.
+        input_tokens=_counted(usage, "prompt_tokens", guessed_input_tokens),
+        output_tokens=_counted(usage, "completion_tokens", len(text) // CHARACTERS_PER_TOKEN),
         is_cut=choice.get("finish_reason") == "length",
     )
+
+
+def _counted(usage: object, name: str, guess: int) -> int:
+    """What the endpoint says it counted; the guess where it says nothing that can be true."""
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and 0 <= count < MAX_TOKENS else guess
 
 
 def model_names(response: Response) -> Sequence[str]:

@@ -8,6 +8,7 @@ import asyncio
 import functools
 import json
 import logging
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ from services.contracts.records import FailureCode, Json
 logger = logging.getLogger(__name__)
 
 MILLION = 1_000_000
+TELL_EVERY_S = 60.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,7 +56,7 @@ async def open_judge(config: JudgeConfig) -> AsyncIterator["Judge"]:
                 yield judge
             finally:
                 await judge.close()
-                logger.info("judge %s: %s", config.model, judge.counts)
+                judge.tell()
 
 
 @dataclass(slots=True)
@@ -65,6 +67,7 @@ class Judge:
     endpoint: Endpoint
     store: Store
     counts: Counts = field(default_factory=Counts)
+    _told_at: float = field(default_factory=time.monotonic)
     _reserved: float = 0.0
     _under_way: dict[bytes, "asyncio.Task[Reply]"] = field(default_factory=dict)
 
@@ -80,6 +83,8 @@ class Judge:
             JudgeFault: there is none; its failure says whose fault that is.
         """
         self.counts.questions += 1
+        if time.monotonic() - self._told_at >= TELL_EVERY_S:
+            self.tell()
         fault: str | None = None
         for _ in range(self.config.verdict_attempts):
             body = request_body(self.config, question, fault)
@@ -94,6 +99,13 @@ class Judge:
             f"not be used, because {fault}",
             code=FailureCode.INTERNAL,
         )
+
+    def tell(self) -> None:
+        """Write the counts to the log."""
+        self._told_at = time.monotonic()
+        facts = {"judge": self.name, "requests": self.endpoint.num_requests, **asdict(self.counts)}
+        words = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in asdict(self.counts).items())
+        logger.info("judge %s: %s", self.name, words, extra={"facts": facts})
 
     async def close(self) -> None:
         """Give up the requests under way."""

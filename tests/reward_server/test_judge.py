@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,16 @@ async def test_the_same_question_is_paid_for_once_however_many_ask_it() -> None:
             assert judge.counts.cache_hits == 5
             # 100 tokens at 10 a million, and 10 at 100 a million.
             assert judge.counts.paid == pytest.approx(0.002)
+
+
+async def test_what_was_asked_is_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    async with fake_endpoint(grade_two) as endpoint, open_judge(endpoint.config(input_price=10.0)) as judge:
+        await judge.ask(question())
+        await judge.ask(question())
+    (line,) = (record for record in caplog.records if record.name == "reward_server.judges.judge")
+    assert "2 questions, 1 cache hits, 0 unreadable, 100 input tokens, 10 output tokens, 0.001 paid" in line.message
+    assert line.__dict__["facts"]["requests"] == 1
 
 
 async def test_a_waiter_that_leaves_does_not_take_the_answer_from_the_others() -> None:
@@ -286,6 +297,36 @@ async def test_what_is_wrong_is_told_when_the_judge_is_opened(settings: dict[str
 def test_settings_that_cannot_be_meant_are_refused(settings: dict[str, object], words: str) -> None:
     with pytest.raises(ValidationError, match=words):
         JudgeConfig.model_validate({"base_url": "https://judge.example/v1", "model": "m"} | settings)
+
+
+@pytest.mark.parametrize(
+    "usage", [None, [], {}, {"prompt_tokens": -5, "completion_tokens": 1e400}, {"prompt_tokens": "7"}]
+)
+async def test_tokens_that_are_not_counted_are_guessed_so_that_what_is_paid_never_shrinks(usage: object) -> None:
+    choice = {"message": {"content": '{"grade": 2}'}}
+    answer = Answer(content=json.dumps({"choices": [choice], "usage": usage}).encode())
+    async with fake_endpoint(in_turn(answer)) as endpoint, open_judge(endpoint.config(input_price=10.0)) as judge:
+        await judge.ask(question())
+        length = sum(len(message["content"]) for message in endpoint.bodies[0]["messages"])
+        assert (judge.counts.input_tokens, judge.counts.output_tokens) == (length // 3, 4)
+        assert judge.counts.paid > 0
+
+
+async def test_half_a_character_in_a_reply_hurts_nothing(tmp_path: Path) -> None:
+    reasoned = replace(question(), verdict={"reasons": Key(meaning="why"), **VERDICT})
+    mind = in_turn('{"reasons": "\\ud800 \\u0000", "grade": 1}', completion('\ud800{"grade": 1}'))
+    async with fake_endpoint(mind) as endpoint, open_judge(endpoint.config(cache=tmp_path / "cache")) as judge:
+        assert (await judge.ask(reasoned))["grade"] == 1
+        assert await judge.ask(reasoned) == await judge.ask(reasoned)
+        with pytest.raises(JudgeFault, match="no JSON object"):
+            await judge.ask(question())
+
+
+async def test_what_is_not_encrypted_goes_through_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("ALL_PROXY", "http://127.0.0.1:9")
+    async with fake_endpoint(grade_two) as endpoint, open_judge(endpoint.config()) as judge:
+        assert await judge.ask(question()) == {"grade": 2}
 
 
 async def test_parameters_add_to_a_request_and_take_from_it() -> None:
