@@ -1,4 +1,4 @@
-"""Chat completions over HTTP. The only file that knows HTTP and the shape of OpenAI's protocol.
+"""Chat completions over HTTP. The only file that knows HTTP.
 
 It must not know what is asked. Invariants: every request has a deadline and a bounded response; what may pass is tried
 again, at most `max_attempts` times and no sooner than the endpoint asked; the API key goes into a header and nowhere
@@ -8,18 +8,18 @@ else.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pydantic import SecretStr
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
+from reward_server.judges.chat_protocol import Reply, model_names, to_reply
 from reward_server.judges.config import JudgeConfig
 from reward_server.judges.faults import JudgeFault
 from reward_server.judges.pace import Pace
@@ -31,22 +31,9 @@ if TYPE_CHECKING:
 
 MAX_RESPONSE_BYTES = 4 << 20
 MAX_BACKOFF_S = 8.0
-CHARACTERS_PER_TOKEN = 3
-"""A low guess, so that limits on tokens err on the safe side."""
-MAX_TOKENS = 1 << 31
 SHOWN_CHARACTERS = 300
 PASSING = (408, 409, 425, 429)
 FAULTS_OF_THE_BODY = (400, 413, 422)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Reply:
-    """What the model wrote, and what it cost; `is_cut` when it ran into the longest reply."""
-
-    text: str
-    input_tokens: int
-    output_tokens: int
-    is_cut: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +87,7 @@ class Endpoint:
         self._key = key
         self._requests = Pace(config.requests_per_minute)
         self._tokens = Pace(config.tokens_per_minute)
+        self._held_until = float("-inf")
         self._in_flight = asyncio.Semaphore(config.max_in_flight)
 
     async def check(self) -> None:
@@ -110,7 +98,7 @@ class Endpoint:
             raise UserError(f"{error}; start it, or set judge.base_url") from error
         if response.status in (401, 403):
             raise UserError(f"{self._shown(response)}; give the right key by judge.api_key_env or judge.api_key_file")
-        names = model_names(response)
+        names = model_names(response.content) if response.status == 200 else ()
         if names and self._config.model not in names:
             raise UserError(
                 f"the judge endpoint {self._config.base_url} has no model {self._config.model!r}; it has "
@@ -140,17 +128,20 @@ class Endpoint:
     async def _turn(self, num_tokens: int) -> None:
         """Wait until another request may start."""
         now = time.monotonic()
-        wait_s = max(self._requests.next_start(now=now), self._tokens.next_start(now=now)) - now
-        if wait_s > self._config.max_wait_s:
-            raise JudgeFault(
-                f"the judge endpoint {self._config.base_url} takes no more for {wait_s:.0f} s, by its own word or by "
-                f"judge.requests_per_minute and judge.tokens_per_minute; max_wait_s is {self._config.max_wait_s:g}",
-                code=FailureCode.OVERLOADED,
-                retryable=True,
-            )
+        deadline = now + self._config.max_wait_s
+        while (start := max(self._held_until, self._requests.next_start(), self._tokens.next_start())) > now:
+            if start > deadline:
+                raise JudgeFault(
+                    f"the judge endpoint {self._config.base_url} takes no more for {start - now:.0f} s, by its own word "
+                    "or by judge.requests_per_minute and tokens_per_minute; judge.max_wait_s is "
+                    f"{self._config.max_wait_s:g}",
+                    code=FailureCode.OVERLOADED,
+                    retryable=True,
+                )
+            await asyncio.sleep(start - now)
+            now = time.monotonic()
         self._requests.take(1, now=now)
         self._tokens.take(num_tokens, now=now)
-        await asyncio.sleep(wait_s)
 
     async def _send(self, method: str, path: str, body: Mapping[str, Json] | None = None) -> Response:
         import httpx
@@ -174,7 +165,7 @@ class Endpoint:
         if response.status == 200:
             return
         if response.status in PASSING or response.status >= 500:
-            self._requests.hold(until=time.monotonic() + response.retry_after_s)
+            self._held_until = max(self._held_until, time.monotonic() + response.retry_after_s)
             code = FailureCode.OVERLOADED if response.status == 429 else FailureCode.UNAVAILABLE
             raise Passing(self._shown(response), code=code, retryable=True)
         is_of_body = response.status in FAULTS_OF_THE_BODY
@@ -183,8 +174,8 @@ class Endpoint:
 
     def _reply(self, response: Response, body: Mapping[str, Json]) -> Reply:
         try:
-            return to_reply(json.loads(response.content), guessed_input_tokens=guessed_input_tokens(body))
-        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            return to_reply(response.content, body)
+        except ValueError as error:
             raise self._passing(f"answered with no chat completion: {response.content[:80]!r}") from error
 
     def _passing(self, what: str, code: FailureCode = FailureCode.UNAVAILABLE) -> Passing:
@@ -196,40 +187,6 @@ class Endpoint:
             text = text.replace(self._key.get_secret_value(), "***")
         text = text[:SHOWN_CHARACTERS]
         return f"the judge endpoint {self._config.base_url} answered with HTTP status {response.status}: {text!r}"
-
-
-def to_reply(completion: Any, *, guessed_input_tokens: int) -> Reply:  # Any: JSON that may have any shape
-    """The reply in a chat completion. Raises LookupError, TypeError or ValueError where there is none."""
-    choice = completion["choices"][0]
-    text = choice["message"]["content"] or ""
-    if not isinstance(text, str):
-        raise TypeError(text)
-    usage = completion.get("usage")
-    return Reply(
-        text=text.encode(errors="replace").decode(),  # Half a character can be written nowhere.
-        input_tokens=_counted(usage, "prompt_tokens", guessed_input_tokens),
-        output_tokens=_counted(usage, "completion_tokens", len(text) // CHARACTERS_PER_TOKEN),
-        is_cut=choice.get("finish_reason") == "length",
-    )
-
-
-def _counted(usage: object, name: str, guess: int) -> int:
-    """What the endpoint says it counted; the guess where it says nothing that can be true."""
-    count = usage.get(name) if isinstance(usage, dict) else None
-    return count if type(count) is int and 0 <= count < MAX_TOKENS else guess
-
-
-def model_names(response: Response) -> Sequence[str]:
-    """The names in a list of models; none where it is no such list, which not every endpoint keeps."""
-    try:
-        return [str(model["id"]) for model in json.loads(response.content)["data"]] if response.status == 200 else []
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return []
-
-
-def guessed_input_tokens(body: Mapping[str, Any]) -> int:  # Any: JSON
-    """Tokens of a request's messages, guessed from their length."""
-    return sum(len(message["content"]) for message in body["messages"]) // CHARACTERS_PER_TOKEN
 
 
 def seconds_until(retry_after: str) -> float:

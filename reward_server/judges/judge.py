@@ -14,8 +14,9 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 
+from reward_server.judges.chat_protocol import Reply, guessed_input_tokens
 from reward_server.judges.config import JudgeConfig
-from reward_server.judges.endpoint import Endpoint, Reply, guessed_input_tokens, open_endpoint
+from reward_server.judges.endpoint import Endpoint, open_endpoint
 from reward_server.judges.faults import JudgeFault, Unreadable
 from reward_server.judges.question import Question, Verdict, read_verdict, schema, to_messages
 from reward_server.judges.store import Store, open_store
@@ -69,7 +70,7 @@ class Judge:
     counts: Counts = field(default_factory=Counts)
     _told_at: float = field(default_factory=time.monotonic)
     _reserved: float = 0.0
-    _under_way: dict[bytes, "asyncio.Task[Reply]"] = field(default_factory=dict)
+    _under_way: dict[bytes, "asyncio.Task[Verdict]"] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -116,25 +117,26 @@ class Judge:
 
     async def _verdict(self, key: bytes, body: Mapping[str, Json], question: Question) -> Verdict:
         kept = self.store.get(key)
-        if kept is not None or key in self._under_way:
+        if kept is not None:
             self.counts.cache_hits += 1
-        reply = kept or await self._shared(key, body)
+            return read_verdict(kept.text, question, output=self.config.output)
+        task = self._under_way.get(key)
+        if task is None:
+            task = self._under_way[key] = asyncio.create_task(self._new_verdict(key, body, question))
+            task.add_done_callback(functools.partial(self._forget, key))
+        else:
+            self.counts.cache_hits += 1
+        return await asyncio.shield(task)  # It is paid for, and goes on when who asked has left.
+
+    async def _new_verdict(self, key: bytes, body: Mapping[str, Json], question: Question) -> Verdict:
+        reply = await self._paid(body)
         if reply.is_cut:
             raise Unreadable(f"it was cut at {self.config.max_reply_tokens} tokens (max_reply_tokens)")
         verdict = read_verdict(reply.text, question, output=self.config.output)
-        if kept is None:
-            self.store.put(key, reply)
+        self.store.put(key, reply)
         return verdict
 
-    async def _shared(self, key: bytes, body: Mapping[str, Json]) -> Reply:
-        """The reply to a request that is made once, whoever waits for it, and goes on when a waiter leaves."""
-        task = self._under_way.get(key)
-        if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._paid(body))
-            task.add_done_callback(functools.partial(self._forget, key))
-        return await asyncio.shield(task)
-
-    def _forget(self, key: bytes, task: "asyncio.Task[Reply]") -> None:
+    def _forget(self, key: bytes, task: "asyncio.Task[Verdict]") -> None:
         del self._under_way[key]
         if not task.cancelled():
             task.exception()  # Whoever still waits is told; nobody may be left.

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from reward_server.judges.endpoint import Reply
+from reward_server.judges.chat_protocol import Reply
 from services.contracts.errors import UserError
 
 APPLICATION_ID = 0x7472_6A31

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -34,6 +35,7 @@ class FakeEndpoint:
     def __init__(self, mind: Mind) -> None:
         self.mind = mind
         self.bodies: list[Body] = []
+        self.arrivals: list[float] = []
         self.headers: list[str] = []
         self.base_url = ""
         self.num_at_once = 0
@@ -64,11 +66,13 @@ class FakeEndpoint:
     async def _answer(self, head: str, content: bytes) -> Answer:
         if head.startswith("GET /v1/models"):
             return Answer(content=json.dumps({"data": [{"id": MODEL}]}).encode())
+        arrived = time.monotonic()
         self.num_at_once += 1
         self.most_at_once = max(self.most_at_once, self.num_at_once)
         await asyncio.sleep(0.01)  # Long enough for others to arrive.
         self.num_at_once -= 1
         body = json.loads(content)
+        self.arrivals.append(arrived)
         self.bodies.append(body)
         said = self.mind(body)
         return said if isinstance(said, Answer) else completion(said if isinstance(said, str) else json.dumps(said))

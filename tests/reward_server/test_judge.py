@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from reward_server.judges.chat_protocol import Reply
 from reward_server.judges.config import JudgeConfig
-from reward_server.judges.endpoint import Reply, seconds_until
+from reward_server.judges.endpoint import seconds_until
 from reward_server.judges.faults import JudgeFault
 from reward_server.judges.judge import open_judge
 from reward_server.judges.pace import Pace
@@ -82,6 +83,14 @@ async def test_a_waiter_that_leaves_does_not_take_the_answer_from_the_others() -
         assert await second == {"grade": 2}
 
 
+async def test_an_answer_that_nobody_waits_for_any_more_is_kept() -> None:
+    async with fake_endpoint(grade_two) as endpoint, open_judge(endpoint.config()) as judge:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(judge.ask(question()), 0.005)
+        assert await judge.ask(question()) == {"grade": 2}
+        assert len(endpoint.bodies) == 1
+
+
 async def test_a_cache_file_answers_after_a_restart_even_without_the_endpoint_being_asked(tmp_path: Path) -> None:
     async with fake_endpoint(grade_two) as endpoint:
         for _ in range(2):
@@ -97,7 +106,7 @@ def test_processes_share_a_cache_file_from_its_first_moment(tmp_path: Path) -> N
 import sys
 from pathlib import Path
 from reward_server.judges.store import open_store
-from reward_server.judges.endpoint import Reply
+from reward_server.judges.chat_protocol import Reply
 sys.stdin.readline()
 with open_store(Path(sys.argv[1])) as store:
     for number in range(200):
@@ -207,17 +216,29 @@ async def test_requests_keep_to_the_rate() -> None:
 
 
 def test_a_pace_hands_out_start_times_in_order_after_a_burst() -> None:
-    pace = Pace(per_minute=60)
-    starts = []
+    pace, now, starts = Pace(per_minute=60), 10.0, []
     for _ in range(6):
-        starts.append(pace.next_start(now=10.0))
-        pace.take(1, now=10.0)
+        now = max(now, pace.next_start())
+        starts.append(now)
+        pace.take(1, now=now)
     assert starts == [10.0, 10.0, 10.0, 11.0, 12.0, 13.0]
-    pace.give_back(1)
-    assert pace.next_start(now=10.0) == 13.0
-    pace.hold(until=40.0)
-    assert pace.next_start(now=20.0) == 40.0
-    assert Pace(None).next_start(now=3.0) == 3.0
+    assert pace.next_start() == 14.0
+    pace.give_back(0.5)
+    assert pace.next_start() == 13.5
+    pace.take(1, now=100.0)
+    assert pace.next_start() == 99.0
+    unlimited = Pace(None)
+    unlimited.take(1000, now=10.0)
+    assert unlimited.next_start() < 10.0
+
+
+async def test_who_waits_for_its_turn_also_waits_out_what_the_endpoint_asks_meanwhile() -> None:
+    mind = in_turn(Answer(status=429, headers={"Retry-After": "0.6"}), {"grade": 2})
+    async with fake_endpoint(mind) as endpoint, open_judge(endpoint.config(requests_per_minute=300)) as judge:
+        # Eleven start at once; the others would after 0.2, 0.4 and 0.6 s.
+        await asyncio.gather(*(judge.ask(question(str(number))) for number in range(14)))
+        assert len(endpoint.arrivals) == 15
+        assert endpoint.arrivals[11] - endpoint.arrivals[0] > 0.6
 
 
 async def test_the_rate_of_tokens_counts_what_was_used() -> None:
