@@ -132,8 +132,8 @@ class Endpoint:
         while (start := max(self._held_until, self._requests.next_start(), self._tokens.next_start())) > now:
             if start > deadline:
                 raise JudgeFault(
-                    f"the judge endpoint {self._config.base_url} takes no more for {start - now:.0f} s, by its word or by "
-                    "judge.requests_per_minute and tokens_per_minute; the longest wait is judge.max_wait_s "
+                    f"the judge endpoint {self._config.base_url} takes no more for {start - now:.0f} s, by its word or "
+                    "by judge.requests_per_minute and tokens_per_minute; the longest wait is judge.max_wait_s "
                     f"({self._config.max_wait_s:g})",
                     code=FailureCode.OVERLOADED,
                     retryable=True,
