@@ -46,6 +46,8 @@ class RewardServerConfig(ServerSecurity):
     """Largest request, in bytes; a larger one is refused with RESOURCE_EXHAUSTED."""
     max_pending_samples: int = Field(default=16_384, ge=1)
     """Samples accepted and not yet answered; a call beyond is refused with RESOURCE_EXHAUSTED, to be tried again."""
+    max_calls: int = Field(default=4096, ge=1)
+    """Calls under way at the same time, those that watch the health included; one more is refused likewise."""
     drain_s: float = Field(default=10.0, ge=0)
     """Time for calls under way to end after SIGTERM or SIGINT, in seconds."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)

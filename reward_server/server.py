@@ -146,6 +146,7 @@ class RewardServer:
                 ("grpc.max_send_message_length", -1),
                 ("grpc.so_reuseport", 0),
             ],
+            maximum_concurrent_rpcs=config.max_calls,
         )
         self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES)
 

@@ -132,6 +132,28 @@ async def test_overload_is_refused_with_a_status_that_clients_retry(connect: Con
     assert "overloaded: 2 samples are pending" in details
 
 
+async def test_more_calls_than_allowed_are_refused_likewise() -> None:
+    release = asyncio.Event()
+    started = asyncio.Event()
+
+    async def wait(sample: RewardSample) -> float:
+        started.set()
+        await release.wait()
+        return 1.0
+
+    async with (
+        serving(RewardFunction(wait), RewardServerConfig(port=0, max_calls=1)) as address,
+        stub(address) as service,
+    ):
+        call = service.Score(request(make_samples(1)), timeout=20.0)
+        await started.wait()
+        code, _ = await refusal(address, request(make_samples(1)))
+        release.set()
+        assert (await call).results[0].reward.value == 1.0
+
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_a_reward_that_is_too_slow_times_out_by_itself(connect: Connect) -> None:
     async def hang(sample: RewardSample) -> float:
         await asyncio.Event().wait()
