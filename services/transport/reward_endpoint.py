@@ -1,13 +1,11 @@
 """One replica of a reward service as its client sees it: the connection, the description, and its standing.
 
-The only file of the client that knows gRPC; it must not know samples or outcomes. Invariants: every call has a deadline
-and every failure leaves here as `Outage`, `CallFault` or `RewardContractError`, with the address in its text; a replica
-describes itself anew on each connection.
+It must not know samples or outcomes. Invariants: every call has a deadline, and every failure leaves here as one of the
+errors of `reward_status`; a replica describes itself anew on each connection.
 """
 
 import asyncio
 import json
-import re
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -18,10 +16,12 @@ from services.contracts.errors import RewardContractError
 from services.contracts.records import RewardDescription
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.grpc_security import TOKEN_KEY, bearer, channel_credentials
+from services.transport.reflection import list_services
 from services.transport.reward_codec import SERVICE_NAME, decode_description
-from services.transport.reward_retry import CallFault, Outage, Refusal
+from services.transport.reward_retry import Outage, Refusal
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank, Standing
+from services.transport.reward_status import NotImplementedThere, typed
 from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_description
 from services.transport.security import KeyMaterial
@@ -29,9 +29,6 @@ from services.transport.tracing import outgoing
 
 Status = grpc.StatusCode
 
-OUTAGE_CODES = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED, Status.CANCELLED)
-CALL_FAULT_CODES = (Status.INTERNAL, Status.UNKNOWN, Status.ABORTED)
-TOO_LARGE = re.compile(r"(larger than|exceeds) max", re.IGNORECASE)
 DESCRIBE_S = 10.0
 PROBE_PAUSE_S = 0.5
 CONNECT_POLL_S = 0.1
@@ -102,6 +99,8 @@ class Endpoint:
         timeout_s = min(DESCRIBE_S, self._config.timeout_s)
         try:
             message = await self._call("Describe", reward_pb2.DescribeRequest(), timeout_s)
+        except NotImplementedThere as error:
+            raise RewardContractError(f"{error}; {await self._what_it_has(timeout_s)}") from error
         except Outage as error:
             fault = await self._find_fault()
             if fault is None:
@@ -113,24 +112,43 @@ class Endpoint:
             raise RewardContractError(f"{self.address} describes itself wrongly: {fault}")
         return description
 
+    async def _what_it_has(self, timeout_s: float) -> str:
+        try:
+            names = await list_services(self._channel, timeout_s=timeout_s, metadata=self._metadata())
+        except grpc.aio.AioRpcError:
+            return "nor does it tell what it has (server reflection); is another service running there?"
+        own = [name for name in names if not name.startswith("grpc.")]
+        return f"it has {', '.join(own) or 'no service of its own'}, and {SERVICE_NAME} is wanted"
+
     async def _call(self, method: str, request: Any, timeout_s: float) -> Any:  # Any: the messages of either method
         stub = reward_pb2_grpc.RewardServiceStub(self._channel)
-        token = self._token()
-        metadata = [*outgoing(), *([(TOKEN_KEY, bearer(token))] if token else [])]
         with self.standing.call():
             try:
-                response = await getattr(stub, method)(request, timeout=timeout_s, metadata=metadata)
+                response = await getattr(stub, method)(request, timeout=timeout_s, metadata=self._metadata())
             except grpc.aio.AioRpcError as error:
-                failure = self._typed(method, error, request.ByteSize(), timeout_s)
+                failure = typed(
+                    error,
+                    address=self.address,
+                    method=method,
+                    num_bytes=request.ByteSize(),
+                    timeout_s=timeout_s,
+                    config=self._config,
+                )
                 self.trouble = str(failure)
                 self._note_failure(error.code())
                 raise failure from error
+        if response is None:  # gRPC's word for bytes that it could not read as the reply.
+            raise RewardContractError(f"{self.address} answered {method} with bytes that are no {method}Response")
         return response
+
+    def _metadata(self) -> list[tuple[str, str]]:
+        token = self._token()
+        return [*outgoing(), *([(TOKEN_KEY, bearer(token))] if token else [])]
 
     def _note_failure(self, code: grpc.StatusCode) -> None:
         if code is Status.DEADLINE_EXCEEDED:
             self.standing.missed()
-        elif code is Status.UNAVAILABLE:
+        elif code in (Status.UNAVAILABLE, Status.UNAUTHENTICATED):
             self.standing.eject()
         if self.standing.wants_probe and (self._probe is None or self._probe.done()):
             self._tally.num_ejections += 1
@@ -162,33 +180,6 @@ class Endpoint:
                 # gRPC ends a wait for another state when that changes, and not when the channel is closed.
                 await asyncio.sleep(CONNECT_POLL_S)
             state = self._channel.get_state(try_to_connect=True)
-
-    def _typed(self, method: str, error: grpc.aio.AioRpcError, num_bytes: int, timeout_s: float) -> Exception:
-        code, details = error.code(), error.details() or ""
-        if code is Status.DEADLINE_EXCEEDED:
-            return Outage(f"{self.address} did not answer {method} within {timeout_s:g} s (timeout_s)")
-        if code is Status.RESOURCE_EXHAUSTED and TOO_LARGE.search(details):
-            return RewardContractError(
-                f"{self.address} does not take a {method} request of {num_bytes} bytes, or its answer is too large: "
-                f"{details}; lower reward.max_request_bytes ({self._config.max_request_bytes})"
-            )
-        if code is Status.UNIMPLEMENTED:
-            return RewardContractError(
-                f"{self.address} does not implement {SERVICE_NAME}/{method} ({details}); is a reward server of this "
-                "contract's version running there?"
-            )
-        if code is Status.UNAUTHENTICATED:
-            return Refusal(f"{self.address} {self._fault_in_token()}")
-        text = f"{self.address} answered {method} with {code.name}: {details}"
-        if code in OUTAGE_CODES:
-            return Outage(text)
-        return CallFault(text) if code in CALL_FAULT_CODES else RewardContractError(text)
-
-    def _fault_in_token(self) -> str:
-        for name in ("token_file", "token_variable"):
-            if getattr(self._config, name) is not None:
-                return f"does not know the token that reward.{name} leads to"
-        return "asks for a token; set reward.token_file or reward.token_variable"
 
 
 def open_channel(

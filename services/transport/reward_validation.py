@@ -15,6 +15,7 @@ from services.contracts.records import REWARD_CONTRACT_VERSION, Reward, RewardDe
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9_]+")
 MAX_NAMED_IDS = 3
+MAX_COMPONENTS = 256
 
 
 def fault_in_reward(reward: Reward, *, description: RewardDescription, completion: str) -> str | None:
@@ -23,6 +24,8 @@ def fault_in_reward(reward: Reward, *, description: RewardDescription, completio
         return f"the value is {reward.value}, which is not finite"
     if not _in_range(reward.value, description):
         return f"the value {reward.value} lies outside the declared range {range_text(description)}"
+    if len(reward.components) > MAX_COMPONENTS:
+        return f"it has {len(reward.components)} components, each of which is a metric; {MAX_COMPONENTS} is the most"
     for name, value in reward.components.items():
         if not math.isfinite(value):
             return f"component {name!r} is {value}, which is not finite"

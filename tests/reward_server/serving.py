@@ -112,14 +112,19 @@ async def scripted(
     host: str = "127.0.0.1",
     port: int = 0,
     max_request_bytes: int = -1,
+    compression: grpc.Compression = grpc.Compression.NoCompression,
     health_servicer: health.aio.HealthServicer | None = None,
     **description: object,
 ) -> AsyncIterator[tuple[str, ScriptedService]]:
     """A service that replies as told; gives its address and itself. It keeps silent about `max_request_bytes`."""
     message = reward_pb2.DescribeResponse(**{"name": "scripted", "minimum": 0.0, "maximum": 1.0} | description)
     service = ScriptedService(reply, message)
-    options = [("grpc.so_reuseport", 0), ("grpc.max_receive_message_length", max_request_bytes)]
-    server = grpc.aio.server(options=options)
+    options = [
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", max_request_bytes),
+        ("grpc.max_send_message_length", -1),
+    ]
+    server = grpc.aio.server(options=options, compression=compression)
     reward_pb2_grpc.add_RewardServiceServicer_to_server(service, server)
     if health_servicer is not None:
         health_pb2_grpc.add_HealthServicer_to_server(health_servicer, server)

@@ -2,11 +2,9 @@
 
 import asyncio
 import math
-from collections.abc import Callable
 
 import grpc
 import pytest
-from google.protobuf.message import Message
 
 from services.contracts.errors import RewardContractError, UserError
 from services.contracts.interfaces import RewardScorer
@@ -14,6 +12,7 @@ from services.contracts.records import Failure, FailureCode, Reward, RewardSampl
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_client import RewardClient
 from services.transport.reward_settings import RewardClientConfig
+from tests.reward_server.lies import LIES
 from tests.reward_server.serving import (
     IMPATIENT,
     Connect,
@@ -114,69 +113,10 @@ async def test_two_samples_with_one_id_are_refused(connect: Connect) -> None:
         await connect(["127.0.0.1:1"], IMPATIENT).score([make_sample(0), make_sample(0)])
 
 
-def swapped_id(request: reward_pb2.ScoreRequest) -> Message:
-    return reward_pb2.ScoreResponse(request_id="another", results=results(request))
+@pytest.mark.parametrize("name", LIES)
+async def test_a_lying_server_is_named_and_never_believed(connect: Connect, name: str) -> None:
+    lie, words = LIES[name]
 
-
-def one_missing(request: reward_pb2.ScoreRequest) -> Message:
-    return response(request, results(request)[1:])
-
-
-def one_twice(request: reward_pb2.ScoreRequest) -> Message:
-    return response(request, [*results(request), results(request)[0]])
-
-
-def one_foreign(request: reward_pb2.ScoreRequest) -> Message:
-    changed = results(request)
-    changed[0].sample_id = "stranger"
-    return response(request, changed)
-
-
-def without_outcome(request: reward_pb2.ScoreRequest) -> Message:
-    return response(request, [reward_pb2.Result(sample_id=sample.id) for sample in request.samples])
-
-
-def valued(value: float) -> Callable[[reward_pb2.ScoreRequest], Message]:
-    return lambda request: response(request, results(request, value))
-
-
-def with_bad_component(request: reward_pb2.ScoreRequest) -> Message:
-    changed = results(request)
-    changed[0].reward.components["part"] = math.nan
-    return response(request, changed)
-
-
-def with_bad_step(request: reward_pb2.ScoreRequest) -> Message:
-    changed = results(request)
-    changed[0].reward.steps.add(start=0, end=99, value=0.0)
-    return response(request, changed)
-
-
-def with_infinite_step(request: reward_pb2.ScoreRequest) -> Message:
-    changed = results(request)
-    changed[0].reward.steps.add(start=0, end=1, value=math.inf)
-    return response(request, changed)
-
-
-@pytest.mark.parametrize(
-    ("lie", "words"),
-    [
-        (swapped_id, "answered request 'another'"),
-        (one_missing, r"1 results for 2 samples \(missing: '0-0/0'\)"),
-        (one_twice, r"3 results for 2 samples \(given more than once: '0-0/0'\)"),
-        (one_foreign, "foreign: 'stranger'"),
-        (without_outcome, "sample '0-0/0': it has neither"),
-        (valued(math.nan), "sample '0-0/0': the value is nan"),
-        (valued(math.inf), "not finite"),
-        (valued(1.5), r"1.5 lies outside the declared range \[0.0, 1.0\]"),
-        (with_bad_component, "component 'part' is nan"),
-        (with_bad_step, "completion of 1"),
-        (with_infinite_step, r"the step at characters \[0, 1\) is inf"),
-    ],
-)
-async def test_a_lying_server_is_named_and_never_believed(
-    connect: Connect, lie: Callable[[reward_pb2.ScoreRequest], reward_pb2.ScoreResponse], words: str
-) -> None:
     async def reply(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
         return lie(request)
 

@@ -7,9 +7,9 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
+from services.transport.reflection import list_services
 from services.transport.reward_checks.session import Session, Status, Violation, Warn
 from services.transport.reward_codec import SERVICE_NAME, decode_description
 from services.transport.reward_validation import fault_in_description, range_text
@@ -53,13 +53,10 @@ async def tells_its_health(session: Session) -> str:
 
 
 async def reflects(session: Session) -> str:
-    stub = reflection_pb2_grpc.ServerReflectionStub(session.channel)
-    request = reflection_pb2.ServerReflectionRequest(list_services="")
     try:
-        async for response in stub.ServerReflectionInfo(iter([request]), timeout=session.timeout_s):
-            names = [service.name for service in response.list_services_response.service]
-            if SERVICE_NAME in names:
-                return f"lists {len(names)} services"
+        names = await list_services(session.channel, timeout_s=session.timeout_s)
     except grpc.aio.AioRpcError as error:
         raise Warn(f"no server reflection ({error.code().name}); tools such as grpcurl will need the .proto") from error
-    raise Warn(f"server reflection does not list {SERVICE_NAME}")
+    if SERVICE_NAME not in names:
+        raise Warn(f"server reflection does not list {SERVICE_NAME}")
+    return f"lists {len(names)} services"
