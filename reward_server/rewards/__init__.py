@@ -7,6 +7,7 @@ run themselves.
 from collections.abc import Mapping
 
 from reward_server.function import RewardOptions
+from reward_server.rewards.code_execution import CodeExecution
 from reward_server.rewards.exact_match import ExactMatch
 from reward_server.rewards.instruction_constraints import InstructionConstraints
 from reward_server.rewards.json_schema import JsonSchema
@@ -35,5 +36,6 @@ REWARDS: Mapping[str, type[RewardOptions]] = {
     "required_format": RequiredFormat,
 }
 SCORERS: Mapping[str, type[ScorerOptions]] = {
+    "code_execution": CodeExecution,
     "reward_model": RewardModel,
 }

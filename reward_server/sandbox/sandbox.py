@@ -26,12 +26,18 @@ REPORT_GRACE_S = 5.0
 MAX_REPORT_BYTES = 4096
 LAUNCH = "import sys; sys.path.append(sys.argv[1]); from inside.launcher import main; sys.path.remove(sys.argv[1]); "
 LAUNCH += "main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])"
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "LC_ALL": "C.UTF-8", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "PYTHONHASHSEED": "0",
+    "LC_ALL": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "1",  # Each thread would reserve address space for an arena of its own.
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 ADVICE = (
-    "The sandbox needs Linux 5.12 or newer on x86_64 or aarch64, and the right to make namespaces: for a user who is not "
-    "root, user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1 (Debian) and "
+    "The sandbox needs Linux 5.12 or newer on x86_64 or aarch64, and the right to make namespaces: for a user who is "
+    "not root, user.max_user_namespaces above 0, kernel.unprivileged_userns_clone=1 (Debian) and "
     "kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu); in a container, a seccomp profile that permits unshare, "
-    "mount and pivot_root, and an unmasked /proc (docs/verifiers.md has the pod's securityContext)"
+    "mount and pivot_root (docs/verifiers.md has the pod's securityContext)"
 )
 
 

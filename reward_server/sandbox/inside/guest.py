@@ -7,6 +7,7 @@ that has run a line of the program holds an answer, or says how the program did.
 """
 
 import ast
+import atexit
 import builtins
 import gc
 import importlib
@@ -15,9 +16,10 @@ import operator
 import os
 import random
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from . import plain
 
@@ -36,18 +38,30 @@ def warm_up() -> None:
     gc.freeze()
 
 
-def run(role: str, files: list[int]) -> None:
-    """Play a role, with its order in the first of `files`. Raises whatever the program raises."""
-    order_file, *others = files
-    with open(order_file, "rb") as file:
-        order = json.loads(file.read())
-    null = os.open("/dev/null", os.O_RDWR)
-    for standard in (0, 1, 2):
-        os.dup2(null, standard)
-    os.close(null)
-    sys.argv = ["program.py"]
-    random.seed(0)  # A program that draws lots does so alike each time.
-    ROLES[role](order, *others)
+def run(role: str, files: list[int]) -> NoReturn:
+    """Play a role, with its order in the first of `files`, and end as Python would, but without taking itself apart."""
+    code = 1
+    try:
+        order_file, *others = files
+        with os.fdopen(order_file, "rb") as file:
+            order = json.loads(file.read())
+        null = os.open("/dev/null", os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+        os.close(null)
+        sys.argv = ["program.py"]
+        random.seed(0)  # A program that draws lots does so alike each time.
+        ROLES[role](order, *others)
+        code = 0
+    except SystemExit as exit_:
+        code = exit_.code if isinstance(exit_.code, int) else int(exit_.code is not None)
+    finally:
+        try:
+            threading._shutdown()  # type: ignore[attr-defined]  # what Python itself calls; waits for the threads
+            atexit._run_exitfuncs()
+            sys.stdout.flush()
+        finally:
+            os._exit(code & 0xFF)
 
 
 def script(order: Order, output: int, standard_input: int) -> None:
@@ -61,7 +75,7 @@ def script(order: Order, output: int, standard_input: int) -> None:
 def calls(order: Order, output: int) -> None:
     """Call a function of the program, and write what each call returned, a line each; null for one that raised."""
     function = eval(order["function"], vars(load(order["program"], "program")))
-    with open(output, "w") as lines:
+    with os.fdopen(output, "w") as lines:
         for call in order["calls"]:
             try:
                 returned = plain.write(function(*call.get("args", ()), **call.get("kwargs", {})))
@@ -79,7 +93,7 @@ def answers(order: Order, requests: int, replies: int) -> None:
         objects.append(value)
         return len(objects) - 1
 
-    with open(requests) as asked, open(replies, "w") as told:
+    with os.fdopen(requests) as asked, os.fdopen(replies, "w") as told:
         for line in asked:
             request = json.loads(line)
             arguments = plain.read(request["args"], objects.__getitem__)
@@ -94,7 +108,7 @@ def answers(order: Order, requests: int, replies: int) -> None:
 
 def tests(order: Order, output: int, requests: int, replies: int) -> None:
     """Run each test, and write whether it passed; or why it is no test that can be run."""
-    with open(output, "w") as verdict, open(requests, "w") as asked, open(replies) as told:
+    with os.fdopen(output, "w") as verdict, os.fdopen(requests, "w") as asked, os.fdopen(replies) as told:
         program = Remote(Line(asked, told), 0)
         try:
             passed = [passes(test, program) for test in order["tests"]]
@@ -127,7 +141,7 @@ def passes(test: str, program: "Remote") -> bool:
 
 def needed(test: str, program: "Remote") -> Iterator[tuple[str, object]]:
     """The names that a test uses without defining them, as far as the program does."""
-    used, defined = set(), {*dir(builtins)}
+    used, defined = set[str](), {*dir(builtins)}
     for node in ast.walk(ast.parse(test)):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
@@ -140,7 +154,7 @@ def needed(test: str, program: "Remote") -> Iterator[tuple[str, object]]:
     for name in sorted(used - defined):
         try:
             yield name, getattr(program, name)
-        except Exception:  # noqa: BLE001, S112 - then it is not there, as the test will find
+        except Exception:  # noqa: BLE001 - then it is not there, as the test will find
             continue
 
 

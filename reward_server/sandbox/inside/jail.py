@@ -11,6 +11,7 @@ a root without CAP_SYS_ADMIN, as in most containers, once it is nobody) make the
 import itertools
 import os
 import resource
+import socket
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,7 +27,7 @@ LINKS = ("/lib", "/lib64", "/lib32")
 SHARED = ("/usr/share/zoneinfo",)
 MAX_FILES, MAX_THREADS, MAX_INODES = 64, 32, 1024
 MAX_DESCRIPTOR = (1 << 31) - 1
-STACK_BYTES = 64 << 20
+STACK_BYTES = 8 << 20
 WORSE_PRIORITY = 10
 MOST_KILLABLE = 1000
 
@@ -67,6 +68,7 @@ def isolate() -> bool:
 
 def build_root(visible: Iterable[str], file_bytes: int) -> None:
     """Give this process a root in which only `visible` paths exist, read-only, and an empty /tmp of `file_bytes`."""
+    socket.sethostname("sandbox")
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("none", STAGE, "tmpfs", kernel.MS_NOSUID, "size=64k,mode=755")
     for path in (*visible, *DEVICES):

@@ -1,10 +1,11 @@
 """The system calls that Python 3.11 has no functions for, through the C library.
 
-It must not know what they are used for. Invariant: a call that the kernel refuses raises an OSError that names the call.
+It must not know what they are used for. Invariant: a call that the kernel refuses raises an OSError that names it.
 """
 
 import contextlib
 import ctypes
+import functools
 import os
 
 CLONE_NEWNS = 0x0002_0000
@@ -86,7 +87,11 @@ def install_filter(program: bytes) -> None:
 
 
 def _call(function: str, *arguments: object, name: str = "") -> None:
-    library = ctypes.CDLL(None, use_errno=True)
-    if getattr(library, function)(*arguments) == -1:
+    if getattr(_library(), function)(*arguments) == -1:
         number = ctypes.get_errno()
         raise OSError(number, f"{name or function}: {os.strerror(number)}")
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)

@@ -1,12 +1,12 @@
 """The fork server of the sandbox: for each job that comes with its files, one supervisor and one jailed program.
 
-    launcher ── fork ──> supervisor (namespaces, new root, clock) ── fork ──> the program, first process of its namespace
+    launcher ── fork ──> supervisor (namespaces, root, clock) ── fork ──> the program, first process of its namespace
 
 Started by `sandbox.Sandbox` with nothing in its environment, and asked over a socket: a job as JSON, and with it the
-open files that the program gets. Programs, inputs and outputs lie in those files and never pass through the launcher, so
-that a program, which is a copy of this process, finds nothing of another one in it. Invariants: a supervisor ends with
-the launcher or when nobody reads its report, and its program with it; a report comes from a supervisor, never from
-what it watches, or from a program before it began.
+open files that the program gets. Programs, inputs and outputs lie in those files and never pass through the launcher,
+so that a program, which is a copy of this process, finds nothing of another one in it. Invariants: a supervisor ends
+with the launcher or when nobody reads its report, and its program with it; a report comes from the supervisor, or from
+the program's process before it is the program's.
 """
 
 import json
@@ -17,8 +17,8 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
 from . import guest, jail, kernel, seccomp
 
@@ -53,8 +53,8 @@ def main(channel: int, parent: int, python_path: Sequence[str]) -> None:
                 os.close(file)
 
 
-def supervise(job: dict[str, Any], files: list[int], visible: Sequence[str], program: bytes) -> None:  # Any: JSON
-    """Run one job and report how it ended. Returns in no process but the program's, once that has come to its end."""
+def supervise(job: dict[str, Any], files: list[int], visible: Sequence[str], program: bytes) -> NoReturn:  # Any: JSON
+    """Run one job and report how it ended. Never returns."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     report, *given = files
@@ -69,7 +69,6 @@ def supervise(job: dict[str, Any], files: list[int], visible: Sequence[str], pro
             jail.confine(limits, was_root=was_root, keep=[report, *given], program=program)
         os.close(report)
         guest.run(job["role"], given)
-        sys.exit()
     with ended_when_broken(report):
         for file in given:
             os.close(file)
@@ -108,4 +107,5 @@ def ended_when_broken(report: int) -> Iterator[None]:
 
 
 def tell_broken(report: int, error: Exception) -> None:
-    os.write(report, json.dumps({"broken": f"{type(error).__name__}: {error}"}).encode() + b"\n")
+    with suppress(BrokenPipeError):  # Nobody waits for it any more.
+        os.write(report, json.dumps({"broken": f"{type(error).__name__}: {error}"}).encode() + b"\n")

@@ -6,12 +6,12 @@ It must not know who reads it. Invariant: reading gives values of Python's own p
 read: no class, no method and no comparison of the writer comes across.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 Value: TypeAlias = Any  # Any: every Python value may be written, and a type for plain ones would be recursive
 
-COLLECTIONS: dict[str, type[Collection[Value]]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
+COLLECTIONS: dict[str, type[Value]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
 
 
 class NotPlain(Exception):
