@@ -22,7 +22,7 @@ class Case(Section):
     stdin: str = ""
     """What it is given to read."""
     stdout: str
-    """What it has to print; white space at the ends of lines does not matter."""
+    """What it has to print, line by line; the width of white space does not matter."""
 
 
 class Call(Section):
@@ -98,7 +98,7 @@ def verdicts_of_tests(output: bytes | None, num_tests: int) -> list[bool]:
 
 
 def same_output(output: bytes | None, expected: str, tolerance: float) -> bool:
-    """Whether a program printed this, but for white space at the ends of lines, and decimal fractions within reach."""
+    """Whether a program printed this, line by line, but for the width of white space and fractions within tolerance."""
     if output is None:
         return False
     found, wanted = _lines(output.decode(errors="replace")), _lines(expected)

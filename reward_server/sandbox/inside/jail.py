@@ -22,6 +22,7 @@ from . import kernel
 NOBODY = 65534
 STAGE = "/proc"
 """Where the new root is put together: a folder that is everywhere, and from which nothing is taken."""
+FOLDER = "/tmp"
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 LINKS = ("/lib", "/lib64", "/lib32")
 SHARED = ("/usr/share/zoneinfo",)
@@ -71,19 +72,22 @@ def build_root(visible: Iterable[str], file_bytes: int) -> None:
     socket.sethostname("sandbox")
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     kernel.mount("none", STAGE, "tmpfs", kernel.MS_NOSUID, "size=64k,mode=755")
+    # The program's folder comes first, as something that is shown may lie below it.
+    own = f"{STAGE}{FOLDER}"
+    Path(own).mkdir()
+    options = f"size={file_bytes},nr_inodes={MAX_INODES},mode=1777"
+    kernel.mount("none", own, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
     for path in (*visible, *DEVICES):
         _show(path)
     for link in map(Path, LINKS):
         if link.is_symlink():
             Path(f"{STAGE}{link}").symlink_to(link.readlink())
-    Path(f"{STAGE}/tmp").mkdir()
     kernel.make_read_only(STAGE)
-    options = f"size={file_bytes},nr_inodes={MAX_INODES},mode=1777"
-    kernel.mount("none", STAGE + "/tmp", "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC, options)
+    kernel.make_writable(own)
     os.chdir(STAGE)
     kernel.pivot_root(".", ".")
     kernel.unmount(".")
-    os.chdir("/tmp")
+    os.chdir(FOLDER)
 
 
 def confine(limits: Limits, *, was_root: bool, keep: Iterable[int], program: bytes) -> None:

@@ -44,17 +44,12 @@ def unmount(target: str) -> None:
 
 def make_read_only(target: str) -> None:
     """Make the mount at `target` and all below it read-only, and set-user-ID bits in them void."""
-    attributes = (ctypes.c_uint64 * 4)(MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID, 0, 0, 0)
-    _call(
-        "syscall",
-        ctypes.c_long(SYS_MOUNT_SETATTR),
-        ctypes.c_int(AT_FDCWD),
-        target.encode(),
-        ctypes.c_uint(AT_RECURSIVE),
-        ctypes.byref(attributes),
-        ctypes.c_size_t(ctypes.sizeof(attributes)),
-        name="mount_setattr",
-    )
+    _set_attributes(target, AT_RECURSIVE, add=MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID)
+
+
+def make_writable(target: str) -> None:
+    """Undo `make_read_only` for the mount at `target`, and not for what is mounted below it."""
+    _set_attributes(target, 0, remove=MOUNT_ATTR_RDONLY)
 
 
 def pivot_root(new_root: str, put_old: str) -> None:
@@ -84,6 +79,20 @@ def install_filter(program: bytes) -> None:
 
     filter_program = Program(len(program) // 8, program)
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(filter_program))
+
+
+def _set_attributes(target: str, flags: int, *, add: int = 0, remove: int = 0) -> None:
+    attributes = (ctypes.c_uint64 * 4)(add, remove, 0, 0)
+    _call(
+        "syscall",
+        ctypes.c_long(SYS_MOUNT_SETATTR),
+        ctypes.c_int(AT_FDCWD),
+        target.encode(),
+        ctypes.c_uint(flags),
+        ctypes.byref(attributes),
+        ctypes.c_size_t(ctypes.sizeof(attributes)),
+        name="mount_setattr",
+    )
 
 
 def _call(function: str, *arguments: object, name: str = "") -> None:

@@ -63,7 +63,7 @@ ARCHITECTURES: Mapping[str, int] = {"x86_64": 0xC000_003E, "aarch64": 0xC000_00B
 
 LOAD, JUMP_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x45, 0x06
 ALLOW, KILL, ERRNO = 0x7FFF_0000, 0x8000_0000, 0x0005_0000
-EPERM, ENOSYS = 1, 38
+EPERM, ENOTTY, ENOSYS = 1, 25, 38
 NUMBER, ARCHITECTURE, FIRST_ARGUMENT, SECOND_ARGUMENT = 0, 4, 16, 24  # Offsets into what the program is given.
 CLONE_THREAD, FIONBIO = 0x0001_0000, 0x5421
 
@@ -87,11 +87,11 @@ def filter_program(machine: str) -> bytes:
         _instruction(JUMP_ANY_BIT, CLONE_THREAD, then=1),
         _instruction(RETURN, ERRNO | EPERM),
         _instruction(RETURN, ALLOW),
-        # A pipe or socket pair may be made non-blocking, which asyncio does; no device is controlled.
+        # A pipe or socket pair may be made non-blocking, which asyncio does; nothing is a terminal or another device.
         _instruction(JUMP_EQUAL, ioctl, otherwise=4),
         _instruction(LOAD, SECOND_ARGUMENT),
         _instruction(JUMP_EQUAL, FIONBIO, then=1),
-        _instruction(RETURN, ERRNO | ENOSYS),
+        _instruction(RETURN, ERRNO | ENOTTY),
         _instruction(RETURN, ALLOW),
     ]
     for remaining, number in zip(range(len(calls), 0, -1), calls.values(), strict=True):

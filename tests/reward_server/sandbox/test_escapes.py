@@ -74,12 +74,12 @@ REFUSED = {
         "",
     ),
 }
-# By number, on x86-64: ptrace, mount, unshare, setns, pivot_root, keyctl, bpf, userfaultfd, io_uring_setup, memfd_create,
-# shmget, execve, fork, vfork, clone3, process_vm_readv, process_vm_writev, perf_event_open, personality, init_module,
-# kexec_load, open_by_handle_at, mq_open, socket, connect, sendmsg, chroot, prctl, seccomp, capset, quotactl, add_key.
+# ptrace, mount, unshare, setns, pivot_root, keyctl, bpf, userfaultfd, io_uring_setup, memfd_create, shmget, execve, fork,
+# vfork, clone3, process_vm_readv, process_vm_writev, perf_event_open, personality, init_module, kexec_load,
+# open_by_handle_at, mq_open, socket, connect, sendmsg, chroot, prctl, seccomp, capset, quotactl and add_key of x86-64.
 DANGEROUS_CALLS = [
-    101, 165, 272, 308, 155, 250, 321, 323, 425, 319, 29, 59, 57, 58, 435, 310, 311, 298, 135, 175, 246, 304, 240, 41, 42,
-    46, 161, 157, 317, 126, 179, 248,
+    101, 165, 272, 308, 155, 250, 321, 323, 425, 319, 29, 59, 57, 58, 435, 310, 311, 298, 135, 175, 246, 304, 240,
+    41, 42, 46, 161, 157, 317, 126, 179, 248,
 ]  # fmt: skip
 
 
@@ -257,7 +257,10 @@ def f(*_):
         except OSError: pass""",
     "raises the end of the test": "def f(*_): raise SystemExit(0)",
     "raises what ends loops": "def f(*_): raise StopIteration",
-    "calls itself the test's helper": "def check(*_): pass\nlen = abs = isclose = lambda *_: 2\ndef f(*_): return [0, -1]",
+    "calls itself the test's helper": """
+def check(*_): pass
+len = abs = isclose = lambda *_: 2
+def f(*_): return [0, -1]""",
     "is gone": "def f(*_):\n  import os; os._exit(0)",
     "is no program": "def f(:",
 }

@@ -1,0 +1,75 @@
+"""The sandbox as its server uses it: what it gives programs, and what becomes of them."""
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from reward_server.sandbox.sandbox import Sandbox, SandboxBroken, SandboxLimits
+from tests.reward_server.serving import until
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+async def test_programs_run_side_by_side_and_apart(sandbox: Sandbox) -> None:
+    program = "import os, sys; name = input(); open('/tmp/' + name, 'w').close(); print(name, os.listdir('/tmp'))"
+    ended = await asyncio.gather(*(sandbox.run_script(program, f"n{n}", wall_s=30.0) for n in range(8)))
+    assert [each.output for each in ended] == [f"n{n} ['n{n}']\n".encode() for n in range(8)]
+
+
+async def test_what_programs_usually_do_works(sandbox: Sandbox) -> None:
+    program = """
+import asyncio, atexit, collections, dataclasses, datetime, decimal, hashlib, json, os, re, sqlite3, statistics, sys
+import tempfile, threading
+sys.setrecursionlimit(10_000)
+def depth(n): return 0 if n == 0 else 1 + depth(n - 1)
+async def soon(): await asyncio.sleep(0.001); return depth(5_000)
+@dataclasses.dataclass
+class Point: x: int
+with tempfile.TemporaryFile("w+") as file:
+    file.write("text")
+database = sqlite3.connect(":memory:").execute("select 1").fetchone()
+print(asyncio.run(soon()), Point(3), hashlib.sha256(b"").hexdigest()[:4], database, flush=True)
+buffer = []
+atexit.register(lambda: os.write(1, "".join(buffer).encode()))
+threading.Thread(target=lambda: buffer.append(sys.stdin.read())).start()
+"""
+    ended = await sandbox.run_script(program, "the end", wall_s=30.0)
+    assert ended.output == b"5000 Point(x=3) e3b0 (1,)\nthe end", ended
+    assert ended.exit_code == 0
+
+
+async def test_chance_is_the_same_each_time(sandbox: Sandbox) -> None:
+    program = "import random; print(random.random(), list({'a', 'b', 'c', 'd'}))"
+    one, other = [await sandbox.run_script(program, "", wall_s=30.0) for _ in range(2)]
+    assert one.output == other.output
+
+
+async def test_packages_are_there_where_they_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "guest_package.py").write_text("answer = 42")
+    tmp_path.chmod(0o755)  # Programs are run by nobody.
+    program = "import guest_package; print(guest_package.answer)"
+    seen = []
+    for python_path in ((), (tmp_path,)):
+        sandbox = Sandbox(SandboxLimits(python_path=python_path))
+        await sandbox.start()
+        seen.append((await sandbox.run_script(program, "", wall_s=30.0)).output)
+        await sandbox.close()
+    assert seen == [b"", b"42\n"]
+
+
+async def test_a_launcher_that_dies_takes_its_programs_along_and_is_replaced(sandbox: Sandbox) -> None:
+    running = asyncio.ensure_future(sandbox.run_script("import time; time.sleep(60)", "", wall_s=60.0))
+    (launcher,) = psutil.Process().children()
+    await until(lambda: len(launcher.children(recursive=True)) == 2)
+    family = launcher.children(recursive=True)
+    os.kill(launcher.pid, signal.SIGKILL)
+
+    with pytest.raises(SandboxBroken, match="without a report"):
+        await running
+    psutil.wait_procs(family, timeout=10.0)
+    assert not any(process.is_running() for process in family)
+    assert (await sandbox.run_script("print(1)", "", wall_s=30.0)).output == b"1\n"
