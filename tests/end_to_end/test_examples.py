@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from reward_server.assembly import build_scorer
 from services.cli.arguments import load_config
+from services.contracts.errors import UserError
+from services.contracts.records import Reward, RewardSample
 from services.control.config import RunConfig, SupervisedRunConfig
 from tests.end_to_end.command import json_lines, trireme
 from tests.tiny import write_tiny_model
@@ -18,7 +21,9 @@ GSM8K = ROOT.parent / "shared" / "data" / "gsm8k"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 
 
-@pytest.mark.parametrize("name", ["gsm8k.yaml", "gpu.yaml", "quickstart/ppo.yaml", "quickstart/process.yaml"])
+@pytest.mark.parametrize(
+    "name", ["code.yaml", "gsm8k.yaml", "gpu.yaml", "quickstart/ppo.yaml", "quickstart/process.yaml"]
+)
 def test_an_example_is_a_valid_configuration(name: str) -> None:
     config = load_config(RunConfig, [str(ROOT / "examples" / name)], prog="", summary="")
     assert config.model_dump(mode="json")["run"]["dir"].startswith("runs/")
@@ -27,6 +32,30 @@ def test_an_example_is_a_valid_configuration(name: str) -> None:
 def test_the_warm_up_is_a_valid_configuration() -> None:
     config = load_config(SupervisedRunConfig, [str(ROOT / "examples/quickstart/sft.yaml")], prog="", summary="")
     assert config.data.response_field == "demonstration"
+
+
+async def test_the_code_example_scores_the_problems_that_it_shows() -> None:
+    text = (ROOT / "examples/code.yaml").read_text()
+    add, total = [json.loads(line.lstrip("# ")) for line in text.splitlines() if line.startswith("#     {")]
+    config = RunConfig(**yaml.safe_load(text)).reward
+    scorer = build_scorer(config.services, config.server)
+    programs = [
+        (add, "def add(a, b):\n    return a + b"),
+        (add, "def add(a, b):\n    return a - b"),
+        (total, "print(sum(map(int, input().split())))"),
+    ]
+    samples = [
+        RewardSample(id=str(n), completion=f"```python\n{program}\n```", reference=problem["tests"])
+        for n, (problem, program) in enumerate(programs)
+    ]
+    try:
+        await scorer.start()
+    except UserError as error:
+        pytest.skip(str(error))
+    outcomes = await scorer.score(samples)
+    await scorer.close()
+
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Reward)] == [1.0, 0.0, 1.0]
 
 
 @pytest.mark.skipif(not GSM8K.is_dir(), reason="needs the GSM8K files in ../shared/data/gsm8k")

@@ -74,9 +74,9 @@ REFUSED = {
         "",
     ),
 }
-# ptrace, mount, unshare, setns, pivot_root, keyctl, bpf, userfaultfd, io_uring_setup, memfd_create, shmget, execve, fork,
-# vfork, clone3, process_vm_readv, process_vm_writev, perf_event_open, personality, init_module, kexec_load,
-# open_by_handle_at, mq_open, socket, connect, sendmsg, chroot, prctl, seccomp, capset, quotactl and add_key of x86-64.
+# On x86-64: ptrace, mount, unshare, setns, pivot_root, keyctl, bpf, userfaultfd, io_uring_setup, memfd_create, shmget,
+# execve, fork, vfork, clone3, process_vm_readv, process_vm_writev, perf_event_open, personality, init_module,
+# kexec_load, open_by_handle_at, mq_open, socket, connect, sendmsg, chroot, prctl, seccomp, capset, quotactl, add_key.
 DANGEROUS_CALLS = [
     101, 165, 272, 308, 155, 250, 321, 323, 425, 319, 29, 59, 57, 58, 435, 310, 311, 298, 135, 175, 246, 304, 240,
     41, 42, 46, 161, 157, 317, 126, 179, 248,
