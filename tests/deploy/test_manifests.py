@@ -210,6 +210,18 @@ def test_a_cluster_that_stays_has_what_its_runs_show() -> None:
     }  # fmt: skip
 
 
+def test_the_sandbox_of_code_rewards_lifts_two_profiles_of_one_container_and_nothing_else() -> None:
+    def container(values: dict[str, object]) -> dict[str, Any]:  # Any: YAML
+        manifests = render({"reward": values})
+        for manifest in manifests:
+            check(manifest, KUBERNETES[0])
+        (found,) = one(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        return dict(found["securityContext"])
+
+    lifted = {name: {"type": "Unconfined"} for name in ("seccompProfile", "appArmorProfile")}
+    assert container({"sandbox": True}) == container({}) | lifted
+
+
 def test_reward_servers_answer_their_own_runs_only() -> None:
     manifests = MADE["chart"]
     policy = next(m for m in manifests if m["kind"] == "NetworkPolicy" and m["metadata"]["name"] == "demo-reward")
