@@ -4,10 +4,10 @@ It must not know gRPC or what the call does. Invariant: every wait is bounded. A
 answer that is wrong in itself is tried a number of times.
 """
 
+import asyncio
+import random
 import time
-from collections.abc import Awaitable, Callable
-
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, wait_random_exponential
+from collections.abc import Awaitable, Callable, Iterator
 
 from services.transport.reward_settings import RewardClientConfig
 
@@ -50,20 +50,25 @@ class Patience:
             Outage, CallFault, SampleFault: what the last attempt raised, when patience is spent.
         """
 
-        def before_sleep(state: RetryCallState) -> None:
-            on_retry(_error(state))
+        pauses_s = self._pauses_s()
+        while True:
+            try:
+                return await attempt()
+            except (Outage, CallFault, SampleFault) as error:
+                if self._is_spent(error):
+                    raise
+                on_retry(error)
+            await asyncio.sleep(next(pauses_s))
 
-        retrying = AsyncRetrying(
-            retry=retry_if_exception_type((Outage, CallFault, SampleFault)),
-            stop=self._is_spent,
-            wait=wait_random_exponential(multiplier=self._config.backoff_initial_s, max=self._config.backoff_max_s),
-            before_sleep=before_sleep,
-            reraise=True,
-        )
-        await retrying(attempt)
+    def _pauses_s(self) -> Iterator[float]:
+        """Random, so that callers which failed together do not come back together."""
+        longest_s = self._config.backoff_initial_s
+        while True:
+            yield random.uniform(0.0, longest_s)
+            longest_s = min(2 * longest_s, self._config.backoff_max_s)
 
-    def _is_spent(self, state: RetryCallState) -> bool:
-        if not isinstance(_error(state), Outage):
+    def _is_spent(self, error: Exception) -> bool:
+        if not isinstance(error, Outage):
             self._out_since = None
             self._num_faults += 1
             return self._num_faults >= self._config.max_attempts
@@ -71,10 +76,3 @@ class Patience:
         self._out_since = now if self._out_since is None else self._out_since
         self.outage_s = now - self._out_since
         return self.outage_s >= self.budget_s
-
-
-def _error(state: RetryCallState) -> BaseException:
-    assert state.outcome is not None
-    error = state.outcome.exception()
-    assert error is not None
-    return error
