@@ -55,7 +55,7 @@ class Replicas:
         self._lookup_faults: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None
         self._refresh_at = float("-inf")
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: dict[asyncio.Task[None], Endpoint] = {}
         self._turn = 0
 
     async def all(self) -> list[Endpoint]:
@@ -94,28 +94,28 @@ class Replicas:
             self._refreshing.cancel()
         for task in self._retiring:
             task.cancel()
-        await asyncio.gather(*(endpoint.close() for endpoint in self._endpoints.values()))
+        endpoints = [*self._endpoints.values(), *self._retiring.values()]
+        await asyncio.gather(*(endpoint.close() for endpoint in endpoints))
 
     async def _refresh(self) -> None:
-        found: dict[ReplicaKey, Endpoint] = {}
+        wanted: list[ReplicaKey] = []
         faults = []
         material = self._material.get() if self._material else None
         for address in self._addresses:
             try:
                 targets = await self._targets(address)
-            except OSError as error:
+            except (OSError, UnicodeError) as error:
                 faults.append(f"{address} cannot be looked up: {error or type(error).__name__}")
                 targets = [key.target for key in self._endpoints if key.address == address]
-            for target in targets:
-                key = ReplicaKey(address, target, material)
-                found[key] = self._endpoints.get(key) or self._connect(key)
-        gone = [endpoint for key, endpoint in self._endpoints.items() if key not in found]
-        self._endpoints, self._lookup_faults = found, faults
+            wanted += [ReplicaKey(address, target, material) for target in targets]
         self._refresh_at = time.monotonic() + self._config.refresh_s
-        for endpoint in gone:
-            self._retire(endpoint)
-        if faults and found:
+        self._lookup_faults = faults
+        if faults and wanted:
             logger.warning("going on with the reward servers that were known: %s", "; ".join(faults))
+        known = self._endpoints
+        self._endpoints = {key: known.get(key) or self._connect(key) for key in wanted}
+        for key in known.keys() - self._endpoints.keys():
+            self._retire(known[key])
 
     async def _targets(self, address: str) -> list[str]:
         host, port = split_address(address, what="reward address")
@@ -144,8 +144,8 @@ class Replicas:
     def _retire(self, endpoint: Endpoint) -> None:
         logger.info("%s is gone, or connected anew; calls have %g s to end", endpoint.address, self._config.timeout_s)
         task = asyncio.create_task(endpoint.close(grace_s=self._config.timeout_s))
-        self._retiring.add(task)
-        task.add_done_callback(self._retiring.discard)
+        self._retiring[task] = endpoint
+        task.add_done_callback(self._retiring.pop)
 
 
 async def look_up(host: str, port: int) -> list[str]:

@@ -7,7 +7,6 @@ names the setting to change, and no secret; the whole takes no longer than its d
 import asyncio
 import socket
 import ssl
-from pathlib import Path
 
 from services.transport.addresses import split_address
 from services.transport.security import ClientSecurity
@@ -18,6 +17,7 @@ ALERT_S = 0.5
 EXPIRED = 10
 NOT_YET_VALID = 9
 WRONG_NAME = (62, 64)  # host name, IP address
+NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
 async def find_tls_fault(address: str, security: ClientSecurity, *, ip: str | None = None) -> str | None:
@@ -34,25 +34,31 @@ async def find_tls_fault(address: str, security: ClientSecurity, *, ip: str | No
 
 
 def _fault_behind_tls(ip: str, port: int, name: str, security: ClientSecurity) -> str | None:
-    context = ssl.create_default_context(cafile=security.tls_ca)
-    if security.tls_certificate is not None and security.tls_key is not None:
-        context.load_cert_chain(security.tls_certificate, security.tls_key)
+    try:
+        context = ssl.create_default_context(cafile=security.tls_ca)
+        if security.tls_certificate is not None and security.tls_key is not None:
+            context.load_cert_chain(security.tls_certificate, security.tls_key)
+    except OSError:  # The files are just being replaced.
+        return None
     try:
         with _connected(ip, port) as plain, _wrapped(context, plain, name) as connection:
-            connection.settimeout(ALERT_S)
-            return None if connection.recv(1) else _fault_in_own_certificate(security.tls_certificate)
+            return _fault_after_handshake(connection, security)
     except ssl.SSLCertVerificationError as error:
         return _fault_in_certificate(error, name, security)
     except ssl.SSLError as error:
-        if error.reason and "ALERT" in error.reason:
-            return _fault_in_own_certificate(security.tls_certificate)
-        return (
-            "does not speak TLS; start it with tls_certificate and tls_key, or leave out reward.tls and reward.tls_ca"
-        )
-    except ConnectionResetError:
-        return _fault_in_own_certificate(security.tls_certificate)
+        return _fault_in_handshake(error.reason or "", security)
     except OSError:  # Nobody is there, or nothing is said: not for TLS to explain.
         return None
+
+
+def _fault_after_handshake(connection: ssl.SSLSocket, security: ClientSecurity) -> str | None:
+    """A client learns only by reading whether its certificate, or its want of one, was accepted (TLS 1.3)."""
+    connection.settimeout(ALERT_S)
+    try:
+        is_accepted = bool(connection.recv(1))
+    except ConnectionResetError:
+        is_accepted = False
+    return None if is_accepted else _fault_in_own_certificate(security)
 
 
 def _fault_in_plaintext(ip: str, port: int, name: str, security: ClientSecurity) -> str | None:
@@ -91,9 +97,21 @@ def _fault_in_certificate(error: ssl.SSLCertVerificationError, name: str, securi
     return f"shows a certificate that is none that {authority}: {error.verify_message}"
 
 
-def _fault_in_own_certificate(certificate: Path | None) -> str:
-    if certificate is None:
-        return "asks for a client certificate; set reward.tls_certificate and reward.tls_key"
+def _fault_in_handshake(reason: str, security: ClientSecurity) -> str | None:
+    if reason in NOT_TLS:
+        return "does not speak TLS; give it tls_certificate and tls_key, or leave out reward.tls and reward.tls_ca"
+    if "ALERT" not in reason:
+        return None
+    is_about_us = "CERT" in reason or "UNKNOWN_CA" in reason
+    return _fault_in_own_certificate(security) if is_about_us else f"refuses the TLS handshake ({reason})"
+
+
+def _fault_in_own_certificate(security: ClientSecurity) -> str:
+    if security.tls_certificate is None:
+        return (
+            "closes the connection after the TLS handshake, as a server does that asks for a client certificate; set "
+            "reward.tls_certificate and reward.tls_key"
+        )
     return (
-        "does not accept the client certificate in reward.tls_certificate: its authority is another, or it has expired"
+        "does not accept the client certificate in reward.tls_certificate: it has expired, or its authority is another"
     )

@@ -95,6 +95,11 @@ async def test_a_name_that_cannot_be_looked_up_is_told_and_waited_for(connect: C
         await connect(["rewards.internal:1"], NAMED, look_up=names).score([make_sample()])
 
 
+async def test_a_name_that_no_resolver_takes_is_told_likewise(connect: Connect) -> None:
+    with pytest.raises(RewardUnavailable, match=r"x{70}:1 cannot be looked up"):
+        await connect([f"{'x' * 70}:1"], NAMED).score([make_sample()])
+
+
 async def test_replicas_stay_known_while_their_name_cannot_be_looked_up(
     connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
