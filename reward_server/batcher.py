@@ -11,21 +11,24 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextvars import Context
 from dataclasses import dataclass
-from typing import TypeAlias
 
 from reward_server.scorer import Scorer
 from services.contracts.records import Failure, Reward, RewardSample
 
-Answer: TypeAlias = "asyncio.Future[Reward | Failure]"
+Outcomes = dict[int, Reward | Failure]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(slots=True)
 class Waiting:
-    """A sample that is not yet given to the scorer."""
+    """A sample that is not yet given to the scorer: the one at `index` of those that were submitted with it."""
 
     sample: RewardSample
     cost: int
-    answer: Answer
+    index: int
+    outcomes: Outcomes
+    """Of those; complete when `answer` is set."""
+    num_outcomes: int
+    answer: "asyncio.Future[Outcomes]"
 
 
 class Overloaded(Exception):
@@ -89,21 +92,24 @@ class Batcher:
                 f"overloaded: {self.num_pending} samples are pending and {len(samples)} more would exceed "
                 f"max_pending_samples ({self._max_pending_samples}); try again later"
             )
-        answers = [self._enqueue(sample) for sample in samples]
-        self._dispatch(have_waited=False)
-        return await asyncio.gather(*answers)
+        if not samples:
+            return []
+        answer: asyncio.Future[Outcomes] = asyncio.get_running_loop().create_future()
+        self._enqueue(samples, answer)
+        self.num_pending += len(samples)
+        try:
+            self._dispatch(have_waited=not self._scorer.batched)
+            outcomes = await answer
+        finally:
+            self.num_pending -= len(samples)
+        return [outcomes[index] for index in range(len(samples))]
 
-    def _enqueue(self, sample: RewardSample) -> Answer:
-        answer: Answer = asyncio.get_running_loop().create_future()
-        answer.add_done_callback(self._forget)
-        self.num_pending += 1
-        waiting = Waiting(sample=sample, cost=self._cost(sample), answer=answer)
-        self._waiting.append(waiting)
-        self._waiting_cost += waiting.cost
-        return answer
-
-    def _forget(self, _: Answer) -> None:
-        self.num_pending -= 1
+    def _enqueue(self, samples: Sequence[RewardSample], answer: "asyncio.Future[Outcomes]") -> None:
+        outcomes: Outcomes = {}
+        for index, sample in enumerate(samples):
+            cost = self._cost(sample)
+            self._waiting.append(Waiting(sample, cost, index, outcomes, len(samples), answer))
+            self._waiting_cost += cost
 
     def _dispatch(self, *, have_waited: bool) -> None:
         """Start every batch that is full, or due."""
@@ -148,8 +154,9 @@ class Batcher:
             self.note_batch(len(batch))
         outcomes = await self._scorer.score([waiting.sample for waiting in batch]) if batch else []
         for waiting, outcome in zip(batch, outcomes, strict=True):
-            if not waiting.answer.done():
-                waiting.answer.set_result(outcome)
+            waiting.outcomes[waiting.index] = outcome
+            if len(waiting.outcomes) == waiting.num_outcomes and not waiting.answer.done():
+                waiting.answer.set_result(waiting.outcomes)
 
     def _finish(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)

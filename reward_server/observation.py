@@ -6,12 +6,11 @@ It must not change what is answered. Invariant: a call is noted once, when it en
 import asyncio
 import logging
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import grpc
-from opentelemetry.context import Context, get_current
 from opentelemetry.trace import SpanKind
 
 from reward_server.logs import CURRENT_CALL
@@ -24,6 +23,7 @@ if TYPE_CHECKING:  # Prometheus's client takes long to import, and few servers n
 
 logger = logging.getLogger(__name__)
 
+NOTHING = nullcontext()
 Call = Any  # Any: grpc.aio.ServicerContext, which has no types
 
 
@@ -37,25 +37,33 @@ class ObservedServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[m
     def __init__(self, servicer: reward_pb2_grpc.RewardServiceServicer, metrics: "RewardMetrics | None") -> None:
         self._servicer = servicer
         self._metrics = metrics
+        self._is_recorded = is_recorded()
 
     async def Describe(self, request: reward_pb2.DescribeRequest, call: Call) -> reward_pb2.DescribeResponse:  # noqa: N802 - named by the contract
         description: reward_pb2.DescribeResponse = await self._servicer.Describe(request, call)
         return description
 
     async def Score(self, request: reward_pb2.ScoreRequest, call: Call) -> reward_pb2.ScoreResponse:  # noqa: N802 - named by the contract
-        began = time.perf_counter()
         caller = incoming(call.invocation_metadata())
-        with self._metrics.in_flight.track_inprogress() if self._metrics else nullcontext(), _span_below(caller):
-            here = get_current() if is_recorded() else caller
-            CURRENT_CALL.set({"request_id": request.request_id, **ids_in(here)})
-            try:
-                response: reward_pb2.ScoreResponse = await self._servicer.Score(request, call)
-            except BaseException as error:
-                self._note(request, time.perf_counter() - began, status_of(error, call), call.details())
-                raise
-            self._note(request, time.perf_counter() - began, "OK", "")
-            self._note_samples(response.results)
-            return response
+        with self._metrics.in_flight.track_inprogress() if self._metrics else NOTHING:
+            if not self._is_recorded:
+                return await self._observed(request, call, ids_in(caller))
+            with span(f"{SERVICE_NAME}/Score", {"rpc.system": "grpc"}, parent=caller, kind=SpanKind.SERVER):
+                return await self._observed(request, call, ids_in())
+
+    async def _observed(
+        self, request: reward_pb2.ScoreRequest, call: Call, ids: Mapping[str, str]
+    ) -> reward_pb2.ScoreResponse:
+        began = time.perf_counter()
+        CURRENT_CALL.set({"request_id": request.request_id, **ids})
+        try:
+            response: reward_pb2.ScoreResponse = await self._servicer.Score(request, call)
+        except BaseException as error:
+            self._note(request, time.perf_counter() - began, status_of(error, call), call.details())
+            raise
+        self._note(request, time.perf_counter() - began, "OK", "")
+        self._note_samples(response.results)
+        return response
 
     def _note(self, request: reward_pb2.ScoreRequest, seconds: float, code: str, details: str | None) -> None:
         num_samples = len(request.samples)
@@ -80,13 +88,6 @@ class ObservedServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[m
             )
         if self._metrics:
             self._metrics.samples_answered(map(outcome_and_version, results))
-
-
-def _span_below(caller: Context) -> AbstractContextManager[object]:
-    """A span of the server's own, where spans are recorded."""
-    if not is_recorded():
-        return nullcontext()
-    return span(f"{SERVICE_NAME}/Score", {"rpc.system": "grpc"}, parent=caller, kind=SpanKind.SERVER)
 
 
 def status_of(error: BaseException, call: Call) -> str:

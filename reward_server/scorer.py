@@ -87,12 +87,16 @@ class FunctionScorer:
         await self._opened.enter_async_context(self._function.opened())
 
     async def close(self) -> None:
+        self._threads.close()
         await self._opened.aclose()
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         if self.batched:
             return await self._score_batch(samples)
-        returned = await asyncio.gather(*(self._run(sample) for sample in samples))
+        if len(samples) == 1:
+            returned = [await self._run(samples[0])]
+        else:
+            returned = await asyncio.gather(*(self._run(sample) for sample in samples))
         return [self._outcome(value, sample) for value, sample in zip(returned, samples, strict=True)]
 
     async def _score_batch(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
@@ -185,9 +189,9 @@ def to_outcome(returned: object, sample: RewardSample, description: RewardDescri
 
 def _number(returned: object) -> float:
     """A number of any library as a float; text is none, although float() would read it."""
-    if not isinstance(returned, SupportsFloat):
+    if not hasattr(returned, "__float__"):
         raise TypeError(returned)
-    return float(returned)
+    return float(cast(SupportsFloat, returned))
 
 
 def _internal(message: str) -> Failure:

@@ -7,11 +7,13 @@ It must not know what it runs. Invariant: no call waits for a thread that was gi
 import asyncio
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Generic, TypeVar
+from queue import SimpleQueue
+from typing import Generic, TypeAlias, TypeVar
 
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
+Inbox: TypeAlias = "SimpleQueue[Callable[[], bool]]"
+"""What a thread is given to do, one thing after the other; the answer is whether it goes on."""
 
 
 class TooManyAbandoned(Exception):
@@ -19,11 +21,12 @@ class TooManyAbandoned(Exception):
 
 
 class AbandonableThreads(Generic[Argument, Result]):
-    """One daemon thread a call; the caller bounds how many calls it makes at once."""
+    """A daemon thread for each call that is under way, kept for later calls; the caller bounds how many these are."""
 
     def __init__(self, *, max_abandoned: int) -> None:
         self._max_abandoned = max_abandoned
         self._num_abandoned = 0
+        self._idle: list[Inbox] = []
 
     async def run(self, function: Callable[[Argument], Result], argument: Argument) -> Result:
         """What `function(argument)` returns; it must not raise. Cancelling this gives up on the thread.
@@ -35,21 +38,49 @@ class AbandonableThreads(Generic[Argument, Result]):
             raise TooManyAbandoned(f"{self._num_abandoned} calls outlived their timeout and run still")
         loop = asyncio.get_running_loop()
         returned: asyncio.Future[Result] = loop.create_future()
+        inbox = self._idle.pop() if self._idle else start_thread()
 
         def settle(result: Result) -> None:
             if returned.cancelled():
                 self._num_abandoned -= 1
+                inbox.put(end)
             else:
+                self._idle.append(inbox)
                 returned.set_result(result)
 
-        def work() -> None:
+        def work() -> bool:
             result = function(argument)
-            with suppress(RuntimeError):  # The loop is closed: nobody waits any more.
+            try:
                 loop.call_soon_threadsafe(settle, result)
+            except RuntimeError:  # The loop is closed: nobody waits any more.
+                return False
+            return True
 
-        threading.Thread(target=work, name="reward", daemon=True).start()
+        inbox.put(work)
         try:
             return await returned
         except asyncio.CancelledError:
             self._num_abandoned += 1
             raise
+
+    def close(self) -> None:
+        """End the threads that do nothing."""
+        while self._idle:
+            self._idle.pop().put(end)
+
+
+def end() -> bool:
+    """The last thing that a thread is given."""
+    return False
+
+
+def start_thread() -> Inbox:
+    """A thread that does what it is given."""
+    inbox: Inbox = SimpleQueue()
+
+    def go_on() -> None:
+        while inbox.get()():
+            pass
+
+    threading.Thread(target=go_on, name="reward", daemon=True).start()
+    return inbox

@@ -19,9 +19,9 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from services.contracts.errors import UserError
 
-TRACEPARENT = "traceparent"
-
 _PROPAGATOR = TraceContextTextMapPropagator()
+_HEADERS = frozenset(_PROPAGATOR.fields)
+_NO_SPAN = Context()
 _EXPORTERS = "opentelemetry_traces_exporter"
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -57,8 +57,9 @@ def outgoing() -> tuple[tuple[str, str], ...]:
 
 
 def incoming(headers: Iterable[tuple[str, str | bytes]]) -> Context:
-    """The caller's span, from the metadata of its call."""
-    return _PROPAGATOR.extract({key: value for key, value in headers if isinstance(value, str)})
+    """The caller's span, from the metadata of its call; no span where the caller sent none."""
+    found = {key: value for key, value in headers if key in _HEADERS and isinstance(value, str)}
+    return _PROPAGATOR.extract(found) if found else _NO_SPAN
 
 
 def ids_in(context: Context | None = None) -> Mapping[str, str]:
