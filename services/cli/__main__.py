@@ -14,6 +14,7 @@ from services.contracts.errors import TriremeError, UserError
 COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
+    "sample": "write down completions of a model, for a judge",
     "label-pairs": "have a judge compare completions, and write preference data",
     "revise": "have a judge revise answers by a constitution",
     "label-steps": "label steps of completions by where the policy's continuations lead",

@@ -101,11 +101,20 @@ async def start_samplers(config: RunConfig) -> AsyncIterator[Parts]:
     """Start what an evaluation needs: rollout workers with the model's own weights, and the reward service."""
     async with AsyncExitStack() as stack:
         rewards, gold = await _open_rewards(config, stack)
-        cluster = stack.enter_context(_open_cluster(config, []))
-        fleet = _fleet(cluster, config, None, transport=None)
-        stack.push_async_callback(fleet.stop)
-        await fleet.start(config.rollout.num_workers)
+        fleet = await stack.enter_async_context(start_workers(config))
         yield Parts(rollouts=fleet.pool, fleet=fleet, rewards=rewards, gold=gold)
+
+
+@asynccontextmanager
+async def start_workers(config: RunConfig) -> AsyncIterator[Fleet]:
+    """Start rollout workers with the model's own weights, and nothing else."""
+    with _open_cluster(config, []) as cluster:
+        fleet = _fleet(cluster, config, None, transport=None)
+        try:
+            await fleet.start(config.rollout.num_workers)
+            yield fleet
+        finally:
+            await fleet.stop()
 
 
 @asynccontextmanager

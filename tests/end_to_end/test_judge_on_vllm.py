@@ -30,7 +30,8 @@ from services.contracts.errors import UserError
 from services.contracts.records import FailureCode, Reward
 from services.control.pair_labels import LabelConfig, label
 from services.transport.reward_client import RewardClient
-from tests.end_to_end.command import json_lines
+from tests.end_to_end.command import json_lines, trireme, write_config
+from tests.end_to_end.tiny_run import run_sections
 from tests.reward_server.serving import make_sample, serving
 from tests.tiny import write_tiny_model
 
@@ -169,16 +170,20 @@ async def test_both_rewards_are_served_over_grpc(config: JudgeConfig) -> None:
         assert reward.components["judge_pairwise"] in (0.0, 0.5, 1.0)
 
 
-async def test_pairs_are_labelled(config: JudgeConfig, tmp_path: Path) -> None:
-    rows = [{"prompt": f"prompt {number}", "all": ["one", "another one", "a third"]} for number in range(4)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+async def test_what_a_policy_samples_is_labelled(config: JudgeConfig, task: Path, tmp_path: Path) -> None:
+    sections = run_sections(task, run={"dir": str(tmp_path / "samples")}, data={"limit": 6})
+    sampled = trireme("sample", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
+    assert sampled.code == 0, sampled.output
+    rows = json_lines(tmp_path / "samples" / "completions.jsonl")
+    assert [(row["prompt"], len(row["completions"])) for row in rows] == [(f"{n}+{n + 1}=", 4) for n in range(6)]
+
     labelling = LabelConfig.model_validate(
         {
             "run": {"dir": tmp_path / "labels"},
-            "candidates": {"rows": str(tmp_path / "rows.jsonl"), "completions_field": "all"},
+            "candidates": {"rows": str(tmp_path / "samples/completions.jsonl"), "completions_field": "completions"},
             "judge": config.model_dump(),
         }
     )
     found = await label(labelling, tell=print)
-    assert found.statistics.agreement.total == 12 and found.num_failed == 0
+    assert found.statistics.agreement.total == 24 and found.num_failed == 0
     assert len(json_lines(tmp_path / "labels" / "preferences.jsonl")) == found.statistics.decided.count
