@@ -4,11 +4,12 @@ import re
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import ValidationError
 
 from reward_server.__main__ import read_target
 from reward_server.assembly import load_reward
-from reward_server.config import RewardServiceConfig
+from reward_server.config import RewardConfig, RewardServiceConfig
 from reward_server.function import RewardOptions
 from reward_server.rewards.judge_pairwise import JudgePairwise
 from reward_server.rewards.judge_pointwise import JudgePointwise
@@ -168,6 +169,14 @@ def test_a_rubric_that_cannot_be_meant_is_refused(options: dict[str, object], wo
     judge = {"base_url": "https://judge.example/v1", "model": "m"}
     with pytest.raises(ValidationError, match=words):
         JudgePointwise.model_validate({"judge": judge, "criteria": CRITERIA} | options)
+
+
+def test_the_section_in_the_docs_is_what_a_run_takes() -> None:
+    (section,) = re.findall(
+        r"```yaml\n(reward:\n.*?)```", (EXAMPLE.parents[1] / "docs/judges.md").read_text(), re.DOTALL
+    )
+    config = RewardConfig.model_validate(yaml.safe_load(section)["reward"])
+    assert load_reward(config.services[0]).name == "judge_pairwise"
 
 
 def test_the_example_is_what_a_server_takes() -> None:
