@@ -1,7 +1,7 @@
 """A judging job: items that a judge is asked about, each once, in a folder in which the job can be gone on with.
 
 It must not know what is asked. Invariants: a result is in the log before its item counts as done; an item that is done
-is not asked about again, also after a restart; results of different judges never stand in one folder.
+is not asked about again, also after a restart; results of different work never stand in one folder.
 """
 
 import json
@@ -114,30 +114,30 @@ class Job:
 
 
 @contextmanager
-def open_job(config: JobConfig, *, judge: str) -> Iterator[Job]:
+def open_job(config: JobConfig, *, work: str) -> Iterator[Job]:
     """Hold the job's folder, and read what is done there.
 
     Args:
-        judge: name and version of the judge, with everything that shapes its verdicts.
+        work: what is done, with everything that shapes the results.
 
     Raises:
-        UserError: another process holds the folder, or another judge's results are in it.
+        UserError: another process holds the folder, or results of other work are in it.
     """
     with run_folder.hold(config.dir, resume=False), EventLog(config.dir, resume=True) as log:
         job = Job(config=config, log=log)
         lines = (config.dir / EVENTS_FILE).read_text().splitlines()
         for event in map(json.loads, lines):
-            if event["event"] == "began" and event["judge"] != judge:
+            if event["event"] == "began" and event["work"] != work:
                 raise UserError(
-                    f"{config.dir} has verdicts of {event['judge']}, and this is {judge}: model, question or settings "
-                    "differ; set run.dir to a new folder"
+                    f"{config.dir} holds {event['work']}, and this would add {work}: model, question or settings differ; "
+                    "set run.dir to a new folder"
                 )
             if event["event"] == "judged":
                 job.results[event["item"]] = event["result"]
             if event["event"] == "asked":
                 job.counts += Counts(**{name: event[name] for name in asdict(job.counts)})
         if not lines:
-            log.note("began", judge=judge)
+            log.note("began", work=work)
         yield job
 
 

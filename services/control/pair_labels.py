@@ -23,7 +23,7 @@ STATISTICS_FILE = "statistics.json"
 
 
 class LabelConfig(SettingsRoot):
-    """Everything `trireme label` can be told."""
+    """Everything `trireme label-pairs` can be told."""
 
     run: JobConfig
     candidates: CandidatesConfig
@@ -51,7 +51,7 @@ async def label(config: LabelConfig, *, tell: Tell) -> Labelled:
     pairs = load_pairs(config.candidates, seed=config.run.seed)
     measure = config.comparison.measure
     version = version_of(config.judge, comparison_question(measure, "", "", "", explain=config.judge.explain))
-    with open_job(config.run, judge=version) as job:
+    with open_job(config.run, work=f"verdicts of {version}") as job:
         async with open_judge(config.judge) as judge:
 
             async def work(pair: Pair) -> dict[str, Json]:

@@ -7,13 +7,13 @@ its draft in both orders; what is written follows the order of the data, whateve
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from pydantic import Field
 
 from reward_server.judges.comparison import Comparison, ComparisonConfig, compare, comparison_question
 from reward_server.judges.config import JudgeConfig
 from reward_server.judges.judge import Counts, Judge, open_judge, version_of
+from reward_server.judges.question import Question
 from services.contracts.records import Json
 from services.contracts.settings import Section
 from services.control.candidates import Draft, DraftsConfig, load_drafts, shown_prompt
@@ -94,7 +94,8 @@ async def revise_drafts(config: ReviseConfig, *, tell: Tell) -> Revised:
     drafts = load_drafts(config.drafts)
     constitution = load_constitution(config.revision.constitution)
     version = version_of(config.judge, *_kinds(config, constitution))
-    with open_job(config.run, judge=version) as job:
+    check = "checked" if config.revision.check else "not checked"
+    with open_job(config.run, work=f"{config.revision.rounds} rounds of {version}, {check}") as job:
         async with open_judge(config.judge) as judge:
             try:
                 await job.run(drafts, _Work(config, constitution, judge), judge=judge, tell=tell)
@@ -127,7 +128,7 @@ class _Work:
         return draw_principles(self.constitution, self.config.revision.rounds, seed=seed)
 
 
-def _kinds(config: ReviseConfig, constitution: Constitution) -> list[Any]:  # Any: Question, of several kinds
+def _kinds(config: ReviseConfig, constitution: Constitution) -> list[Question]:
     """A question of each kind that is asked."""
     kinds = [comparison_question(config.comparison.measure, "", "", "", explain=config.judge.explain)]
     for principle in constitution.principles:

@@ -122,7 +122,9 @@ async def test_verdicts_of_another_judge_are_not_mixed_in(sections: dict[str, di
     async with fake_endpoint(prefers(len)) as endpoint:
         await label(to_config(sections, endpoint), tell=print)
         sections["comparison"] = {"measure": "The shorter answer is better."}
-        with pytest.raises(UserError, match=r"has verdicts of fake-judge@\w+, and this is fake-judge@\w+"):
+        with pytest.raises(
+            UserError, match=r"holds verdicts of fake-judge@\w+, and this would add verdicts of fake-judge@\w+"
+        ):
             await label(to_config(sections, endpoint), tell=print)
 
 

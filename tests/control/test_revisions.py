@@ -110,6 +110,13 @@ async def test_without_a_check_the_revision_is_taken_at_its_word(
     assert len(json_lines(tmp_path / "revised" / "preferences.jsonl")) == 1
 
 
+async def test_revisions_of_other_settings_are_not_mixed_in(sections: dict[str, dict[str, object]]) -> None:
+    await revised(sections, editor())
+    sections["revision"]["rounds"] = 2
+    with pytest.raises(UserError, match=r"holds 1 rounds of .*, checked, and this would add 2 rounds of"):
+        await revised(sections, editor())
+
+
 async def test_a_revision_to_nothing_is_none(sections: dict[str, dict[str, object]], tmp_path: Path) -> None:
     edits = editor()
     found, _ = await revised(sections, lambda body: {"revision": " "} if "revision" in keys_of(body) else edits(body))
