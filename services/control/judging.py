@@ -129,8 +129,8 @@ def open_job(config: JobConfig, *, work: str) -> Iterator[Job]:
         for event in map(json.loads, lines):
             if event["event"] == "began" and event["work"] != work:
                 raise UserError(
-                    f"{config.dir} holds {event['work']}, and this would add {work}: model, question or settings differ; "
-                    "set run.dir to a new folder"
+                    f"{config.dir} holds {event['work']}, and this would add {work}: model, question or settings "
+                    "differ; set run.dir to a new folder"
                 )
             if event["event"] == "judged":
                 job.results[event["item"]] = event["result"]
