@@ -99,24 +99,30 @@ def sampler_versions(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
     return _column([np.array(rollout.policy_versions, dtype=np.int64) for rollout in _rollouts(groups)], batch)
 
 
-def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_ranks: int) -> list[list[tuple[int, ...]]]:
+def plan_micro_batches(
+    lengths: Sequence[int], *, max_tokens: int, num_ranks: int, widths: Sequence[int] | None = None
+) -> list[list[tuple[int, ...]]]:
     """Sequences of similar length together, at most `max_tokens` with padding, the same number of parts on each rank.
 
     There are as few parts as the budget allows, rounded up to a multiple of the ranks, and then as even ones as so many
     parts allow. A sequence longer than `max_tokens` stands alone. Empty parts, which only keep collectives in step, are
     added when there are fewer sequences than parts.
 
+    Args:
+        widths: how many sequences of that length each stands for, which must stay together; 1 each by default.
+
     Returns:
         For each rank its parts, each a tuple of sequence numbers; parts of the same place cost about the same.
     """
+    widths = widths or [1] * len(lengths)
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    num_parts = -(-len(_fill(order, lengths, max_tokens)) // num_ranks) * num_ranks
-    budgets = range(lengths[order[0]], max_tokens)
-    smallest = bisect_left(budgets, True, key=lambda budget: len(_fill(order, lengths, budget)) <= num_parts)
-    parts = _fill(order, lengths, budgets[smallest] if smallest < len(budgets) else max_tokens)
+    num_parts = -(-len(_fill(order, lengths, widths, max_tokens)) // num_ranks) * num_ranks
+    budgets = range(max(length * width for length, width in zip(lengths, widths, strict=True)), max_tokens)
+    smallest = bisect_left(budgets, True, key=lambda budget: len(_fill(order, lengths, widths, budget)) <= num_parts)
+    parts = _fill(order, lengths, widths, budgets[smallest] if smallest < len(budgets) else max_tokens)
 
     def cost(part: tuple[int, ...]) -> int:
-        return len(part) * lengths[part[0]] if part else 0
+        return sum(widths[i] for i in part) * lengths[part[0]] if part else 0
 
     while len(parts) < num_parts:
         widest = max(parts, key=lambda part: (len(part) > 1, cost(part)))
@@ -130,15 +136,16 @@ def plan_micro_batches(lengths: Sequence[int], *, max_tokens: int, num_ranks: in
     return [parts[rank::num_ranks] for rank in range(num_ranks)]
 
 
-def _fill(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+def _fill(order: Sequence[int], lengths: Sequence[int], widths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
     """Cut `order`, longest sequence first, wherever one more would take a part over `budget`."""
     parts: list[tuple[int, ...]] = []
-    begin = 0
-    for end in range(1, len(order) + 1):
-        if end == len(order) or (end - begin + 1) * lengths[order[begin]] > budget:
+    begin, width = 0, 0
+    for end, number in enumerate(order):
+        if end > begin and (width + widths[number]) * lengths[order[begin]] > budget:
             parts.append(tuple(order[begin:end]))
-            begin = end
-    return parts
+            begin, width = end, 0
+        width += widths[number]
+    return [*parts, tuple(order[begin:])]
 
 
 def collate(batch: Batch, sequences: Sequence[int], device: torch.device) -> MicroBatch:

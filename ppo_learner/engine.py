@@ -66,9 +66,9 @@ class Engine:
         """The module's forward pass."""
         return self._engine(*inputs, **options)
 
-    def train(self) -> None:
-        """Enter training mode, which only gradient checkpointing looks at."""
-        self._engine.train()
+    def train(self, training: bool = True) -> None:
+        """Enter training mode, or leave it: only gradient checkpointing and dropout look at it."""
+        self._engine.train(training)
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add a loss's gradient; `last` before each `update`, where ranks exchange what they have.

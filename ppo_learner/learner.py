@@ -32,7 +32,7 @@ from ppo_learner.metrics import (
     trace_metrics,
 )
 from ppo_learner.networks import Networks
-from ppo_learner.publishing import default_canary, export_policy, make_transport, publish_policy
+from ppo_learner.publishing import default_canary, export_network, make_transport, publish_policy
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.updates import Rates, Updater
@@ -167,7 +167,7 @@ class LearnerRank:
 
     def export(self, folder: Path) -> None:
         """Write policy and tokenizer in Hugging Face format."""
-        export_policy(self._networks.policy, self._networks.language_model, self._model, self._ranks, folder)
+        export_network(self._networks.policy, self._networks.language_model, self._model, self._ranks, folder)
 
     def close(self) -> None:
         """Leave the group; the rank is of no use afterwards."""

@@ -1,8 +1,8 @@
 """The networks: policy (with or without a value head), critic and frozen reference, read from Hugging Face folders.
 
-They must not know losses, ranks or DeepSpeed. Invariants: dropout is off, since trained logprobs must be those that
-were sampled; no attention mask is passed, so inputs are padded at the right; parameter names below `language_model`
-are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
+They must not know losses, ranks or DeepSpeed. Invariants: dropout is off unless asked for, since trained logprobs must
+be those that were sampled; no attention mask is passed, so inputs are padded at the right; parameter names below
+`language_model` are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
 """
 
 from typing import Any
@@ -90,7 +90,7 @@ def load_policy(
     model: ModelConfig, learner: OptimizerConfig, *, temperature: float, value_head: bool = False
 ) -> Policy:
     """The policy, ready to train. Raises `UserError` when it cannot be read."""
-    language_model = _load("AutoModelForCausalLM", model.path, model, learner)
+    language_model = load_network("AutoModelForCausalLM", model.path, model, learner)
     return Policy(language_model, temperature=temperature, value_head=value_head)
 
 
@@ -102,38 +102,56 @@ def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature:
 
 def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig) -> Critic:
     """A critic whose transformer starts from `path`."""
-    return Critic(_load("AutoModel", path, model, learner))
+    return Critic(load_network("AutoModel", path, model, learner))
 
 
 def load_tokenizer(model: ModelConfig) -> Any:  # Any: transformers
     """The tokenizer that belongs to the policy."""
-    from transformers import AutoTokenizer  # late, as in `_load`
+    from transformers import AutoTokenizer  # late, as in `load_network`
 
     path = model.tokenizer or model.path
     revision = None if model.tokenizer else model.revision
     return AutoTokenizer.from_pretrained(path, revision=revision, trust_remote_code=model.trust_remote_code)
 
 
-def _load(kind: str, path: str, model: ModelConfig, learner: OptimizerConfig) -> Any:  # Any: transformers
-    """Read a network of one of transformers' automatic classes."""
+def load_network(
+    kind: str,
+    path: str,
+    model: ModelConfig,
+    learner: OptimizerConfig,
+    *,
+    dropout: float = 0.0,
+    from_scratch: bool = False,
+    **changes: object,
+) -> Any:  # Any: transformers
+    """Read a network of one of transformers' automatic classes.
+
+    Args:
+        kind: name of the class.
+        dropout: every dropout rate of its configuration (`attention_dropout`, `resid_pdrop`, …).
+        from_scratch: draw random weights instead of reading any.
+        changes: to its configuration.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     # Late, because it takes seconds and imports DeepSpeed, which chooses its device at that moment.
     import transformers
 
     transformers.utils.logging.disable_progress_bar()
-    revision = model.revision if path == model.path else None
+    source: dict[str, Any] = {  # Any: transformers takes many kinds
+        "revision": model.revision if path == model.path else None,
+        "trust_remote_code": model.trust_remote_code,
+    }
+    numbers = {"dtype": getattr(torch, model.dtype), "attn_implementation": learner.attention}
+    automatic = getattr(transformers, kind)
     try:
-        config = transformers.AutoConfig.from_pretrained(
-            path, revision=revision, trust_remote_code=model.trust_remote_code
-        )
-        _disable_dropout(config)
-        network = getattr(transformers, kind).from_pretrained(
-            path,
-            config=config,
-            revision=revision,
-            trust_remote_code=model.trust_remote_code,
-            dtype=getattr(torch, model.dtype),
-            attn_implementation=learner.attention,
-        )
+        config = transformers.AutoConfig.from_pretrained(path, **source, **changes)
+        _set_dropout(config, dropout)
+        if from_scratch:
+            network = automatic.from_config(config, trust_remote_code=model.trust_remote_code, **numbers)
+        else:
+            network = automatic.from_pretrained(path, config=config, **source, **numbers)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the model {path!r} cannot be loaded: {error}") from error
     if learner.gradient_checkpointing:
@@ -141,8 +159,7 @@ def _load(kind: str, path: str, model: ModelConfig, learner: OptimizerConfig) ->
     return network
 
 
-def _disable_dropout(config: Any) -> None:  # Any: transformers
-    """Set every dropout rate of a model's configuration to 0 (`attention_dropout`, `resid_pdrop`, …)."""
+def _set_dropout(config: Any, rate: float) -> None:  # Any: transformers
     for name, value in vars(config).items():
         if isinstance(value, float) and ("dropout" in name or name.endswith("pdrop")):
-            setattr(config, name, 0.0)
+            setattr(config, name, rate)

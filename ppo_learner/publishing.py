@@ -63,12 +63,12 @@ def publish_policy(
         tolerance=CANARY_TOLERANCE[model.dtype],
     )
     if transport is None:
-        for _ in _language_model(policy):
+        for _ in _parameters(policy):
             pass  # Takes part in gathering each weight.
         return None
     if isinstance(transport, DeviceSender):
-        return publish_on_device(transport, _language_model(policy), version=version, dtype=model.dtype, canary=canary)
-    manifest, buckets = pack(_language_model(policy), version=version, dtype=model.dtype, canary=canary)
+        return publish_on_device(transport, _parameters(policy), version=version, dtype=model.dtype, canary=canary)
+    manifest, buckets = pack(_parameters(policy), version=version, dtype=model.dtype, canary=canary)
     return transport.publish(manifest, buckets)
 
 
@@ -80,20 +80,27 @@ def default_canary(vocabulary_size: int) -> tuple[array[int], ...]:
     return tuple(array("i", (draw.randrange(known) for _ in range(24))) for _ in range(4))
 
 
-def export_policy(
-    policy: Engine,
-    language_model: torch.nn.Module,
+def export_network(
+    engine: Engine,
+    network: torch.nn.Module,
     model: ModelConfig,
     ranks: Ranks,
     folder: Path,
+    *,
+    prefix: str = LANGUAGE_MODEL,
 ) -> None:
-    """Write weights, configuration and tokenizer so that transformers and vLLM load them. Every rank calls it."""
+    """Write weights, configuration and tokenizer so that transformers and vLLM load them. Every rank calls it.
+
+    Args:
+        network: the Hugging Face part of what the engine trains.
+        prefix: of its parameters' names there.
+    """
     weights = {}
-    for name, tensor in _language_model(policy):
+    for name, tensor in _parameters(engine, prefix):
         if ranks.is_first:
             weights[name] = tensor.cpu().clone()
     if ranks.is_first:
-        language_model.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers' own
+        network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers' own
         load_tokenizer(model).save_pretrained(folder)
     ranks.wait()
 
@@ -110,7 +117,8 @@ def _canary_logprobs(policy: Engine, ranks: Ranks, sequences: Sequence[array[int
     return tuple(array("f", logprobs[begin:end].tolist()) for begin, end in pairwise(batch.action_offsets.tolist()))
 
 
-def _language_model(policy: Engine) -> Iterator[tuple[str, Tensor]]:
-    for name, tensor in policy.full_parameters():
-        if name.startswith(LANGUAGE_MODEL):
-            yield name.removeprefix(LANGUAGE_MODEL), tensor
+def _parameters(engine: Engine, prefix: str = LANGUAGE_MODEL) -> Iterator[tuple[str, Tensor]]:
+    """The weights below `prefix` under their Hugging Face names."""
+    for name, tensor in engine.full_parameters():
+        if name.startswith(prefix):
+            yield name.removeprefix(prefix), tensor

@@ -1,35 +1,86 @@
-"""One rank of supervised training: from demonstrations to a policy that gives their tokens more probability.
+"""One rank of supervised training, whatever is learnt from examples: a policy's tokens or a reward model's scores.
 
-It must not know rewards or rollouts. Invariant: as in `learner`, every public method is a collective with the same
-arguments and the same result on every rank. The loss is the cross-entropy −mean log π over the step's trained tokens.
+It must not know rewards, rollouts, nor what a task's examples are. Invariants: as in `learner`, every public method is
+a collective with the same arguments and the same result on every rank; a loss is the mean over the terms of all
+examples of all ranks, so no split of them changes it.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor, nn
 
 from ppo_learner import checkpoints
-from ppo_learner.batching import Batch, batch_demonstrations, collate, plan_micro_batches
 from ppo_learner.checkpoints import LearnerState
 from ppo_learner.config import OptimizerConfig
 from ppo_learner.engine import Engine, leave, prepare_deepspeed
 from ppo_learner.metrics import Stopwatch, as_floats
-from ppo_learner.models import load_policy
-from ppo_learner.publishing import export_policy
-from ppo_learner.ranks import join, seed_everything
+from ppo_learner.ranks import Ranks, join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.skip_counter import SkipCounter
-from services.contracts.errors import UserError
-from services.contracts.records import Demonstration, LearnerReport
+from services.contracts.records import LearnerReport
 from services.contracts.settings import ModelConfig
+
+Part = tuple[int, ...]
+"""Numbers of the examples that go through the network at once."""
+
+
+class Work(Protocol):
+    """The examples of one call.
+
+    Attributes:
+        num_tokens: all tokens of all sequences.
+        num_terms: what sums over the examples are divided by.
+        num_answers: numbers that the network gives all examples.
+    """
+
+    num_tokens: int
+    num_terms: int
+    num_answers: int
+
+    def plan(self, *, max_tokens: int, num_ranks: int) -> list[list[Part]]:
+        """For each rank its parts, the same number for each."""
+        ...
+
+    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(n,) what the network says of a part, and (n,) which of all answers these are."""
+        ...
+
+    def sums(self, answers: Tensor, part: Part) -> Tensor:
+        """(M,) sums of the task's metrics over a part; the first is the loss and carries the gradient."""
+        ...
+
+
+class Task(Protocol):
+    """What is learnt. Made with the sections `learner` and `model`, the same on every rank.
+
+    Attributes:
+        network: what is trained.
+        metrics: (M,) names of what a step measures, the loss first.
+    """
+
+    network: nn.Module
+    metrics: Sequence[str]
+
+    def __init__(self, learner: Any, model: ModelConfig) -> None: ...  # Any: the task's own section
+
+    def work(self, examples: Sequence[Any]) -> Work:  # Any: the task's own examples
+        """The examples of one call. Raises `UserError` when there is nothing to learn."""
+        ...
+
+    def export(self, network: Engine, ranks: Ranks, folder: Path) -> None:
+        """Write the network in Hugging Face format. Every rank calls it."""
+        ...
 
 
 class SupervisedRank:
     """A process of the supervised learner.
 
     Args:
-        learner: the section `learner`; what it says of reinforcement learning is not used.
+        task: what is learnt.
+        learner: the section `learner`.
         model: the section `model`.
         rank: this process, from 0.
         world_size: how many there are.
@@ -46,6 +97,7 @@ class SupervisedRank:
     def __init__(
         self,
         *,
+        task: type[Task],
         learner: OptimizerConfig,
         model: ModelConfig,
         rank: int,
@@ -56,7 +108,6 @@ class SupervisedRank:
         total_steps: int,
     ) -> None:
         self._config = learner
-        self._model = model
         self._total_steps = total_steps
         prepare_deepspeed()
         self._ranks = join(
@@ -67,85 +118,92 @@ class SupervisedRank:
             timeout_s=learner.collective_timeout_s,
         )
         seed_everything(seed)
-        policy = load_policy(model, learner, temperature=1.0)
-        self._language_model = policy.language_model
-        self._policy = Engine(policy, learner, self._ranks)
+        self._task = task(learner, model)
+        self._network = Engine(self._task.network, learner, self._ranks)
+        # New weights are the same on every rank; what dropout leaves out is not.
+        seed_everything(seed + rank)
         self._skips = SkipCounter(learner.max_nonfinite_steps)
         self._step = 0
 
-    def step(self, demonstrations: Sequence[Demonstration]) -> LearnerReport:
-        """One optimizer step on all demonstrations.
+    def step(self, examples: Sequence[Any]) -> LearnerReport:  # Any: the task's own
+        """One optimizer step on all examples.
 
         Raises:
-            UserError: no demonstration has a token to learn.
+            UserError: there is nothing to learn in them.
             NonFiniteStep: too many steps in a row were skipped for a gradient that is not finite.
         """
         clock = Stopwatch()
-        batch = _trainable(demonstrations)
+        work = self._task.work(examples)
         lr = self._config.lr * learning_rate_factor(self._config, step=self._step, total_steps=self._total_steps)
         with clock.measure("train"):
-            self._policy.train()
-            loss = self._loss(batch, learn=True)
-            update = self._policy.update(lr)
+            self._network.train()
+            metrics = self._means(work, learn=True)
+            update = self._network.update(lr)
         self._skips.count({"policy": update})
         self._step += 1
         measured = {
-            "loss": loss,
+            **metrics,
             "learning_rate": lr,
             "gradient_norm/policy": update.gradient_norm,
             "updates_skipped": float(not update.applied),
-        } | clock.metrics(num_tokens=sum(batch.lengths))
+        } | clock.metrics(num_tokens=work.num_tokens)
         return LearnerReport(step=self._step, metrics=as_floats(measured))
 
     @torch.no_grad()
-    def evaluate_loss(self, demonstrations: Sequence[Demonstration]) -> float:
-        """The loss on other demonstrations, without learning them. Raises `UserError`."""
-        return self._loss(_trainable(demonstrations), learn=False)
+    def evaluate(self, examples: Sequence[Any]) -> dict[str, float]:  # Any: the task's own
+        """The metrics on other examples, without learning them. Raises `UserError`."""
+        self._network.train(False)
+        return self._means(self._task.work(examples), learn=False)
+
+    @torch.no_grad()
+    def answers(self, examples: Sequence[Any]) -> list[float]:  # Any: the task's own
+        """What the network says of each example's tokens or texts, in order. Raises `UserError`."""
+        self._network.train(False)
+        work = self._task.work(examples)
+        column = torch.zeros(work.num_answers, device=self._ranks.device)
+        for part in self._parts(work):
+            answers, places = work.answer(self._network, part, self._ranks.device)
+            column[places] = answers
+        return [float(answer) for answer in self._ranks.sum(column)]
 
     def save(self, folder: Path) -> None:
         """Write all that a resumed run needs below `folder`, for the caller to commit. Raises `CheckpointError`."""
         with checkpoints.writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            self._policy.save(folder / "policy")
+            self._network.save(folder / "policy")
             state = LearnerState(step=self._step, skipped_in_a_row=self._skips.in_a_row)
             checkpoints.save_state(folder, state, self._config, self._ranks)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote, into a rank that has not trained yet. Raises `CheckpointError`."""
         checkpoints.check_layout(folder, self._config, self._ranks)
-        self._policy.load(folder / "policy")
+        self._network.load(folder / "policy")
         state = checkpoints.load_state(folder, self._ranks)
         self._step = state.step
         self._skips.in_a_row = state.skipped_in_a_row
 
     def export(self, folder: Path) -> None:
-        """Write policy and tokenizer in Hugging Face format."""
-        export_policy(self._policy, self._language_model, self._model, self._ranks, folder)
+        """Write the network and its tokenizer in Hugging Face format."""
+        self._task.export(self._network, self._ranks, folder)
 
     def close(self) -> None:
         """Leave the group; the rank is of no use afterwards."""
-        self._policy.close()
+        self._network.close()
         leave()
 
-    def _loss(self, batch: Batch, *, learn: bool) -> float:
-        """Mean −log π over all trained tokens of all ranks; its gradient is added if `learn`."""
-        parts = plan_micro_batches(
-            batch.lengths, max_tokens=self._config.max_tokens_per_micro_batch, num_ranks=self._ranks.world_size
-        )[self._ranks.rank]
-        total = torch.zeros(1, dtype=torch.float64)
+    def _means(self, work: Work, *, learn: bool) -> dict[str, float]:
+        """The metrics over all terms of all ranks; the loss's gradient is added if `learn`."""
+        parts = self._parts(work)
+        total = torch.zeros(len(self._task.metrics), dtype=torch.float64)
         for number, part in enumerate(parts):
-            logprobs, *_ = self._policy(collate(batch, part, self._ranks.device))
-            loss = -logprobs.sum() / batch.num_actions
+            answers, _ = work.answer(self._network, part, self._ranks.device)
+            means = work.sums(answers, part) / work.num_terms
             if learn:
-                self._policy.backward(loss, last=number == len(parts) - 1)
-            total += loss.detach().cpu()
-        return float(self._ranks.sum(total))
+                self._network.backward(means[0], last=number == len(parts) - 1)
+            total += means.detach().cpu()
+        return dict(zip(self._task.metrics, self._ranks.sum(total).tolist(), strict=True))
 
-
-def _trainable(demonstrations: Sequence[Demonstration]) -> Batch:
-    batch = batch_demonstrations(demonstrations)
-    if not batch.num_actions:
-        raise UserError(
-            f"none of {len(demonstrations)} demonstrations has a token to learn; look at data.response_field"
-        )
-    return batch
+    def _parts(self, work: Work) -> list[Part]:
+        """This rank's share."""
+        budget = self._config.max_tokens_per_micro_batch
+        return work.plan(max_tokens=budget, num_ranks=self._ranks.world_size)[self._ranks.rank]

@@ -90,3 +90,13 @@ def test_a_plan_is_the_same_every_time() -> None:
     lengths = [3, 3, 3, 7, 7, 1]
     plans = [plan_micro_batches(lengths, max_tokens=14, num_ranks=2) for _ in range(2)]
     assert plans[0] == plans[1]
+
+
+def test_what_must_stay_together_counts_as_often_as_it_is_wide() -> None:
+    lengths, widths = [9, 8, 8, 3, 2, 2], [2, 1, 4, 2, 3, 1]
+    for num_ranks in (1, 2):
+        plan = plan_micro_batches(lengths, widths=widths, max_tokens=32, num_ranks=num_ranks)
+        parts = [part for rank in plan for part in rank]
+        assert sorted(i for part in parts for i in part) == list(range(6))
+        assert all(sum(widths[i] for i in part) * max(lengths[i] for i in part) <= 32 for part in parts if part)
+    assert any(len(part) > 1 for part in parts)

@@ -1,4 +1,4 @@
-"""Supervised training on one rank."""
+"""Supervised training of a policy on one rank."""
 
 import math
 import random
@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo_learner.config import OptimizerConfig
+from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.errors import NonFiniteStep, UserError
 from services.contracts.records import Demonstration
@@ -33,6 +34,7 @@ def make_demonstrations(seed: int, count: int = 12) -> list[Demonstration]:
 
 def start(model: Path, **settings: Any) -> SupervisedRank:
     return SupervisedRank(
+        task=DemonstrationTask,
         learner=OptimizerConfig.model_validate({"lr": 1e-2} | settings),
         model=ModelConfig(path=str(model), dtype="float32"),
         rank=0,
@@ -56,7 +58,7 @@ def test_the_loss_is_the_cross_entropy_of_response_tokens_over_all_of_them(tiny_
         count += num_learnt
     for budget in (16, 10_000):
         rank = start(tiny_model, max_tokens_per_micro_batch=budget)
-        assert rank.evaluate_loss(demonstrations) == pytest.approx(total / count, rel=1e-5)
+        assert rank.evaluate(demonstrations)["loss"] == pytest.approx(total / count, rel=1e-5)
         assert rank.step(demonstrations).metrics["loss"] == pytest.approx(total / count, rel=1e-5)
         rank.close()
 
@@ -66,17 +68,17 @@ def test_demonstrations_are_learnt_and_the_export_has_learnt_them(tiny_model: Pa
     rank = start(tiny_model, lr=3e-3)
     losses = [rank.step(demonstrations).metrics["loss"] for _ in range(8)]
     rank.export(tmp_path)
-    final = rank.evaluate_loss(demonstrations)
+    final = rank.evaluate(demonstrations)["loss"]
     rank.close()
     assert final < losses[-1] < losses[0] / 2
     again = start(tmp_path)
-    assert again.evaluate_loss(demonstrations) == pytest.approx(final, rel=1e-5)
+    assert again.evaluate(demonstrations)["loss"] == pytest.approx(final, rel=1e-5)
     again.close()
 
 
 def test_evaluating_changes_nothing(tiny_model: Path) -> None:
     rank = start(tiny_model)
-    losses = [rank.evaluate_loss(make_demonstrations(2)) for _ in range(2)]
+    losses = [rank.evaluate(make_demonstrations(2)) for _ in range(2)]
     rank.close()
     assert losses[0] == losses[1]
 
