@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ppo_learner.models import load_network, load_tokenizer
 from ppo_learner.reward_batching import RewardMicroBatch
 from ppo_learner.reward_config import RewardModelConfig
-from services.contracts.errors import UserError
 from services.contracts.reward_model import RewardHead
 from services.contracts.settings import ModelConfig
 
@@ -47,7 +46,8 @@ class RewardModel(nn.Module):
 
 def load_reward_model(model: ModelConfig, learner: RewardModelConfig) -> RewardModel:
     """The reward model, ready to train. Raises `UserError` when it cannot be read."""
-    padding = padding_token(load_tokenizer(model), model)
+    tokenizer = load_tokenizer(model)
+    padding = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     classifier = load_network(
         _CLASSES[learner.parts.head],
         model.path,
@@ -62,12 +62,13 @@ def load_reward_model(model: ModelConfig, learner: RewardModelConfig) -> RewardM
     for module in classifier.modules():
         if isinstance(module, nn.Dropout):
             module.p = learner.dropout  # Some heads have a rate that no configuration names.
+    if learner.from_scratch or type(classifier).__name__ not in (classifier.config.architectures or ()):
+        _start_at_zero(classifier)
     return RewardModel(classifier, padding=padding)
 
 
-def padding_token(tokenizer: Any, model: ModelConfig) -> int:  # Any: transformers
-    """The token that fills sequences up. Raises `UserError` where the tokenizer has none that could."""
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token is not None:
-            return int(token)
-    raise UserError(f"the tokenizer of {model.path!r} has neither a padding nor an end-of-sequence token; give it one")
+def _start_at_zero(classifier: nn.Module) -> None:
+    """Have a new head prefer nothing, where random weights would have to be unlearnt first."""
+    *_, head = (module for module in classifier.modules() if isinstance(module, nn.Linear) and module.out_features == 1)
+    for parameter in head.parameters():
+        nn.init.zeros_(parameter)

@@ -30,7 +30,7 @@ class RewardModelTask:
     def __init__(self, learner: RewardModelConfig, model: ModelConfig) -> None:
         self._model = model
         self._objective = learner.parts
-        self.metrics = ("loss", "train_accuracy") if learner.parts.compares else ("loss",)
+        self.metrics = ("loss", "accuracy") if learner.parts.compares else ("loss",)
         self.network = load_reward_model(model, learner)
 
     def work(self, examples: Sequence[RewardExample]) -> "RewardModelWork":

@@ -54,17 +54,19 @@ class Work(Protocol):
 
 
 class Task(Protocol):
-    """What is learnt. Made with the sections `learner` and `model`, the same on every rank.
-
-    Attributes:
-        network: what is trained.
-        metrics: (M,) names of what a step measures, the loss first.
-    """
-
-    network: nn.Module
-    metrics: Sequence[str]
+    """What is learnt. Made with the sections `learner` and `model`, the same on every rank."""
 
     def __init__(self, learner: Any, model: ModelConfig) -> None: ...  # Any: the task's own section
+
+    @property
+    def network(self) -> nn.Module:
+        """What is trained."""
+        ...
+
+    @property
+    def metrics(self) -> Sequence[str]:
+        """(M,) names of what a step measures, the loss first."""
+        ...
 
     def work(self, examples: Sequence[Any]) -> Work:  # Any: the task's own examples
         """The examples of one call. Raises `UserError` when there is nothing to learn."""
@@ -185,6 +187,12 @@ class SupervisedRank:
     def export(self, folder: Path) -> None:
         """Write the network and its tokenizer in Hugging Face format."""
         self._task.export(self._network, self._ranks, folder)
+
+    def read(self, model: ModelConfig, learner: OptimizerConfig) -> None:
+        """Give up what was trained, and take up the weights of another model. Raises `UserError`."""
+        self._network.close()
+        self._task = type(self._task)(learner, model)
+        self._network = Engine(self._task.network, learner, self._ranks)
 
     def close(self) -> None:
         """Leave the group; the rank is of no use afterwards."""
