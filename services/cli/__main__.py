@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
     "sample": "write down completions of a model, for a judge",
+    "reward-model": "train a reward model on judged completions",
     "label-pairs": "have a judge compare completions, and write preference data",
     "revise": "have a judge revise answers by a constitution",
     "label-steps": "label steps of completions by where the policy's continuations lead",

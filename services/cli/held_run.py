@@ -10,7 +10,7 @@ from pathlib import Path
 
 from services.contracts.errors import TriremeError
 from services.control import run_folder
-from services.control.config import RunConfig, SupervisedRunConfig
+from services.control.config import TrainerRoot
 from services.control.report import write_report
 from services.control.run_state import committed
 
@@ -19,7 +19,7 @@ INTERRUPTED = 130
 
 
 def run_in_folder(
-    config: RunConfig | SupervisedRunConfig,
+    config: TrainerRoot,
     argv: Sequence[str],
     *,
     command: str,

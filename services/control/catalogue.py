@@ -79,7 +79,13 @@ METRICS: Mapping[str, Metric] = {
         title="groups without difference", unit="share", panel="Rewards without difference", label="groups"
     ),
     ONE_VALUE: Metric(title="rewards of one value", unit="share"),
-    "loss": Metric(title="loss", panel="Loss"),
+    "evaluation/reward": Metric(title="held-out reward", panel="Held-out reward"),
+    "loss": Metric(title="loss", panel="Loss", label="training"),
+    "validation/loss": Metric(title="validation loss", panel="Loss", label="validation"),
+    "accuracy": Metric(title="training accuracy", unit="share", panel="Pairs in the right order", label="training"),
+    "validation/accuracy": Metric(
+        title="validation accuracy", unit="share", panel="Pairs in the right order", label="validation"
+    ),
     KL: Metric(title="KL to reference", panel="KL to the reference"),
     "entropy": Metric(title="entropy", panel="Entropy"),
     "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),

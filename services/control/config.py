@@ -11,9 +11,11 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ppo_learner.config import LearnerConfig, SupervisedConfig
+from ppo_learner.reward_config import RewardModelConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.prompts import DataConfig
+from rollout_workers.reward_rows import RewardDataConfig
 from services.contracts.settings import ModelConfig, Section
 from services.control.alarms import AlarmsConfig
 from services.control.autoscaler import AutoscaleConfig
@@ -38,7 +40,7 @@ class TrainConfig(Section):
     num_steps: int = Field(default=100, ge=1)
     """Learner steps of the whole run; a resumed run goes on to the same number."""
     prompts_per_step: int = Field(default=64, ge=1)
-    """Prompts (RL) or demonstrations (SFT) that one learner step consumes."""
+    """Prompts (RL), demonstrations (SFT) or judged rows (reward models) that one learner step consumes."""
     max_staleness: int = Field(default=0, ge=0)
     """How many versions a trained token may lag behind the learner. 0 is strictly on-policy: sampling and learning take
     turns. Above it they overlap, with (this + 1) · prompts_per_step prompts under way."""
@@ -83,6 +85,20 @@ class EvaluateConfig(Section):
                 f"pass@{max(self.ks)} needs num_samples of at least {max(self.ks)}, not {self.num_samples}"
             )
         return self
+
+
+class RewardModelEvaluateConfig(Section):
+    """Which weights of a reward model are kept, and what they are judged on."""
+
+    examples: str | None = None
+    """Data file or hub name with held-out rows, in the form that `data` describes; judged once, with the weights that
+    are kept. None: the validation rows, by which those weights were chosen."""
+    split: str = "test"
+    """Split of a hub data set."""
+    every: int = Field(default=25, ge=1)
+    """Steps between looks at the validation loss; the weights with the lowest are kept."""
+    patience: int = Field(default=0, ge=0)
+    """Looks in a row without a lower loss after which the run ends early; 0 goes on to the last step."""
 
 
 class ClusterConfig(Section):
@@ -131,20 +147,20 @@ class SettingsRoot(BaseSettings):
         return (init_settings,)
 
 
-class _Root(SettingsRoot):
+class TrainerRoot(SettingsRoot):
     """What every trainer's configuration shares."""
 
     run: RunSection = RunSection()
     model: ModelConfig
-    data: DataConfig
     train: TrainConfig = TrainConfig()
     metrics: MetricsConfig = MetricsConfig()
     cluster: ClusterConfig = ClusterConfig()
 
 
-class RunConfig(_Root):
+class RunConfig(TrainerRoot):
     """Everything `trireme train` and `trireme evaluate` can be told."""
 
+    data: DataConfig
     learner: LearnerConfig = LearnerConfig()
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
@@ -172,7 +188,16 @@ class RunConfig(_Root):
         return self
 
 
-class SupervisedRunConfig(_Root):
+class SupervisedRunConfig(TrainerRoot):
     """Everything `trireme sft` can be told."""
 
+    data: DataConfig
     learner: SupervisedConfig = SupervisedConfig()
+
+
+class RewardModelRunConfig(TrainerRoot):
+    """Everything `trireme reward-model` can be told."""
+
+    data: RewardDataConfig
+    learner: RewardModelConfig = RewardModelConfig()
+    evaluate: RewardModelEvaluateConfig = RewardModelEvaluateConfig()

@@ -48,11 +48,16 @@ class Evaluation:
         gold = f", gold reward {fmean(self.gold.gold):.3g}, proxy {fmean(self.gold.proxy):.3g}" if self.gold else ""
         return f"{self.accuracy:.1%}{gold}"
 
+    @property
+    def reward(self) -> float:
+        """Mean reward of the greedy completions."""
+        return fmean(completion.reward for completion in self.completions)
+
     def metrics(self) -> dict[str, float]:
         sampled = {} if self.sampled_accuracy is None else {"evaluation/sampled_accuracy": self.sampled_accuracy}
         passes = {f"evaluation/pass@{k}": share for k, share in self.pass_at.items()}
         gold = self.gold.metrics() if self.gold else {}
-        return {"evaluation/accuracy": self.accuracy, **sampled, **passes, **gold}
+        return {"evaluation/accuracy": self.accuracy, "evaluation/reward": self.reward, **sampled, **passes, **gold}
 
 
 async def evaluate(

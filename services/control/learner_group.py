@@ -11,8 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from ppo_learner.config import OptimizerConfig
 from services.contracts.errors import DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
 from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup
+from services.contracts.reward_example import RewardExample
+from services.contracts.settings import ModelConfig
 from services.control.actor import Actor
 from services.control.cluster import put
 
@@ -50,11 +53,27 @@ class LearnerGroup:
         """Wait until every rank has loaded its model."""
         await self._call("start", timeout_s=self._start_timeout_s)
 
-    async def step(self, batch: Sequence[ScoredGroup] | Sequence[Demonstration]) -> LearnerReport:
+    async def step(
+        self, batch: Sequence[ScoredGroup] | Sequence[Demonstration] | Sequence[RewardExample]
+    ) -> LearnerReport:
         if self._before_step is not None:
             await self._before_step()
         report: LearnerReport = await self._call("step", put(list(batch)))
         return report
+
+    async def evaluate(self, examples: Sequence[RewardExample]) -> dict[str, float]:
+        """The metrics of a step on other examples, without learning them; of a supervised learner only."""
+        metrics: dict[str, float] = await self._call("evaluate", put(list(examples)))
+        return metrics
+
+    async def answers(self, examples: Sequence[RewardExample]) -> list[float]:
+        """The scores of all completions or steps, example after example; of a reward model only."""
+        scores: list[float] = await self._call("answers", put(list(examples)))
+        return scores
+
+    async def read(self, model: ModelConfig, learner: OptimizerConfig) -> None:
+        """Give up what was trained, and take up the weights of another model; of a supervised learner only."""
+        await self._call("read", model, learner)
 
     async def publish(self, version: int) -> Publication:
         publication: Publication = await self._call("publish", version)

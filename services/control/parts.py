@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 from ppo_learner.config import OptimizerConfig
 from ppo_learner.learner import LearnerRank
-from ppo_learner.supervised import SupervisedRank
+from ppo_learner.supervised import SupervisedRank, Task
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
 from rollout_workers.sleeping import sleep_all
 from services.control.actor import constructed_by_start
 from services.control.cluster import Cluster, Room
-from services.control.config import ClusterConfig, RunConfig, SupervisedRunConfig
+from services.control.config import ClusterConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig, TrainerRoot
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
@@ -118,12 +118,14 @@ async def start_workers(config: RunConfig) -> AsyncIterator[Fleet]:
 
 
 @asynccontextmanager
-async def start_supervised_learner(config: SupervisedRunConfig) -> AsyncIterator[LearnerGroup]:
+async def start_supervised_learner(
+    config: SupervisedRunConfig | RewardModelRunConfig, task: type[Task]
+) -> AsyncIterator[LearnerGroup]:
     """Start the ranks of a supervised run."""
     ranks = rank_demands(config.learner, config.cluster)
     with Cluster(config.cluster, ranks) as cluster:
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
-        group = await _spawn_ranks(cluster, rooms, SupervisedRank, config, learner=config.learner)
+        group = await _spawn_ranks(cluster, rooms, SupervisedRank, config, task=task, learner=config.learner)
         await group.ready()
         yield group
 
@@ -169,7 +171,7 @@ async def _spawn_ranks(
     cluster: Cluster,
     rooms: Sequence[Room],
     process: type,
-    config: RunConfig | SupervisedRunConfig,
+    config: TrainerRoot,
     *,
     generation: int = 0,
     before_step: Callable[[], Awaitable[None]] | None = None,

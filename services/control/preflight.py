@@ -9,11 +9,30 @@ from pathlib import Path
 from typing import Any
 
 from rollout_workers.prompts import DataConfig, PromptSet, load_demonstrations, load_prompts
+from rollout_workers.reward_data import RewardExamples, load_reward_examples
+from rollout_workers.reward_rows import RewardDataConfig
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
-from services.control.config import RunConfig, SupervisedRunConfig
+from services.control.config import RewardModelRunConfig, RunConfig, SupervisedRunConfig
 from services.transport import security
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RewardModelInputs:
+    """What a reward model is trained and judged on.
+
+    Attributes:
+        examples: rows to learn, and those for validation.
+        held_out: rows that are judged once; None where the validation rows are all there is.
+        tokenizer: the model's.
+        max_tokens: longest text that the model is given.
+    """
+
+    examples: RewardExamples
+    held_out: RewardExamples | None
+    tokenizer: Any  # Any: transformers is untyped
+    max_tokens: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +79,60 @@ def check_supervised(config: SupervisedRunConfig) -> tuple[Demonstration, ...]:
     return load_demonstrations(config.data, tokenizer, max_length=max_length)
 
 
+def check_reward_model(config: RewardModelRunConfig) -> RewardModelInputs:
+    """Load tokenizer and judged completions of a reward model's training. Raises `UserError` likewise."""
+    tokenizer, longest = load_tokenizer(config.model, ends_completions=False)
+    _check_head(config)
+    longest = min(longest, tokenizer.model_max_length)
+    max_tokens = config.data.max_tokens or longest
+    if max_tokens > longest:
+        raise UserError(f"data.max_tokens is {max_tokens}, and {config.model.path} takes at most {longest} tokens")
+    if not tokenizer.is_fast:
+        raise UserError(f"the tokenizer of {config.model.path} has no fast form, which tells where its tokens stand")
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {config.model.path} has no token to fill texts up with; give it a pad_token")
+
+    def load(data: RewardDataConfig) -> RewardExamples:
+        return load_reward_examples(
+            data,
+            tokenizer,
+            form=config.learner.parts.examples,
+            any_label=config.learner.parts.loss == "squared_error",
+            max_tokens=max_tokens,
+            seed=config.run.seed,
+        )
+
+    held_out = config.evaluate.examples
+    if held_out is None and not config.data.validation_share:
+        raise UserError(
+            "nothing would be left to judge the reward model by; set data.validation_share, or evaluate.examples"
+        )
+    changes = {"examples": held_out, "split": config.evaluate.split, "limit": None, "validation_share": 0.0}
+    return RewardModelInputs(
+        examples=load(config.data),
+        held_out=load(config.data.model_copy(update=changes)) if held_out else None,
+        tokenizer=tokenizer,
+        max_tokens=max_tokens,
+    )
+
+
+def _check_head(config: RewardModelRunConfig) -> None:
+    from transformers import AutoConfig
+    from transformers.models.auto import modeling_auto
+
+    model = config.model
+    known = {
+        "outcome": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+        "process": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    }[config.learner.parts.head]
+    shape = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if shape.model_type not in known and not model.trust_remote_code:
+        raise UserError(
+            f"transformers has no {config.learner.parts.head} head for models of the kind {shape.model_type!r}; "
+            "choose another model.path, or another learner.objective"
+        )
+
+
 def evaluation_data(config: RunConfig) -> DataConfig | None:
     """The held-out data set in the form of the training data, or None when the run has none."""
     if config.evaluate.prompts is None:
@@ -68,8 +141,13 @@ def evaluation_data(config: RunConfig) -> DataConfig | None:
     return config.data.model_copy(update=changes)
 
 
-def load_tokenizer(model: ModelConfig) -> tuple[Any, int]:  # Any: transformers is untyped
+def load_tokenizer(
+    model: ModelConfig, *, ends_completions: bool = True
+) -> tuple[Any, int]:  # Any: transformers is untyped
     """The tokenizer, and the longest sequence that the model takes.
+
+    Args:
+        ends_completions: the model generates, so there must be a token that ends it.
 
     Raises:
         UserError: when model or tokenizer cannot be found, or do not fit each other.
@@ -89,7 +167,7 @@ def load_tokenizer(model: ModelConfig) -> tuple[Any, int]:  # Any: transformers 
             f"tokenizer {name!r} has {len(tokenizer)} tokens and model {model.path!r} has room for "
             f"{config.vocab_size}; set model.tokenizer to the one that the model was trained with"
         )
-    if tokenizer.eos_token_id is None:
+    if ends_completions and tokenizer.eos_token_id is None:
         raise UserError(f"tokenizer {name!r} has no end-of-sequence token, so no completion could end")
     longest = int(getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length)
     if model.max_length is not None and model.max_length > longest:

@@ -17,6 +17,7 @@ from services.control.catalogue import written
 from services.control.gold_panels import gold_panels
 from services.control.metrics import SAMPLES_FILE
 from services.control.panels import COLOURS, Panel, comparison_panels, run_panels
+from services.control.reward_model_facts import judgement
 from services.control.run_facts import early_and_late, headlines, median_phases, pieces, statistics, subtitle
 from services.control.run_record import RunRecord, read_run
 from services.control.visible_text import shortened, visible
@@ -43,6 +44,7 @@ def write_report(folder: Path) -> Path:
         picture=folder / CURVES_FILE,
         run=run,
         headlines=headlines(run),
+        judgement=judgement(run),
         phases=median_phases(run.rows),
         gold=_drawn(gold_panels(run)),
         alarms=run.alarms,
@@ -93,7 +95,9 @@ def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, 
         "shortened": partial(shortened, longest=_LONGEST_TEXT, rest_is_in=SAMPLES_FILE),
     }
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
-    empty = dict.fromkeys(("run", "headlines", "comparison", "gold", "alarms", "phases", "samples", "statistics"))
+    empty = dict.fromkeys(
+        ("run", "headlines", "judgement", "comparison", "gold", "alarms", "phases", "samples", "statistics")
+    )
     return template.render(
         empty | sections,
         title=title,

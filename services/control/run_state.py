@@ -38,6 +38,8 @@ class RunState:
         accuracy_before: held-out accuracy before the first step, for the final summary.
         evaluation_before: every metric of that evaluation.
         seconds: time spent in the run so far.
+        best_loss: lowest validation loss so far, of a run that keeps the weights that had it.
+        best_step: the step after which that was.
     """
 
     step: int
@@ -48,6 +50,8 @@ class RunState:
     accuracy_before: float | None = None
     evaluation_before: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
+    best_loss: float | None = None
+    best_step: int = 0
 
 
 async def commit(

@@ -1,18 +1,21 @@
-"""A supervised run: demonstrations in, an export out, on the same learner, metrics and checkpoints as an RL run.
+"""A supervised run: examples in, an export out, on the same learner, metrics and checkpoints as an RL run.
 
-It must not know rollouts or rewards. Invariant: which demonstrations a step learns depends on the seed and the step
-alone, so a resumed run goes on as if it had never stopped.
+It must not know rollouts or rewards, nor what is learnt. Invariant: which examples a step learns depends on the seed
+and the step alone, so a resumed run goes on as if it had never stopped.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any, Protocol
 
+from ppo_learner.supervised import Task
 from rollout_workers.prompts import RowOrder
-from services.contracts.records import Demonstration, Json
+from services.contracts.records import Json
 from services.control import run_folder, run_state
-from services.control.config import SupervisedRunConfig
+from services.control.config import RewardModelRunConfig, SupervisedRunConfig
 from services.control.interrupts import catch_interrupts
 from services.control.learner_group import LearnerGroup
 from services.control.parts import start_supervised_learner
@@ -23,7 +26,40 @@ from services.control.step_clock import StepClock
 from services.control.versions import package_versions
 
 
-def train_supervised(config: SupervisedRunConfig, demonstrations: Sequence[Demonstration], *, resume: bool) -> bool:
+class Job(Protocol):
+    """What a supervised run learns, and what it does beside its steps.
+
+    Attributes:
+        examples: what there is to learn.
+        shuffle: whether each epoch has an order of its own.
+    """
+
+    examples: Sequence[Any]  # Any: the task's own
+    shuffle: bool
+
+    @property
+    def task(self) -> type[Task]:
+        """What the learner's ranks run."""
+        ...
+
+    def num_tokens(self, example: Any) -> int:  # Any: one of `examples`
+        """Tokens that are learnt of an example, for the throughput."""
+        ...
+
+    async def after_step(self, state: RunState, learner: LearnerGroup) -> tuple[RunState, Mapping[str, float]]:
+        """Called after each step, before its checkpoint: the state to go on with, and further metrics of the step."""
+        ...
+
+    def is_over(self, state: RunState) -> bool:
+        """Whether there is no use in further steps."""
+        ...
+
+    async def finish(self, state: RunState, learner: LearnerGroup) -> Mapping[str, Json]:
+        """Export; returns what the run's summary says further."""
+        ...
+
+
+def train_supervised(config: SupervisedRunConfig | RewardModelRunConfig, job: Job, *, resume: bool) -> bool:
     """Train, checkpoint and export. The caller holds the run's folder.
 
     Returns:
@@ -40,7 +76,7 @@ def train_supervised(config: SupervisedRunConfig, demonstrations: Sequence[Demon
             Recorder(config.run, config.train, config.metrics, progress=progress, first_step=state.step)
         )
         try:
-            state, interrupted = asyncio.run(_run(config, demonstrations, recorder, progress, checkpoint, state))
+            state, found = asyncio.run(_run(config, job, recorder, progress, checkpoint, state))
         except asyncio.CancelledError as error:
             raise KeyboardInterrupt from error
     summary: dict[str, Json] = {
@@ -49,56 +85,56 @@ def train_supervised(config: SupervisedRunConfig, demonstrations: Sequence[Demon
         "seconds": state.seconds,
         "versions": dict(package_versions()),
     }
-    run_folder.write_summary(config.run.dir, summary)
-    return interrupted
+    run_folder.write_summary(config.run.dir, summary | dict(found or {}))
+    return found is None
 
 
 async def _run(
-    config: SupervisedRunConfig,
-    demonstrations: Sequence[Demonstration],
+    config: SupervisedRunConfig | RewardModelRunConfig,
+    job: Job,
     recorder: Recorder,
     progress: Progress,
     checkpoint: Path | None,
     state: RunState,
-) -> tuple[RunState, bool]:
+) -> tuple[RunState, Mapping[str, Json] | None]:
+    """The last state, and what the job found at the end; None when it was interrupted."""
     with catch_interrupts(progress.message) as stop:
         progress.message("starting the learner")
-        async with start_supervised_learner(config) as learner:
+        async with start_supervised_learner(config, job.task) as learner:
             if checkpoint is not None:
                 await learner.load(checkpoint / run_state.LEARNER_FOLDER)
             stop.finishes_step = True
-            rows = RowOrder(
-                len(demonstrations),
-                seed=config.run.seed,
-                shuffle=config.data.shuffle,
-                position=state.prompt_position,
-            )
-            while state.step < config.train.num_steps and not stop.requested:
-                batch = [demonstrations[rows.draw()[1]] for _ in range(config.train.prompts_per_step)]
-                state = await _step(learner, batch, recorder, state)
+            position = state.prompt_position
+            rows = RowOrder(len(job.examples), seed=config.run.seed, shuffle=job.shuffle, position=position)
+            while state.step < config.train.num_steps and not stop.requested and not job.is_over(state):
+                batch = [job.examples[rows.draw()[1]] for _ in range(config.train.prompts_per_step)]
+                state = await _step(job, learner, batch, recorder, state)
                 if is_due(state.step, config.train.checkpoint_every):
                     await recorder.checkpoint(state, learner)
             await recorder.checkpoint(state, learner)
-            if not stop.requested:
-                await learner.export(config.run.dir / run_folder.EXPORT)
-            return state, stop.requested
+            return state, None if stop.requested else await job.finish(state, learner)
 
 
-async def _step(learner: LearnerGroup, batch: Sequence[Demonstration], recorder: Recorder, state: RunState) -> RunState:
+async def _step(
+    job: Job, learner: LearnerGroup, batch: Sequence[Any], recorder: Recorder, state: RunState
+) -> RunState:  # Any: the job's examples
     clock = StepClock()
     report = await learner.step(batch)
     seconds = clock.lap()["step"]
-    num_tokens = sum(sum(demonstration.loss_mask) for demonstration in batch)
-    state = RunState(
+    num_tokens = sum(job.num_tokens(example) for example in batch)
+    state = replace(
+        state,
         step=state.step + 1,
         prompt_position=state.prompt_position + len(batch),
         seconds=state.seconds + seconds,
     )
+    state, further = await job.after_step(state, learner)
     metrics = {
         **report.metrics,
         "seconds/step": seconds,
         "samples_per_second": len(batch) / seconds,
         "tokens_per_second": num_tokens / seconds,
+        **further,
     }
     recorder.record(state.step, metrics)
     return state

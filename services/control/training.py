@@ -213,6 +213,8 @@ class Sessions:
         return {
             "accuracy_before": session.state.accuracy_before,
             "accuracy_after": None if after is None else after.accuracy,
+            "held_out_reward_before": session.state.evaluation_before.get("evaluation/reward"),
+            "held_out_reward_after": None if after is None else after.reward,
             "num_steps": session.state.step,
             **self._run.totals.summary(),
             "prompts": dict(session.state.event_counts),

@@ -32,7 +32,7 @@ async def test_greedy_and_sampled_accuracy_are_measured_apart() -> None:
     evaluation = await evaluate(
         PROMPTS, rollouts=rollouts, rewards=FakeRewards(one_if_index_below_row), sampling=SAMPLING, config=config
     )
-    assert evaluation.accuracy == 3 / 4
+    assert evaluation.accuracy == evaluation.metrics()["evaluation/reward"] == 3 / 4
     assert evaluation.sampled_accuracy == pytest.approx((0 + 1 + 2 + 3) / 16)
     assert evaluation.pass_at == {1: pytest.approx(6 / 16), 4: 3 / 4}
     temperatures = {(request.sampling.temperature, request.sampling.num_samples) for request in rollouts.requests}

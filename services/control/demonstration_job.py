@@ -1,0 +1,38 @@
+"""What a supervised run of a policy does beside its steps: it exports the last weights.
+
+It must not know how a step is made.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from ppo_learner.demonstrations import DemonstrationTask
+from services.contracts.records import Demonstration, Json
+from services.control import run_folder
+from services.control.config import SupervisedRunConfig
+from services.control.learner_group import LearnerGroup
+from services.control.run_state import RunState
+
+
+class DemonstrationJob:
+    """Implements `Job` for a policy."""
+
+    task = DemonstrationTask
+
+    def __init__(self, config: SupervisedRunConfig, demonstrations: Sequence[Demonstration]) -> None:
+        self.examples = demonstrations
+        self.shuffle = config.data.shuffle
+        self._export: Path = config.run.dir / run_folder.EXPORT
+
+    def num_tokens(self, example: Demonstration) -> int:
+        return sum(example.loss_mask)
+
+    async def after_step(self, state: RunState, learner: LearnerGroup) -> tuple[RunState, Mapping[str, float]]:
+        return state, {}
+
+    def is_over(self, state: RunState) -> bool:
+        return False
+
+    async def finish(self, state: RunState, learner: LearnerGroup) -> Mapping[str, Json]:
+        await learner.export(self._export)
+        return {}
