@@ -5,6 +5,7 @@ the server is well again, or the time for that is spent. What was trained has th
 """
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -20,6 +21,7 @@ from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_client import RewardClient
 from tests.certificates import Authority
 from tests.control.test_controller import Setting
+from tests.fakes import FakeLearner
 from tests.reward_server.lies import LIES, Lie
 from tests.reward_server.proxy import Mode, Proxy, proxied
 from tests.reward_server.serving import (
@@ -36,70 +38,82 @@ from tests.reward_server.serving import (
 )
 
 HONEST_VALUE = 0.5
-CALLS_OF_A_STEP = 4
+PROMPTS_OF_A_STEP = 4
 STALLED: tuple[Mode, ...] = ("hold", "drip", "cut")
-QUICK = IMPATIENT.model_copy(update={"timeout_s": 0.2, "eject_s": 0.1, "unavailable_budget_s": 30.0})
+QUICK = IMPATIENT.model_copy(update={"timeout_s": 0.3, "eject_s": 0.1, "unavailable_budget_s": 30.0})
 
 
-def honest_for_a_step(afterwards: Lie, count: list[int] | None = None) -> Reply:
-    count = [0] if count is None else count
-
+def honest_for_a_step(learner: FakeLearner, afterwards: Lie) -> Reply:
     async def reply(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
-        count[0] += 1
-        return response(request, results(request)) if count[0] <= CALLS_OF_A_STEP else afterwards(request)
+        return afterwards(request) if learner.batches else response(request, results(request))
 
     return reply
 
 
-def trained_values(setting: Setting) -> list[float]:
-    return [reward.value for batch in setting.learner.batches for group in batch for reward in group.rewards]
+def trained_values(learner: FakeLearner) -> set[float]:
+    return {reward.value for batch in learner.batches for group in batch for reward in group.rewards}
 
 
-async def stopped(client: RewardClient, error: type[TriremeError], words: str, *, num_steps: int) -> None:
-    """Run until `error` ends it after `num_steps` honest steps."""
-    setting = Setting(rewards=client)  # type: ignore[arg-type]  # the real client instead of a fake
+async def stopped(
+    client: RewardClient, error: type[TriremeError], words: str, *, learner: FakeLearner | None = None
+) -> None:
+    """Run until `error` ends it: after one honest step where the learner is given, before the first where it is not."""
+    num_steps = 0 if learner is None else 1
+    learner = learner or FakeLearner()
+    setting = Setting(rewards=client, learner=learner)  # type: ignore[arg-type]  # the real client instead of a fake
     with pytest.raises(error, match=words):
         await asyncio.wait_for(setting.run(3), 20.0)
-    assert len(setting.learner.batches) == num_steps
-    assert set(trained_values(setting)) <= {HONEST_VALUE}
+    assert len(learner.batches) == num_steps
+    assert trained_values(learner) <= {HONEST_VALUE}
 
 
-async def held(client: RewardClient, caplog: pytest.LogCaptureFixture, mend: Callable[[], None], *, first: int) -> None:
-    """Run until it waits for the service, mend that, and see the run to its end."""
-    setting = Setting(rewards=client)  # type: ignore[arg-type]  # the real client instead of a fake
+async def held(
+    client: RewardClient, learner: FakeLearner, caplog: pytest.LogCaptureFixture, mend: Callable[[], None]
+) -> None:
+    """Run until it waits for the service and trains nothing more, mend that, and see the run to its end."""
+    setting = Setting(rewards=client, learner=learner)  # type: ignore[arg-type]  # the real client instead of a fake
     running = asyncio.create_task(setting.run(3))
     await until(lambda: "scoring waits for the reward service" in caplog.text)
-    assert len(setting.learner.batches) == first
+    assert len(learner.batches) < 2
     mend()
     await asyncio.wait_for(running, 20.0)
     trained = [event["prompt"] for event in setting.named("trained")]
-    assert len(trained) == len(set(trained)) == 3 * CALLS_OF_A_STEP
-    assert set(trained_values(setting)) == {HONEST_VALUE}
+    assert len(trained) == len(set(trained)) == 3 * PROMPTS_OF_A_STEP
+    assert trained_values(learner) == {HONEST_VALUE}
 
 
 @pytest.mark.parametrize("name", LIES)
 async def test_a_lie_stops_the_run_and_trains_nothing(connect: Connect, name: str) -> None:
     lie, words = LIES[name]
-    async with scripted(honest_for_a_step(lie)) as (address, _):
-        await stopped(connect([address], QUICK), RewardContractError, f"^{address} broke .*{words}", num_steps=1)
+    learner = FakeLearner()
+    async with scripted(honest_for_a_step(learner, lie)) as (address, _):
+        words = f"^{address} broke .*{words}"
+        await stopped(connect([address], IMPATIENT), RewardContractError, words, learner=learner)
 
 
 async def test_a_server_that_only_fails_samples_stops_the_run_after_its_attempts(connect: Connect) -> None:
-    reply = honest_for_a_step(lambda request: response(request, failures(request)))
+    learner = FakeLearner()
+    reply = honest_for_a_step(learner, lambda request: response(request, failures(request)))
     async with scripted(reply) as (address, _):
-        await stopped(connect([address], QUICK), SampleNotScorable, r"scripted \(timeout\)", num_steps=1)
+        client = connect([address], IMPATIENT)
+        await stopped(client, SampleNotScorable, r"scripted \(timeout\)", learner=learner)
 
 
 @pytest.mark.parametrize("compression", [grpc.Compression.NoCompression, grpc.Compression.Gzip])
 async def test_an_answer_of_100_megabytes_stops_the_run(connect: Connect, compression: grpc.Compression) -> None:
-    def huge(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
-        failure = reward_pb2.Failure(code="FAILURE_CODE_INTERNAL", message="x" * 100_000_000)
-        return response(request, [reward_pb2.Result(sample_id=request.samples[0].id, failure=failure)])
+    texts = iter(["x" * 100_000_000])
 
-    config = QUICK.model_copy(update={"timeout_s": 20.0})
-    async with scripted(honest_for_a_step(huge), compression=compression) as (address, _):
+    def huge(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+        answers = results(request)
+        for text in itertools.islice(texts, 1):
+            answers[0].failure.message = text
+        return response(request, answers)
+
+    learner = FakeLearner()
+    config = IMPATIENT.model_copy(update={"timeout_s": 20.0})
+    async with scripted(honest_for_a_step(learner, huge), compression=compression) as (address, _):
         words = rf"^{address} answered Score with more than reward.max_response_bytes \(64000000\)"
-        await stopped(connect([address], config), RewardContractError, words, num_steps=1)
+        await stopped(connect([address], config), RewardContractError, words, learner=learner)
 
 
 async def test_bytes_that_are_no_message_stop_the_run(connect: Connect) -> None:
@@ -112,27 +126,28 @@ async def test_bytes_that_are_no_message_stop_the_run(connect: Connect) -> None:
     methods = {"Describe": describe, "Score": garbage}
     async with generic("trireme.reward.v1.RewardService", methods) as address:
         words = f"^{address} answered Score with bytes that are no ScoreResponse"
-        await stopped(connect([address], QUICK), RewardContractError, words, num_steps=0)
+        await stopped(connect([address], IMPATIENT), RewardContractError, words)
 
 
 @pytest.mark.parametrize("mode", STALLED)
 async def test_a_connection_that_stalls_or_breaks_holds_the_run_until_it_is_mended(
     connect: Connect, caplog: pytest.LogCaptureFixture, mode: Mode
 ) -> None:
-    count = [0]
+    learner = FakeLearner()
     proxies: list[Proxy] = []
+    is_stalled = iter([False])
 
     def stall(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
-        if count[0] == CALLS_OF_A_STEP + 1:
+        if next(is_stalled, True) is False:
             proxies[0].mode = mode
         return response(request, results(request))
 
     def mend() -> None:
         proxies[0].mode = "pass"
 
-    async with scripted(honest_for_a_step(stall, count)) as (address, _), proxied(address) as proxy:
+    async with scripted(honest_for_a_step(learner, stall)) as (address, _), proxied(address) as proxy:
         proxies.append(proxy)
-        await held(connect([proxy.address], QUICK), caplog, mend, first=1)
+        await held(connect([proxy.address], QUICK), learner, caplog, mend)
 
 
 @pytest.mark.parametrize("mode", STALLED)
@@ -143,7 +158,7 @@ async def test_a_connection_that_is_never_mended_stops_the_run(connect: Connect,
         await client.describe()
         proxy.mode = mode
         words = rf"no answer from the reward service \({proxy.address}\).*unavailable_budget_s \(0.5\)"
-        await stopped(client, RewardUnavailable, words, num_steps=0)
+        await stopped(client, RewardUnavailable, words)
 
 
 @asynccontextmanager
@@ -167,13 +182,13 @@ async def test_another_service_or_version_is_told_with_what_was_found_and_what_i
 ) -> None:
     async with generic(service, {}) as address:
         words = rf"^{address} does not .*; it has {service}, and trireme.reward.v1.RewardService is wanted"
-        await stopped(connect([address], QUICK), RewardContractError, words, num_steps=0)
+        await stopped(connect([address], IMPATIENT), RewardContractError, words)
 
 
 async def test_another_version_of_the_contract_within_the_service_is_told(connect: Connect) -> None:
     async with scripted(honest, contract_version=3) as (address, _):
         words = rf"^{address} .* keeps version 3 of the reward contract, and version 1 is wanted"
-        await stopped(connect([address], QUICK), RewardContractError, words, num_steps=0)
+        await stopped(connect([address], IMPATIENT), RewardContractError, words)
 
 
 @pytest.mark.parametrize("banner", [b"SSH-2.0-OpenSSH_9.9\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\n"])
@@ -187,7 +202,7 @@ async def test_what_does_not_speak_grpc_at_all_is_no_answer(connect: Connect, ba
     server = await asyncio.start_server(greet, "127.0.0.1", 0)
     async with server:
         address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
-        await stopped(connect([address], config), RewardUnavailable, f"{address} answered Describe", num_steps=0)
+        await stopped(connect([address], config), RewardUnavailable, f"{address} answered Describe")
 
 
 async def test_a_wrong_certificate_is_refused_before_the_run_and_held_within_it(
@@ -204,9 +219,9 @@ async def test_a_wrong_certificate_is_refused_before_the_run_and_held_within_it(
     stranger.sign(tmp_path / "server", names=["127.0.0.1"])
     port = int(address.rpartition(":")[2])
     async with serving(reward, RewardServerConfig(port=port, drain_s=0.0, **files)):
-        await stopped(connect([address], config), UserError, "none that reward.tls_ca vouches for", num_steps=0)
+        await stopped(connect([address], config), UserError, "none that reward.tls_ca vouches for")
 
         def mend() -> None:
             ours.sign(tmp_path / "server", names=["127.0.0.1"])
 
-        await held(client, caplog, mend, first=0)
+        await held(client, FakeLearner(), caplog, mend)
