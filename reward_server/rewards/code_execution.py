@@ -85,12 +85,8 @@ class Examiner:
 
     async def score(self, sample: RewardSample) -> Score:
         try:
-            tests = tests_of(sample)
-            program = self._program_of(sample)
-            return (
-                Reward(value=0.0, components={"passed": 0.0}) if program is None else await self._mark(program, tests)
-            )
-        except (ValueError, FaultyTests) as error:
+            return await self._mark(self._program_of(sample), tests_of(sample))
+        except FaultyTests as error:
             return Failure(code=FailureCode.INVALID_SAMPLE, message=f"code_execution: {error}")
         except SandboxBroken as error:
             message = f"the sandbox is broken: {error}"
@@ -100,7 +96,9 @@ class Examiner:
         program = last_fenced_block(sample.completion, languages=LANGUAGES)
         return sample.completion if program is None and not self._options.require_fence else program
 
-    async def _mark(self, program: str, tests: ProgramTests) -> Reward:
+    async def _mark(self, program: str | None, tests: ProgramTests) -> Reward:
+        if program is None:
+            return Reward(value=0.0, components={"passed": 0.0})
         passed: list[bool] = []
         async for verdicts in self._verdicts(f"{tests.preamble}\n{program}", tests):
             passed += verdicts
@@ -128,10 +126,10 @@ class Examiner:
 
 
 def tests_of(sample: RewardSample) -> ProgramTests:
-    """The tests in a sample's reference. Raises ValueError saying what is wrong with them."""
+    """The tests in a sample's reference. Raises FaultyTests saying what is wrong with them."""
     known = {name: value for name, value in sample.reference.items() if name in ProgramTests.model_fields}
     try:
         return ProgramTests.model_validate(known)
     except ValidationError as error:
         faults = (f"reference.{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise ValueError("; ".join(faults)) from error
+        raise FaultyTests("; ".join(faults)) from error

@@ -16,8 +16,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from reward_server.sandbox.inside.jail import Limits
 from services.contracts.errors import UserError
 from services.contracts.records import Json
 from services.contracts.settings import Section
@@ -55,6 +56,14 @@ class SandboxLimits(Section):
     python_path: tuple[Path, ...] = ()
     """Folders with packages that programs may import beside the standard library; they can read all that is there."""
 
+    @field_validator("python_path")
+    @classmethod
+    def _are_folders(cls, folders: tuple[Path, ...]) -> tuple[Path, ...]:
+        for folder in folders:
+            if not folder.is_dir():
+                raise ValueError(f"{folder} is no folder")
+        return tuple(folder.resolve() for folder in folders)
+
 
 class SandboxBroken(Exception):
     """The sandbox could not do its work; says nothing about the program."""
@@ -89,6 +98,7 @@ class Sandbox:
         self._limits = limits
         self._process: Process | None = None
         self._channel: socket.socket | None = None
+        self._launching = asyncio.Lock()
 
     async def start(self) -> None:
         """Start the launcher, and try the sandbox out.
@@ -97,14 +107,15 @@ class Sandbox:
             UserError: it cannot be built here; the text says what is missing.
         """
         try:
-            await self._launch()
             ended = await self.run_script("print(6 * 7)", "", wall_s=30.0)
         except (SandboxBroken, OSError) as error:
             await self.close()
             raise UserError(f"programs cannot be run safely here: {error}. {ADVICE}") from error
         if ended.output != b"42\n":
             await self.close()
-            raise UserError(f"a program in the sandbox ended with {ended}; raise memory_bytes or cpu_s, or see above")
+            raise UserError(
+                f"print(6 * 7) ended in the sandbox with {ended}; raise limits.memory_bytes or limits.cpu_s"
+            )
 
     async def close(self) -> None:
         """End the launcher, and with it whatever still runs."""
@@ -129,26 +140,22 @@ class Sandbox:
 
     async def run_tests(self, program: str, tests: Sequence[str], *, wall_s: float) -> Ended:
         """Run tests, in a jail of their own, on a program in another; the output is that of the tests."""
-        with ExitStack() as files:
-            asked, asks = _pipe(files)
-            told, tells = _pipe(files)
-            answering = await self._begin("answers", {"program": program}, [asked, tells], wall_s)
-            files.callback(answering.close)
-            testing = await self._begin("tests", {"tests": list(tests)}, [asks, told], wall_s)
-            files.pop_all()
-            for file in (asked, asks, told, tells):  # Each side has to see the other's end.
-                os.close(file)
-        try:
+        with ExitStack() as runs:
+            with ExitStack() as files:  # Closed before the wait, so that each side sees the other's end.
+                asked, asks = _pipe(files)
+                told, tells = _pipe(files)
+                answering = await self._begin("answers", {"program": program}, [asked, tells], wall_s)
+                runs.callback(answering.close)
+                testing = await self._begin("tests", {"tests": list(tests)}, [asks, told], wall_s)
             return await testing.ended()
-        finally:
-            answering.close()
 
     async def _begin(self, role: str, order: Mapping[str, Json], given: Sequence[int], wall_s: float) -> "Run":
         """Hand a job to the launcher. Raises SandboxBroken."""
-        if self._process is None or self._process.returncode is not None:
-            await self._launch()
+        async with self._launching:
+            if self._process is None or self._process.returncode is not None:
+                await self._launch()
         assert self._channel is not None
-        job = {"role": role, "limits": [getattr(self._limits, name) for name in LIMITS], "wall_s": wall_s}
+        job = {"role": role, "limits": [getattr(self._limits, name) for name in Limits._fields], "wall_s": wall_s}
         with ExitStack() as files, ExitStack() as kept:
             report, told = _pipe(files, kept)
             output = _file(kept, b"")
@@ -236,6 +243,3 @@ def _pipe(write_end: ExitStack, read_end: ExitStack | None = None) -> tuple[int,
     (read_end or write_end).callback(os.close, reads)
     write_end.callback(os.close, writes)
     return reads, writes
-
-
-LIMITS = ("cpu_s", "memory_bytes", "file_bytes")

@@ -89,9 +89,10 @@ def verdicts_of_tests(output: bytes | None, num_tests: int) -> list[bool]:
     Raises:
         FaultyTests: it says that they are no tests.
     """
-    if not output:
+    try:
+        verdict = json.loads(output or b"")
+    except ValueError:
         return [False] * num_tests
-    verdict = json.loads(output)
     if "faulty" in verdict:
         raise FaultyTests(str(verdict["faulty"]))
     return PASSED.validate_python(verdict["passed"])

@@ -95,6 +95,8 @@ async def test_right_programs_pass_and_wrong_ones_do_not(all_pass: Examiner) -> 
     assert await value(all_pass, "print(7)", cases=CASES) == 0.0
     assert await value(all_pass, ADD, function="add", calls=CALLS) == 1.0
     assert await value(all_pass, ADD.replace("+", "*"), function="add", calls=CALLS) == 0.0
+    assert await value(all_pass, "def f(): 1 / 0", function="f", calls=[{"expected": None}]) == 0.0
+    assert await value(all_pass, "def f(): pass", function="f", calls=[{"expected": None}]) == 1.0
     assert await value(all_pass, ADD, tests="assert add(3, 4) == 7") == 1.0
     assert await value(all_pass, ADD, tests="assert add(3, 4) == 8") == 0.0
     assert await value(all_pass, f"{ADD}\n{SUM}", cases=CASES, tests="assert add(1, 1) == 2") == 0.0  # It reads.
@@ -131,6 +133,7 @@ async def test_the_program_is_the_last_block_or_the_completion() -> None:
         ({"cases": "[{"}, "reference.cases"),
         ({"cases": [{"stdout": "1", "output": "2"}]}, "output"),
         ({"tests": "assert ("}, "SyntaxError"),
+        ({"tests": "\0"}, "null bytes"),
         ({"tests": "add(lambda: 0, 1)"}, "function is no plain data"),
     ],
 )
@@ -223,7 +226,7 @@ HOSTILE = [
 
 async def test_while_hostile_programs_run_an_honest_one_is_scored_and_health_answers() -> None:
     config = RewardServerConfig(port=0, num_threads=24, drain_s=0.0, timeout_s=30.0)
-    options = {"wall_s": 4.0, "limits": {"cpu_s": 1, "memory_bytes": 128 << 20}}
+    options = {"wall_s": 6.0, "limits": {"cpu_s": 1, "memory_bytes": 128 << 20}}
     service = RewardServiceConfig(name="code_execution", options=options)
     samples = [
         make_sample(index, completion=program, cases=CASES) for index, program in enumerate([*HOSTILE, *HOSTILE])
@@ -252,4 +255,4 @@ async def test_while_hostile_programs_run_an_honest_one_is_scored_and_health_ans
         pytest.skip(str(error))
 
     assert [outcome.value for outcome in outcomes if isinstance(outcome, Reward)] == [0.0] * len(samples)
-    assert num_honest >= 5 and slowest < 3.0
+    assert num_honest >= 5 and slowest < 6.0

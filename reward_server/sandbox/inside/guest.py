@@ -73,15 +73,15 @@ def script(order: Order, output: int, standard_input: int) -> None:
 
 
 def calls(order: Order, output: int) -> None:
-    """Call a function of the program, and write what each call returned, a line each; null for one that raised."""
+    """Call a function of the program, and write what each call returned, a line each; nothing for one that raised."""
     function = eval(order["function"], vars(load(order["program"], "program")))
     with os.fdopen(output, "w") as lines:
         for call in order["calls"]:
             try:
-                returned = plain.write(function(*call.get("args", ()), **call.get("kwargs", {})))
+                line = json.dumps({"returned": plain.write(function(*call["args"], **call["kwargs"]))})
             except Exception:  # noqa: BLE001 - the program's fault
-                returned = None
-            lines.write(json.dumps({"returned": returned}) + "\n")
+                line = ""
+            lines.write(line + "\n")
             lines.flush()
 
 
@@ -112,7 +112,7 @@ def tests(order: Order, output: int, requests: int, replies: int) -> None:
         program = Remote(Line(asked, told), 0)
         try:
             passed = [passes(test, program) for test in order["tests"]]
-        except (SyntaxError, plain.NotPlain) as error:
+        except (SyntaxError, ValueError, plain.NotPlain) as error:
             json.dump({"faulty": f"{type(error).__name__}: {error}"}, verdict)
         else:
             json.dump({"passed": passed}, verdict)
@@ -127,7 +127,7 @@ def load(source: str, name: str) -> types.ModuleType:
 
 
 def passes(test: str, program: "Remote") -> bool:
-    """Whether a test runs to its end. Raises SyntaxError or NotPlain where the test itself is at fault."""
+    """Whether a test runs to its end. Raises SyntaxError, ValueError or NotPlain where the test itself is at fault."""
     names = dict(needed(test, program))
     code = compile(test, "test.py", "exec")
     try:
@@ -206,8 +206,8 @@ class Remote:
     def __len__(self) -> int:
         return operator.index(self._line.ask("len", self))  # type: ignore[arg-type]  # raises for what is no number
 
-    def __iter__(self) -> "Remote":
-        return Remote(self._line, self._line.ask("iter", self)._number)  # type: ignore[attr-defined]  # always an object
+    def __iter__(self) -> Iterator[object]:
+        return self._line.ask("iter", self)  # type: ignore[return-value]  # where it is none, Python says so
 
     def __next__(self) -> object:
         return self._line.ask("next", self)

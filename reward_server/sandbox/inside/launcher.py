@@ -41,12 +41,12 @@ def main(channel: int, parent: int, python_path: Sequence[str]) -> None:
             job, files, _, _ = socket.recv_fds(server, MAX_JOB_BYTES, MAX_JOB_FILES)
             if not job:
                 return
+            supervisor = None
             try:
-                is_supervisor = os.fork() == 0
+                supervisor = os.fork()
             except OSError as error:
                 tell_broken(files[0], error)
-                is_supervisor = False
-            if is_supervisor:
+            if supervisor == 0:
                 server.close()
                 supervise(json.loads(job), files, visible, program)
             for file in files:
