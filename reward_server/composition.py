@@ -8,10 +8,10 @@ skipped; a value adds up the parts in the order given and lies within the declar
 
 import asyncio
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from reward_server.parts import Part, Tally, Versions
+from reward_server.parts import Part, Tally, Versions, counters_of
 from reward_server.ranges import Range, hull, of_sum, scaled, within
 from reward_server.routing import Routing
 from reward_server.steps import merge_steps
@@ -52,6 +52,9 @@ class CompositeScorer:
 
     async def close(self) -> None:
         await asyncio.gather(*(part.scorer.close() for part in self._parts))
+
+    def counters(self) -> Mapping[str, float]:
+        return counters_of(self._parts)
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         tallies = [self._routing.tally(sample) for sample in samples]

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from reward_server.composition import refuse_equal_labels
 from reward_server.part_config import EnsembleConfig
-from reward_server.parts import Part, Tally, Versions
+from reward_server.parts import Part, Tally, Versions, counters_of
 from reward_server.ranges import Range, of_mean, of_mean_minus_std, of_minimum, within
 from reward_server.steps import merge_steps
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample, StepReward
@@ -55,6 +55,9 @@ class EnsembleScorer:
 
     async def close(self) -> None:
         await asyncio.gather(*(member.scorer.close() for member in self._members))
+
+    def counters(self) -> Mapping[str, float]:
+        return counters_of(self._members)
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         columns = await asyncio.gather(*(member.score(samples) for member in self._members))

@@ -5,7 +5,7 @@ It must not know how or where the function is run. Invariant: a `RewardFunction`
 
 import inspect
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from typing import TypeAlias
@@ -34,6 +34,7 @@ class RewardFunction:
         maximum: largest value it can return; None where it has no bound.
         isolate: whether it may hang in a way that only killing its process ends.
         opened: makes a context that is entered before the first sample is scored and left after the last.
+        counters: totals of its own for the server's metrics, by name; each only grows.
     """
 
     score: ScoreSample | ScoreBatch
@@ -46,6 +47,7 @@ class RewardFunction:
     maximum: float | None = None
     isolate: bool = False
     opened: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
+    counters: Callable[[], Mapping[str, float]] = dict
 
     def __post_init__(self) -> None:
         if not callable(self.score):

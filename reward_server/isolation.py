@@ -11,7 +11,7 @@ import os
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from reward_server.config import RewardServerConfig
@@ -59,6 +59,9 @@ class IsolatedScorer:
 
     async def close(self) -> None:
         await asyncio.gather(*(child.kill() for child in self._children))
+
+    def counters(self) -> Mapping[str, float]:
+        return {}  # What the reward counts stays in its processes.
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         return list(await asyncio.gather(*(self._score_one(sample) for sample in samples)))

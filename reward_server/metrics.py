@@ -7,12 +7,12 @@ the outcome that its caller got.
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
-from prometheus_client.core import InfoMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from reward_server.batcher import Batcher
+from reward_server.scorer import Scorer
 from services.contracts.errors import UserError
-from services.contracts.records import RewardDescription
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 SAMPLES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
@@ -22,11 +22,11 @@ class RewardMetrics:
     """The metrics of one server, in a registry of their own.
 
     Args:
-        describe: name and version of what is served now.
+        scorer: described, and asked for what it counts itself.
         batcher: its queue and its batches are measured.
     """
 
-    def __init__(self, describe: Callable[[], RewardDescription], batcher: Batcher) -> None:
+    def __init__(self, scorer: Scorer, batcher: Batcher) -> None:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.in_flight = Gauge("trireme_reward_calls_in_flight", "Calls under way.", registry=registry)
@@ -51,7 +51,7 @@ class RewardMetrics:
         pending.set_function(lambda: batcher.num_pending)
         waiting = Gauge("trireme_reward_waiting_samples", "Of these, samples not yet being scored.", registry=registry)
         waiting.set_function(lambda: batcher.num_waiting)
-        registry.register(Served(describe))
+        registry.register(Served(scorer))
 
     def call_ended(self, code: str, *, seconds: float, num_samples: int) -> None:
         self._calls.labels(code).inc()
@@ -67,12 +67,16 @@ class RewardMetrics:
 class Served(Collector):
     """What is served at the moment of a look at the metrics; a reward may be loaded anew while it serves."""
 
-    def __init__(self, describe: Callable[[], RewardDescription]) -> None:
-        self._describe = describe
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
 
     def collect(self) -> Iterator[Metric]:
-        served = self._describe()
+        served = self._scorer.description
         yield InfoMetricFamily("trireme_reward", "What is served.", {"name": served.name, "version": served.version})
+        own = CounterMetricFamily("trireme_reward_own", "Totals that the rewards count themselves.", labels=["name"])
+        for name, count in self._scorer.counters().items():
+            own.add_metric([name], count)
+        yield own
 
 
 def publish(metrics: RewardMetrics, host: str, port: int) -> tuple[int, Callable[[], None]]:

@@ -76,6 +76,11 @@ class Part:
         )
 
 
+def counters_of(parts: Sequence[Part]) -> dict[str, float]:
+    """What the parts count, each under its label."""
+    return {f"{part.label}/{name}": count for part in parts for name, count in part.scorer.counters().items()}
+
+
 @dataclass(kw_only=True, slots=True)
 class Tally:
     """What the parts of one sample gave so far.

@@ -4,7 +4,7 @@ It must not know what the value is used for. Invariants: an outage of that servi
 asked again, and a broken contract one for good; no call outlives the deadlines of its own section.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from reward_server.part_config import RemoteConfig
@@ -35,6 +35,9 @@ class RemoteScorer:
 
     async def close(self) -> None:
         await self._client.close()
+
+    def counters(self) -> Mapping[str, float]:
+        return {}  # That server has metrics of its own.
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         # Samples of several requests come together here, and their ids need not differ.

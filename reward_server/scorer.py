@@ -7,7 +7,7 @@ only from the function itself and only when it is finite and within the declared
 import asyncio
 import logging
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Protocol, SupportsFloat, cast
@@ -45,6 +45,10 @@ class Scorer(Protocol):
 
     async def close(self) -> None:
         """Give back what `start` took."""
+        ...
+
+    def counters(self) -> Mapping[str, float]:
+        """Totals for the server's metrics, by name; each only grows."""
         ...
 
 
@@ -89,6 +93,9 @@ class FunctionScorer:
     async def close(self) -> None:
         self._threads.close()
         await self._opened.aclose()
+
+    def counters(self) -> Mapping[str, float]:
+        return self._function.counters()
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         if self.batched:

@@ -178,7 +178,7 @@ class RewardServer:
             return None
         from reward_server.metrics import RewardMetrics, publish
 
-        metrics = RewardMetrics(lambda: self._scorer.description, self._servicer.batcher)
+        metrics = RewardMetrics(self._scorer, self._servicer.batcher)
         host = self._config.metrics_host
         port, self._stop_metrics = publish(metrics, host, self._config.metrics_port)
         logger.info("metrics on http://%s:%d/metrics", bracketed(host), port)

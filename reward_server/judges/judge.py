@@ -101,10 +101,14 @@ class Judge:
             code=FailureCode.INTERNAL,
         )
 
+    def counters(self) -> dict[str, float]:
+        """The counts, and the requests that they took."""
+        return {"requests": self.endpoint.num_requests, **asdict(self.counts)}
+
     def tell(self) -> None:
         """Write the counts to the log."""
         self._told_at = time.monotonic()
-        facts = {"judge": self.name, "requests": self.endpoint.num_requests, **asdict(self.counts)}
+        facts = {"judge": self.name, **self.counters()}
         words = ", ".join(f"{value:g} {name.replace('_', ' ')}" for name, value in asdict(self.counts).items())
         logger.info("judge %s: %s", self.name, words, extra={"facts": facts})
 

@@ -3,7 +3,7 @@
 It must not know what is asked. Invariant: a fault of the judge leaves as a typed failure.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
 from reward_server.function import Score
@@ -14,7 +14,7 @@ from services.contracts.records import FailureCode, Reward, RewardSample
 
 
 class Judged:
-    """The `score` and `opened` of a `RewardFunction` that asks a judge.
+    """The `score`, `opened` and `counters` of a `RewardFunction` that asks a judge.
 
     Args:
         score: the reward of one sample; may raise `JudgeFault`.
@@ -30,6 +30,10 @@ class Judged:
         """Keep the judge open."""
         async with open_judge(self._config) as self._judge:
             yield
+
+    def counters(self) -> Mapping[str, float]:
+        """What the judge did and was paid, over all samples."""
+        return self._judge.counters() if self._judge else {}
 
     async def score(self, sample: RewardSample) -> Score:
         assert self._judge is not None, "a judged reward is scored with while it is opened"

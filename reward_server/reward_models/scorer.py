@@ -5,7 +5,7 @@ scores name, and those who wait for the old version get it; a model runs in a th
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -95,6 +95,9 @@ class RewardModelScorer:
         if self._watching is not None:
             self._watching.cancel()
             await asyncio.gather(self._watching, return_exceptions=True)
+
+    def counters(self) -> Mapping[str, float]:
+        return {}
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         return await self.versions.current.score(samples)

@@ -25,7 +25,13 @@ class JudgePairwise(RewardOptions):
     def reward(self) -> RewardFunction:
         judged = Judged(self.judge, self._score)
         return RewardFunction(
-            judged.score, name="judge_pairwise", version="1", minimum=0.0, maximum=1.0, opened=judged.opened
+            judged.score,
+            name="judge_pairwise",
+            version="1",
+            minimum=0.0,
+            maximum=1.0,
+            opened=judged.opened,
+            counters=judged.counters,
         )
 
     async def _score(self, judge: Judge, sample: RewardSample) -> Reward:

@@ -76,6 +76,7 @@ class JudgePointwise(RewardOptions):
             minimum=0.0 if self.normalise else self.lowest,
             maximum=1.0 if self.normalise else self.highest,
             opened=judged.opened,
+            counters=judged.counters,
         )
 
     async def _score(self, judge: Judge, sample: RewardSample) -> Reward:

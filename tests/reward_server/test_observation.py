@@ -16,12 +16,15 @@ from pathlib import Path
 import grpc
 import pytest
 
+from reward_server.assembly import build_scorer
 from reward_server.config import READY_PREFIX, RewardServerConfig
 from reward_server.function import RewardFunction
 from reward_server.logs import CURRENT_CALL, JsonFormatter
+from reward_server.part_config import EnsembleConfig, RewardServiceConfig, RewardSource
 from services.contracts.records import Failure, FailureCode, RewardSample
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.tracing import ids_in, span
+from tests.reward_server.fake_judge import fake_endpoint
 from tests.reward_server.serving import Connect, make_sample, make_samples, serving
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +68,25 @@ async def test_metrics_count_calls_and_samples_by_how_they_ended(
     assert (
         "2 samples in 0.0" in caplog.text and "INVALID_ARGUMENT: sample id 'a' is given more than once" in caplog.text
     )
+
+
+async def test_what_the_parts_of_a_reward_count_themselves_is_in_the_metrics(
+    connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    options = {"criteria": [{"name": "truth", "meaning": "It is true."}]}
+    async with fake_endpoint(lambda body: {"truth": 5}) as endpoint:
+        judge = endpoint.config(input_price=10.0).model_dump(mode="json")
+        judged = RewardSource(name="judge_pointwise", label="judged", options={"judge": judge, **options})
+        members = (judged, RewardSource(name="exact_match"))
+        both = RewardServiceConfig(label="both", ensemble=EnsembleConfig(members=members))
+        async with serving(build_scorer([both], MEASURED), MEASURED) as address:
+            for _ in range(2):
+                await connect([address]).score([make_sample()])
+            found = await asyncio.to_thread(scraped, caplog)
+    own = {name: found[f'trireme_reward_own_total{{name="both/judged/{name}"}}'] for name in ("requests", "cache_hits")}
+    assert own == {"requests": 1, "cache_hits": 1}
+    assert found['trireme_reward_own_total{name="both/judged/paid"}'] == pytest.approx(0.001)
 
 
 async def test_metrics_show_what_is_under_way_and_what_waits(
