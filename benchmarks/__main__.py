@@ -21,6 +21,7 @@ BENCHMARKS = (
     "worker_loss",
     "replica_loss",
     "simulator",
+    "reward_calls",
     "code_programs",
 )
 RESULTS = Path("runs/benchmarks")

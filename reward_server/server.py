@@ -22,6 +22,7 @@ from reward_server.batcher import Batcher, Overloaded
 from reward_server.config import READY_PREFIX, RewardServerConfig
 from reward_server.observation import ObservedServicer
 from reward_server.scorer import Scorer
+from reward_server.wire import handlers_of
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample, reward_versions
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
@@ -153,7 +154,7 @@ class RewardServer:
     async def start(self) -> str:
         """Load the reward, listen, and return the address as HOST:PORT."""
         observed = ObservedServicer(self._servicer, self._publish_metrics())
-        reward_pb2_grpc.add_RewardServiceServicer_to_server(observed, self._server)
+        self._server.add_generic_rpc_handlers((handlers_of(observed),))
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         port = self._listen()

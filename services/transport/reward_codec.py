@@ -30,6 +30,8 @@ DEFAULT_MAX_BATCH_SAMPLES = 1024
 DEFAULT_MAX_REQUEST_BYTES = 4 << 20
 DEFAULT_CONTRACT_VERSION = 1
 LARGEST_EXACT_INTEGER = 2**53
+MAX_LEVELS = 100
+"""How deep messages may be nested for the readers of protobuf, below the request."""
 
 _FINISH_REASONS: Mapping[int, FinishReason] = {
     reward_pb2.FinishReason.Value(f"FINISH_REASON_{reason.upper()}"): reason for reason in get_args(FinishReason)
@@ -77,7 +79,15 @@ def decode_sample(message: reward_pb2.Sample) -> RewardSample:
 
 
 def encode_result(sample_id: str, outcome: Reward | Failure) -> reward_pb2.Result:
-    """The result of one sample as a message."""
+    """The result of one sample as a message; a reward that cannot be sent becomes the failure that says so."""
+    try:
+        return _encode_outcome(sample_id, outcome)
+    except (TypeError, ValueError, OverflowError) as error:
+        message = f"the reward's answer cannot be sent: {error}"
+        return _encode_outcome(sample_id, Failure(code=FailureCode.INTERNAL, message=message))
+
+
+def _encode_outcome(sample_id: str, outcome: Reward | Failure) -> reward_pb2.Result:
     if isinstance(outcome, Failure):
         message = outcome.message.encode(errors="replace").decode()
         code = f"FAILURE_CODE_{outcome.code.name}"
@@ -137,13 +147,16 @@ def decode_description(message: reward_pb2.DescribeResponse) -> RewardDescriptio
     )
 
 
-def _refuse_lossy(value: Json | Mapping[str, Json], where: str) -> None:
+def _refuse_lossy(value: Json | Mapping[str, Json], where: str, level: int = 1) -> None:
+    """Raise `ValueError` for what would not arrive. `level`: of the message that holds the value, below the request."""
+    if level + isinstance(value, Mapping | list) > MAX_LEVELS:
+        raise ValueError(f"{where[:60]}… is nested too deeply for protobuf ({MAX_LEVELS} levels, 3 for each object)")
     if isinstance(value, Mapping):
         for key, part in value.items():
-            _refuse_lossy(part, f"{where}.{_text(key, where)}")
+            _refuse_lossy(part, f"{where}.{_text(key, where)}", level + 3)
     elif isinstance(value, list):
         for index, part in enumerate(value):
-            _refuse_lossy(part, f"{where}[{index}]")
+            _refuse_lossy(part, f"{where}[{index}]", level + 2)
     elif isinstance(value, str):
         _text(value, where)
     elif isinstance(value, int) and abs(value) > LARGEST_EXACT_INTEGER:
