@@ -113,17 +113,21 @@ def test_numbers_that_json_does_not_have_are_read_all_the_same(numbers: dict[str
 
 
 ODD = st.none() | st.booleans() | NUMBERS | TEXTS | st.binary(max_size=3) | st.lists(st.floats(), max_size=2)
+FINE = st.floats(min_value=-1.0, max_value=1.0)
 REWARDS = st.builds(
     Reward,
-    value=ODD,
-    components=st.dictionaries(TEXTS | st.integers(), ODD, max_size=3),
-    steps=st.lists(st.builds(StepReward, start=ODD, end=ODD, value=ODD), max_size=3).map(tuple),
-    version=TEXTS | st.integers(),
+    value=FINE | ODD,
+    components=st.dictionaries(TEXTS | st.integers(), FINE | ODD, max_size=2),
+    steps=st.lists(st.builds(StepReward, start=st.integers(0, 2) | ODD, end=st.just(4) | ODD, value=FINE), max_size=2),
+    version=st.just("1") | TEXTS | st.integers(),
 )
 FAILURES = st.builds(Failure, code=st.sampled_from(FailureCode), message=TEXTS, retryable=st.booleans())
 
 
+@settings(max_examples=300)
 @given(ODD | REWARDS | FAILURES)
+@example(Reward(value=0.5, components={"\ud800": 0.5}))
+@example(Reward(value=0.5, steps=(StepReward(start=0.5, end=4, value=0.5),)))  # type: ignore[arg-type]  # as users do
 def test_whatever_a_reward_returns_is_sent_as_a_finite_number_or_a_failure(returned: object) -> None:
     sample = make_sample(completion="four")
     result = encode_result(sample.id, to_outcome(returned, sample, RANGE))
