@@ -143,8 +143,8 @@ class Alarms:
         self._num_above[name] = self._num_above[name] + 1 if reading > settings.threshold else 0
         if settings.action == "ignore" or self._num_above[name] != settings.window:
             return None
-        times = "once" if settings.window == 1 else f"{settings.window} times in a row"
-        text = f"{name}: {ALARMS[name].words.format(reading)}; above {settings.threshold:g} {times}"
+        times = f", {settings.window} readings in a row" if settings.window > 1 else ""
+        text = f"{name}: {ALARMS[name].words.format(reading)} (threshold {settings.threshold:g}{times})"
         return Alarm(name=name, action=settings.action, reading=reading, text=text)
 
 

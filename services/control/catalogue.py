@@ -64,8 +64,8 @@ METRICS: Mapping[str, Metric] = {
     "evaluation/sampled_accuracy": Metric(
         title="sampled accuracy", unit="share", panel="Held-out accuracy", label="sampled"
     ),
-    GOLD: Metric(title="gold reward", panel="Held-out rewards", label="gold"),
     PROXY: Metric(title="proxy reward, held out", panel="Held-out rewards", label="proxy"),
+    GOLD: Metric(title="gold reward", panel="Held-out rewards", label="gold"),
     GOLD_SPREAD: Metric(title="gold reward spread"),
     PROXY_SPREAD: Metric(title="proxy reward spread, held out"),
     AGREEMENT: Metric(title="correlation of proxy and gold", panel="Correlation of proxy and gold"),

@@ -11,6 +11,7 @@ from statistics import median
 from services.contracts.records import StepReward
 from services.control.catalogue import (
     ACCURACY,
+    GOLD,
     PHASES,
     REWARD,
     STEP_SECONDS,
@@ -81,6 +82,7 @@ def headlines(run: RunRecord) -> list[Headline]:
     peak_bytes = summary.get("peak_memory_bytes")
     lines = (
         _change("held-out accuracy", ACCURACY, summary.get("accuracy_before"), summary.get("accuracy_after")),
+        _change("gold reward", GOLD, *_first_and_last(_column(run.all_rows, GOLD))),
         _change("reward", REWARD, *_ends(_column(run.rows, REWARD))),
         _change("loss", "loss", *_ends(_column(run.rows, "loss"))),
         _fact("steps", run.rows[-1].step, "count"),
@@ -145,6 +147,11 @@ def _ends(values: Sequence[float]) -> tuple[float | None, float]:
     """The mean of the first few values and of the last few; of each half when there are fewer; of one, only itself."""
     count = min(_END_STEPS, max(1, len(values) // 2))
     return finite_mean(values[:count]) if len(values) > 1 else None, finite_mean(values[-count:])
+
+
+def _first_and_last(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Of measurements that each stand for themselves; the first only where it is another."""
+    return (values[0] if len(values) > 1 else None, values[-1]) if values else (None, None)
 
 
 def _median(rows: Sequence[MetricsRow], name: str) -> float | None:

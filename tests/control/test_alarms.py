@@ -68,7 +68,7 @@ def test_what_raises_an_alarm(name: str, threshold: float, rows: list[Row], expe
 def test_an_alarm_says_what_was_read_and_against_what() -> None:
     (alarm,) = Alarms(watching("kl", threshold=0.5, action="stop")).check({"kl/reference": 0.75})
     assert (alarm.name, alarm.action, alarm.reading) == ("kl", "stop", 0.75)
-    assert alarm.text == "kl: the policy is 0.75 nats a token from its reference; above 0.5 once"
+    assert alarm.text == "kl: the policy is 0.75 nats a token from its reference (threshold 0.5)"
 
 
 def test_a_window_wants_readings_in_a_row_and_one_that_lasts_is_raised_once_until_it_was_quiet() -> None:
