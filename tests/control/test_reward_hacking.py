@@ -224,10 +224,20 @@ def test_a_reward_that_pays_for_what_counts_raises_no_alarm_about_gold(tmp_path:
     assert run.column("gold/correlation")[1] == pytest.approx(1.0)
 
 
-def test_a_reward_with_its_sign_flipped_is_told_from_gold(tmp_path: Path) -> None:
-    run = Run(tmp_path, lambda sample: Reward(value=-gold(sample).value), sign_flip={"action": "warn"}, divergence=OFF)
+@pytest.mark.parametrize(
+    ("poisoned", "alarm", "step"),
+    [
+        # Counted before the first step and after it.
+        (lambda sample: Reward(value=-gold(sample).value), "sign_flip", 1),
+        (lambda sample: Reward(value=0.5), "constant", 2),
+    ],
+)
+def test_a_poisoned_reward_is_told_of(
+    tmp_path: Path, poisoned: Callable[[RewardSample], Reward], alarm: str, step: int
+) -> None:
+    run = Run(tmp_path, poisoned, sign_flip={"action": "warn"}, constant={"window": 2}, divergence=OFF)
     run.go()
-    assert [(event["alarm"], event["step"]) for event in run.events("alarm")] == [("sign_flip", 1)]
+    assert [(event["alarm"], event["step"]) for event in run.events("alarm")] == [(alarm, step)]
 
 
 def test_an_alarm_that_stops_the_run_leaves_a_checkpoint(tmp_path: Path) -> None:

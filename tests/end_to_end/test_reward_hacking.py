@@ -27,7 +27,8 @@ def test_a_policy_that_games_its_reward_is_paused_and_told_of(task: Path, tmp_pa
         evaluate={"prompts": str(task / "rows.jsonl"), "every": 2, "num_samples": 2},
         alarms={"divergence": {"threshold": 0.5, "window": 2}},
     )
-    sections["reward"] = {"services": [{"name": "rewards.py:sevens"}]}
+    watched = {"name": "rewards.py:variety", "label": "watched", "weight": 0.0}
+    sections["reward"] = {"services": [{"name": "rewards.py:sevens", "label": "sevens"}, watched]}
     sections["gold"] = {"services": [{"name": "rewards.py:variety"}]}
     with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
         running.wait_until(lambda: alarms(tmp_path / "run") != [], "an alarm")
@@ -39,6 +40,8 @@ def test_a_policy_that_games_its_reward_is_paused_and_told_of(task: Path, tmp_pa
         finished = running.finish()
     assert finished.code == 0, finished.output
     assert "`trireme resume run` lets the run go on" in finished.output
+    assert {"reward/sevens", "reward/watched"} <= set(json_lines(tmp_path / "run" / "metrics.jsonl")[0])
+    assert json_lines(tmp_path / "run" / "samples.jsonl")[0]["components"].keys() == {"sevens", "watched"}  # type: ignore[attr-defined]
     rows = [row for row in json_lines(tmp_path / "run" / "metrics.jsonl") if "gold/reward" in row]
     assert rows[-1]["step"] == paused_at
     assert rows[-1]["gold/proxy"] > rows[0]["gold/proxy"] and rows[-1]["gold/reward"] < rows[0]["gold/reward"]  # type: ignore[operator]
