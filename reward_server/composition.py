@@ -19,6 +19,9 @@ from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample
 from services.transport.reward_validation import fault_in_reward
 
+ANY_RANGE = RewardDescription(name="total")
+"""Of a sum before it is brought into its own range."""
+
 
 class CompositeScorer:
     """The total of its parts.
@@ -38,7 +41,7 @@ class CompositeScorer:
     def description(self) -> RewardDescription:
         """Needs what any part needs; its range holds the total on every route, with gates open and closed."""
         descriptions = [part.scorer.description for part in self._parts]
-        low, high = hull(route_bounds(route) for route in self._routing.routes())
+        low, high = hull(self._bounds().values())
         return RewardDescription(
             name="_".join(part.label for part in self._parts),
             version="+".join(f"{part.weight:g}*{part.version}" for part in self._parts),
@@ -63,8 +66,12 @@ class CompositeScorer:
                 await ask(part, tallies)
         await asyncio.gather(*(ask(part, tallies) for part in self._parts if part.gate is None))
         self._versions.note(tallies)
-        description = self.description
-        return [outcome_of(tally, description, version=self._versions.of(tally)) for tally in tallies]
+        bounds = self._bounds()
+        return [outcome_of(tally, bounds, version=self._versions.of(tally)) for tally in tallies]
+
+    def _bounds(self) -> dict[tuple[Part, ...], Range]:
+        """The range on each route."""
+        return {route: route_bounds(route) for route in self._routing.routes()}
 
 
 async def ask(part: Part, tallies: Sequence[Tally]) -> None:
@@ -75,7 +82,7 @@ async def ask(part: Part, tallies: Sequence[Tally]) -> None:
         tally.take(part, outcome)
 
 
-def outcome_of(tally: Tally, description: RewardDescription, *, version: str) -> Reward | Failure:
+def outcome_of(tally: Tally, bounds: Mapping[tuple[Part, ...], Range], *, version: str) -> Reward | Failure:
     """The sample's total, or why it has none."""
     failure = tally.failure()
     if failure is not None:
@@ -83,8 +90,10 @@ def outcome_of(tally: Tally, description: RewardDescription, *, version: str) ->
     if tally.closed is not None:
         return Reward(value=tally.closed.otherwise, components=tally.components(), version=version)
     total = weighted_sum(tally, version=version)
-    fault = fault_in_reward(total, description=description, completion=tally.sample.completion)
-    return total if fault is None else Failure(code=FailureCode.INTERNAL, message=f"the weighted sum: {fault}")
+    fault = fault_in_reward(total, description=ANY_RANGE, completion=tally.sample.completion)
+    if fault is not None:
+        return Failure(code=FailureCode.INTERNAL, message=f"the weighted sum: {fault}")
+    return replace(total, value=within(total.value, bounds[tally.parts]))  # Against rounding.
 
 
 def weighted_sum(tally: Tally, *, version: str) -> Reward:
@@ -92,10 +101,8 @@ def weighted_sum(tally: Tally, *, version: str) -> Reward:
     present = [(part, tally.scored[part]) for part in tally.parts if part in tally.scored]
     weight = _whole([part for part, _ in present])
     factor = _whole(tally.parts) / weight if weight else 1.0  # Exactly 1 where nothing is missing.
-    value = sum(factor * part.weight * scored.value for part, scored in present)
     return Reward(
-        # Rounding alone could take the sum out of the range.
-        value=within(value, route_bounds(tally.parts)) if math.isfinite(value) else value,
+        value=sum(factor * part.weight * scored.value for part, scored in present),
         components=tally.components(),
         steps=merge_steps(
             replace(step, value=factor * part.weight * step.value)

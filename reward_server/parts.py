@@ -91,7 +91,7 @@ class Tally:
     """
 
     sample: RewardSample
-    parts: Sequence[Part]
+    parts: tuple[Part, ...]
     scored: dict[Part, Scored] = field(default_factory=dict)
     skipped: dict[Part, Failure] = field(default_factory=dict)
     failures: list[Failure] = field(default_factory=list)

@@ -60,3 +60,46 @@ async def test_a_failure_is_no_wrong_answer() -> None:
     rewards = FakeRewards(lambda sample: Failure(code=FailureCode.INTERNAL, message="broken"))
     with pytest.raises(SampleNotScorable, match="broken"):
         await evaluate(PROMPTS, rollouts=FakeRollouts(), rewards=rewards, sampling=SAMPLING, config=EvaluateConfig())
+
+
+async def test_gold_scores_the_very_completions_that_the_proxy_scores() -> None:
+    seen: dict[str, list[str]] = {"proxy": [], "gold": []}
+
+    def scoring(name: str, value: float) -> FakeRewards:
+        def score(sample: RewardSample) -> Reward:
+            seen[name].append(f"{sample.id} {sample.completion}")
+            return Reward(value=value * int(sample.completion))
+
+        return FakeRewards(score)
+
+    evaluation = await evaluate(
+        PROMPTS,
+        rollouts=FakeRollouts(),
+        rewards=scoring("proxy", 1.0),
+        gold=scoring("gold", -2.0),
+        sampling=SAMPLING,
+        config=EvaluateConfig(num_samples=3),
+    )
+    assert seen["gold"] == seen["proxy"] != []
+    # Of the sampled completions 0, 1 and 2 of each prompt; the greedy ones are not among them.
+    assert evaluation.gold is not None
+    assert sorted(evaluation.gold.proxy) == [0.0] * 4 + [1.0] * 4 + [2.0] * 4
+    metrics = evaluation.metrics()
+    assert (metrics["gold/reward"], metrics["gold/proxy"], metrics["gold/correlation"]) == (
+        -2.0,
+        1.0,
+        pytest.approx(-1),
+    )
+
+
+async def test_a_gold_reward_that_fails_is_no_number() -> None:
+    broken = FakeRewards(lambda sample: Failure(code=FailureCode.INTERNAL, message="broken"))
+    with pytest.raises(SampleNotScorable, match="gold, row 0: broken"):
+        await evaluate(
+            PROMPTS,
+            rollouts=FakeRollouts(),
+            rewards=FakeRewards(),
+            gold=broken,
+            sampling=SAMPLING,
+            config=EvaluateConfig(),
+        )

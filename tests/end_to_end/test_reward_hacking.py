@@ -24,8 +24,8 @@ def test_a_policy_that_games_its_reward_is_paused_and_told_of(task: Path, tmp_pa
         task,
         train=base["train"] | {"num_steps": 200, "prompts_per_step": 8, "checkpoint_every": 0},
         learner=base["learner"] | {"lr": 1e-2, "kl_coefficient": 1e-3},
-        evaluate={"prompts": str(task / "rows.jsonl"), "every": 2, "num_samples": 2},
-        alarms={"divergence": {"threshold": 0.5, "window": 2}},
+        evaluate={"prompts": str(task / "rows.jsonl"), "every": 1, "num_samples": 2},
+        alarms={"divergence": {"threshold": 0.5, "window": 2}, "sign_flip": {"action": "warn"}},
     )
     watched = {"name": "rewards.py:variety", "label": "watched", "weight": 0.0}
     sections["reward"] = {"services": [{"name": "rewards.py:sevens", "label": "sevens"}, watched]}

@@ -161,7 +161,7 @@ async def test_a_sample_is_scored_by_the_parts_of_its_route(kind: str | int, com
 
 @pytest.mark.parametrize(
     ("reference", "words"),
-    [({"kind": "chat"}, "has 'kind' 'chat', and the routes are for 'math', 3, 'code'"), ({"x": 1}, "has no 'kind'")],
+    [({"kind": "chat"}, "has 'kind' 'chat', and routes are for 'math', 3, 'code'"), ({"x": 1}, "has no 'kind'")],
 )
 async def test_a_sample_without_a_route_is_a_failure_and_no_part_is_asked(
     reference: dict[str, str | int], words: str
