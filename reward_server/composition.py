@@ -63,8 +63,9 @@ class CompositeScorer:
         tallies = [self._routing.tally(sample) for sample in samples]
         for part in self._parts:
             if part.gate is not None:
-                await ask(part, tallies)
-        await asyncio.gather(*(ask(part, tallies) for part in self._parts if part.gate is None))
+                await ask(part, undecided(tallies))
+        rest = undecided(tallies)  # Once, so that no part is spared because another was quick to fail.
+        await asyncio.gather(*(ask(part, rest) for part in self._parts if part.gate is None))
         self._versions.note(tallies)
         bounds = self._bounds()
         return [outcome_of(tally, bounds, version=self._versions.of(tally)) for tally in tallies]
@@ -74,9 +75,13 @@ class CompositeScorer:
         return {route: route_bounds(route) for route in self._routing.routes()}
 
 
+def undecided(tallies: Sequence[Tally]) -> list[Tally]:
+    return [tally for tally in tallies if tally.is_open]
+
+
 async def ask(part: Part, tallies: Sequence[Tally]) -> None:
-    """Have `part` score the samples that it applies to and that are still undecided."""
-    asked = [tally for tally in tallies if part in tally.parts and tally.is_open]
+    """Have `part` score those of the samples that it applies to."""
+    asked = [tally for tally in tallies if part in tally.parts]
     outcomes = await part.score([tally.sample for tally in asked])
     for tally, outcome in zip(asked, outcomes, strict=True):
         tally.take(part, outcome)
