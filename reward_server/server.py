@@ -49,7 +49,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         self._max_request_bytes = config.max_message_bytes
         self.batcher = Batcher(
             scorer,
-            max_batch_cost=config.max_batch_samples,
+            # What is scored one by one is handed on one by one, so that what its caller gave up is not scored at all.
+            max_batch_cost=config.max_batch_samples if scorer.batched else 1,
             max_wait_s=config.max_wait_s if scorer.batched else 0.0,
             max_pending_samples=config.max_pending_samples,
             max_running=config.num_threads,

@@ -45,7 +45,7 @@ class Repetition(RewardOptions):
         else:
             share = repeated_share(text.split() if self.unit == "words" else text, self.ngram_size)
         allowed = self._allowed()
-        return Reward(value=-max(0.0, share - allowed) / (1.0 - allowed), components={"share": share})
+        return Reward(value=min(0.0, (allowed - share) / (1.0 - allowed)), components={"share": share})
 
     def _allowed(self) -> float:
         if self.allowed is not None:

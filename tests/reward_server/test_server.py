@@ -165,6 +165,29 @@ async def test_a_reward_that_is_too_slow_times_out_by_itself(connect: Connect) -
     assert isinstance(outcome, Failure) and outcome.code is FailureCode.TIMEOUT
 
 
+async def test_samples_whose_caller_has_left_are_not_scored(connect: Connect) -> None:
+    scored: list[str] = []
+    go_on = asyncio.Event()
+
+    async def slow(sample: RewardSample) -> float:
+        scored.append(sample.completion)
+        await go_on.wait()
+        return 0.0
+
+    config = RewardServerConfig(port=0, num_threads=2, drain_s=20.0)
+    server = RewardServer(FunctionScorer(RewardFunction(slow), timeout_s=20.0, num_threads=2), config)
+    client = connect([await server.start()], IMPATIENT)
+    leaving = asyncio.create_task(client.score(make_samples(50)))
+    await until(lambda: len(scored) == 2)
+    leaving.cancel()
+    await until(lambda: server._servicer.batcher.num_pending == 0)
+    go_on.set()
+    assert await client.score(make_samples(1)) == [Reward(value=0.0)]
+    await server.drain()
+
+    assert scored == ["0", "1", "0"]
+
+
 async def test_draining_finishes_what_was_accepted_and_refuses_the_rest(connect: Connect) -> None:
     release = threading.Event()
     started = threading.Event()
