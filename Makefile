@@ -1,13 +1,14 @@
 # Two commands do everything on a fresh machine: `make train` and `make test`. Both set up .venv first, once.
 PYTHON ?= python3.11
 SEED ?= 0
+AUDIT := build/audit
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 QUICKSTART := runs/quickstart
 PROTOS := $(wildcard services/protos/*/v*/*.proto)
 
-.PHONY: setup train test lint clean bench chaos lock protos tree
+.PHONY: setup train test lint clean bench chaos audit lock protos tree
 
 setup: $(READY)
 
@@ -41,6 +42,12 @@ bench: setup
 # Ten minutes of random faults on one run, which must recover from each and lose nothing.
 chaos: setup
 	$(BIN)/python -m tests.chaos --seed $(SEED)
+
+# Known advisories against the pinned versions; whatever could not be looked up fails it too. Needs PyPI's own API.
+audit:
+	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; }
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --requirement deploy/requirements-cpu.txt \
+	  $$(sed -n 's/^\([A-Z][^ ]*\) .*/--ignore-vuln \1/p' deploy/accepted-advisories.txt)
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .mypy_cache .ruff_cache .hypothesis .import_linter_cache

