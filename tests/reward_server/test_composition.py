@@ -72,8 +72,10 @@ async def test_a_failing_part_fails_the_sample_and_is_named() -> None:
 
 
 async def test_a_part_that_failed_for_good_decides() -> None:
-    outcome = await score(part("judge", LATE), part("right", BROKEN))
+    quick, slow = part("judge", LATE), part("right", BROKEN)
+    outcome = await score(quick, slow)
     assert outcome == Failure(code=FailureCode.INTERNAL, message="right: broken")
+    assert asked(slow) == asked(quick), "what is asked does not depend on who answers first"
 
 
 async def test_a_part_may_forbid_to_ask_again() -> None:
