@@ -35,6 +35,8 @@ class CompositeScorer:
         self._parts = tuple(parts)
         self._routing = Routing(self._parts)
         self._versions = Versions(self._parts)
+        self._declared: list[Range] = []
+        self._route_bounds: dict[tuple[Part, ...], Range] = {}
         self.batched = any(part.scorer.batched for part in parts)
 
     @property
@@ -71,8 +73,12 @@ class CompositeScorer:
         return [outcome_of(tally, bounds, version=self._versions.of(tally)) for tally in tallies]
 
     def _bounds(self) -> dict[tuple[Part, ...], Range]:
-        """The range on each route."""
-        return {route: route_bounds(route) for route in self._routing.routes()}
+        """The range on each route; found again when a part, which may be another server's, declares another."""
+        declared = [part.bounds for part in self._parts]
+        if declared != self._declared:
+            self._declared = declared
+            self._route_bounds = {route: route_bounds(route) for route in self._routing.routes()}
+        return self._route_bounds
 
 
 def undecided(tallies: Sequence[Tally]) -> list[Tally]:
