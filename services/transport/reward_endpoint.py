@@ -45,7 +45,7 @@ class Endpoint:
     Args:
         address: what errors call it.
         token: the token that calls carry now, if any.
-        find_fault: why no connection comes about, where it can be told.
+        find_fault: why no connection comes about, where it can be told; asked until the server has answered once.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class Endpoint:
         self._channel = channel
         self._token = token
         self._find_fault = find_fault
+        self._has_answered = False
         self._description: RewardDescription | None = None
         self._watch = asyncio.create_task(self._watch_connection(), name=f"connection to {address}")
         self._probe: asyncio.Task[None] | None = None
@@ -102,7 +103,7 @@ class Endpoint:
         except NotImplementedThere as error:
             raise RewardContractError(f"{error}; {await self._what_it_has(timeout_s)}") from error
         except Outage as error:
-            fault = await self._find_fault()
+            fault = None if self._has_answered else await self._find_fault()
             if fault is None:
                 raise
             raise Refusal(f"{self.address} {fault}") from error
@@ -139,6 +140,7 @@ class Endpoint:
                 raise failure from error
         if response is None:  # gRPC's word for bytes that it could not read as the reply.
             raise RewardContractError(f"{self.address} answered {method} with bytes that are no {method}Response")
+        self._has_answered = True
         return response
 
     def _metadata(self) -> list[tuple[str, str]]:

@@ -2,15 +2,17 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 
+import grpc
 import pytest
 from grpc_health.v1 import health, health_pb2
 
 from benchmarks.replica_loss import TIMEOUT_S, disturb_replicas
 from services.contracts.errors import RewardUnavailable
 from services.contracts.records import Reward
-from services.protos.reward.v1 import reward_pb2
+from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_client import RewardClient
 from tests.reward_server.serving import (
     IMPATIENT,
@@ -25,6 +27,7 @@ from tests.reward_server.serving import (
     until,
 )
 
+SERVICE_CONFIG = Path(reward_pb2.__file__).with_name("service_config.json")
 NAMED = IMPATIENT.model_copy(update={"allow_plaintext": True, "refresh_s": 0.05})
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -115,7 +118,7 @@ async def test_replicas_stay_known_while_their_name_cannot_be_looked_up(
 async def test_a_replica_that_says_it_does_not_serve_is_passed_over_until_it_does(connect: Connect) -> None:
     servicer = health.aio.HealthServicer()
     async with scripted(honest, health_servicer=servicer) as (one, first), scripted(honest) as (two, second):
-        client = connect([one, two], IMPATIENT)
+        client = connect([one, two], IMPATIENT.model_copy(update={"eject_s": 0.05}))
         await until_all_answer(client, first, second)
         await servicer.set("", NOT_SERVING)
         counts: list[int] = []
@@ -161,6 +164,23 @@ async def test_the_only_replica_need_not_sit_out(connect: Connect) -> None:
         assert await asyncio.wait_for(client.score([make_sample()]), 10.0) == [Reward(value=0.5)]
 
     assert len(service.requests) == 3
+
+
+async def test_a_client_of_another_kind_fails_over_by_the_service_config() -> None:
+    """gRPC's own round robin, health watch and retries, as any language has them; its calls are of the plain stub."""
+    options = [("grpc.service_config", SERVICE_CONFIG.read_text())]
+    request = reward_pb2.ScoreRequest(request_id="r")
+    async with scripted(honest) as (one, first), AsyncExitStack() as stack:
+        two, second = await stack.enter_async_context(scripted(honest))
+        async with grpc.aio.insecure_channel(f"ipv4:{one},{two}", options=options) as channel:
+            stub = reward_pb2_grpc.RewardServiceStub(channel)
+            async with asyncio.timeout(10.0):
+                while not (first.requests and second.requests):
+                    await stub.Score(request)
+            calls = [asyncio.ensure_future(stub.Score(request)) for _ in range(20)]
+            await stack.aclose()
+            calls += [asyncio.ensure_future(stub.Score(request)) for _ in range(20)]
+            assert {answer.request_id for answer in await asyncio.gather(*calls)} == {"r"}
 
 
 async def test_a_dead_and_a_frozen_replica_cost_no_call_and_come_back(tmp_path: Path) -> None:
