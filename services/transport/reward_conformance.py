@@ -119,6 +119,7 @@ CHECKS: Mapping[str, Check] = {
     "duplicate ids": answers.refuses_duplicate_ids,
     "no samples": answers.answers_no_samples,
     "full call": answers.takes_a_full_call,
+    "largest request": answers.takes_the_largest_request,
     "too many samples": answers.refuses_too_many_samples,
     "empty completion": texts.takes_empty_completion,
     "long completion": texts.takes_long_completion,

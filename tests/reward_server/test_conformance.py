@@ -104,6 +104,8 @@ BROKEN: dict[str, tuple[Callable[[], Conforming], str, str, str]] = {
     "full call refused": (
         lambda: refusing(lambda request: len(request.samples) == MAX_SAMPLES, StatusCode.INVALID_ARGUMENT),
         "full call", "failed", "or declare a smaller max_batch_samples"),
+    "less than it declares": (
+        lambda: with_attributes(max_receive_bytes=2_000_000), "largest request", "failed", "or declare less"),
     "too many crash it": (
         lambda: refusing(lambda request: len(request.samples) > MAX_SAMPLES, StatusCode.INTERNAL),
         "too many samples", "failed", "refuse the call with INVALID_ARGUMENT"),

@@ -238,7 +238,7 @@ async def test_a_server_that_is_killed_under_calls_is_said_to_drop_them(capsys: 
         assert await asyncio.to_thread(command.main, kill) == 1
     words = " ".join(capsys.readouterr().out.split())
     assert "were dropped (UNAVAILABLE" in words
-    assert "1 of 19 checks failed" in words
+    assert "1 of 20 checks failed" in words
 
 
 def test_a_command_that_does_not_exist_cannot_stop_a_service() -> None:

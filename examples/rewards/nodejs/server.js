@@ -35,7 +35,7 @@ function main(port) {
   });
   const health = new HealthImplementation({ '': 'SERVING', [SERVICE]: 'SERVING' });
   const server = new grpc.Server({ 'grpc.max_receive_message_length': MAX_REQUEST_BYTES });
-  server.addService(definition[SERVICE], { describe: (call, reply) => reply(null, description), score: answer });
+  server.addService(definition[SERVICE], { describe, score: answer });
   health.addToServer(server);
   new ReflectionService(definition).addToServer(server);
   server.bindAsync(`127.0.0.1:${port}`, grpc.ServerCredentials.createInsecure(), (error, bound) => {
@@ -46,6 +46,10 @@ function main(port) {
     console.log(`reward server listening on 127.0.0.1:${bound}`);
   });
   for (const signal of ['SIGTERM', 'SIGINT']) process.once(signal, () => drain(server, health));
+}
+
+function describe(call, reply) {
+  reply(null, { ...description, maxRequestBytes: MAX_REQUEST_BYTES });
 }
 
 // Answers one Score call: one result for each sample, with its id.

@@ -14,6 +14,9 @@ from services.transport.reward_checks.session import Session, Status, Violation,
 
 NUM_SAMPLES = 16
 MOST_SAMPLES_TRIED = 4096
+MOST_BYTES_TRIED = 16 << 20
+BYTES_PER_SAMPLE = 65536
+ROOM_FOR_FIELDS_BYTES = 65536
 ODD_IDS = ("0-17/3", "", " ", "id\twith\ncontrol\u0000characters", "e\u0301 \u00e9", "🚣🏽‍♀️", "שלום", "x" * 1000)
 ODD_REFERENCE: dict[str, Json] = {
     "text": "🚣🏽 \u0000 שלום",
@@ -86,6 +89,22 @@ async def takes_a_full_call(session: Session) -> str:
             "declare a smaller max_batch_samples"
         ) from error
     return f"{limit} samples in one call, the most that Describe declares, are answered"
+
+
+async def takes_the_largest_request(session: Session) -> str:
+    declared = session.description.max_request_bytes
+    num_bytes = min(declared, MOST_BYTES_TRIED) - ROOM_FOR_FIELDS_BYTES
+    num_samples = max(1, min(session.description.max_batch_samples, num_bytes // BYTES_PER_SAMPLE))
+    text = "x" * (num_bytes // num_samples - ROOM_FOR_FIELDS_BYTES // 16)
+    what = (
+        f"a request of {num_bytes / 1e6:.3g} MB, where Describe declares {declared} bytes or, by keeping silent, 4 MiB"
+    )
+    try:
+        await session.score(session.samples([text] * num_samples))
+    except grpc.aio.AioRpcError as error:
+        why = error.details() if error.code() is Status.RESOURCE_EXHAUSTED else in_words(error, session.timeout_s)
+        raise Violation(f"{what}: {why}; raise what the server accepts, or declare less") from error
+    return f"{what}, is answered"
 
 
 async def refuses_too_many_samples(session: Session) -> str:
