@@ -312,6 +312,8 @@ async def test_another_machine_is_answered_behind_tls_alone(tmp_path: Path) -> N
         wrong_authority = await refused(stranger, CALLS["drain"])
         plaintext = await refused(find_run(entry.public_address, token=entry.token), CALLS["drain"])
         assert await ask(find_run(str(tmp_path)), CALLS["status"]) == status == control.state
+        foreign.sign(tmp_path / "run", names=["127.0.0.1"])
+        assert await ask(stranger, CALLS["status"]) == control.state, "the new certificate is not shown"
 
     assert "does not know the token" in str(wrong_token)
     assert "its certificate is not one that --ca-file vouches for" in str(wrong_authority)

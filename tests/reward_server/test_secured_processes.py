@@ -11,8 +11,10 @@ from services.cli import reward as command
 from services.contracts.errors import UserError
 from services.contracts.records import Reward
 from services.control.reward_service import LOG_FILE, open_reward_service
+from services.transport.reward_client import RewardClient
 from tests.certificates import Authority
-from tests.reward_server.serving import make_sample
+from tests.reward_server.serving import IMPATIENT, make_sample
+from tests.reward_server.test_processes import EXAMPLES, process
 
 TOKEN = "canary-5eeb1c"
 
@@ -58,6 +60,24 @@ def test_the_check_command_takes_certificates_and_tokens(tmp_path: Path, capsys:
     assert refused == 1
     assert "UNAUTHENTICATED" in words
     assert TOKEN not in passed + words
+
+
+async def test_the_example_serves_whoever_shows_certificate_and_token(tmp_path: Path) -> None:
+    authority = Authority(tmp_path / "ca")
+    certificate, key = authority.sign(tmp_path / "server", names=["127.0.0.1"])
+    own_certificate, own_key = authority.sign(tmp_path / "run")
+    (tmp_path / "token").write_text(TOKEN)
+    flags = {"host": "127.0.0.1", "port": 0, "tls-certificate": certificate, "tls-key": key}
+    flags |= {"tls-client-ca": authority.file, "token-file": tmp_path / "token"}
+    arguments = [str(word) for name, value in flags.items() for word in (f"--{name}", value)]
+    config = IMPATIENT.model_copy(
+        update={"tls_ca": authority.file, "tls_certificate": own_certificate, "tls_key": own_key}
+    )
+    with process("-m", "reward_server", EXAMPLES / "secured.yaml", *arguments) as (_, address):
+        client = RewardClient([address], config.model_copy(update={"token_file": tmp_path / "token"}))
+        (outcome,) = await client.score([make_sample(completion="\\boxed{7}")])
+        await client.close()
+    assert outcome == Reward(value=1.0, components={"math_answer": 1.0})
 
 
 def test_a_secret_in_the_wrong_place_is_not_repeated() -> None:
