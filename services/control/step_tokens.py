@@ -65,10 +65,18 @@ class GrowingText:
             self._skip_to(stop)
         candidates = range(self._num_known + 1, stop)
         count = self._num_known + 1 + bisect_left(candidates, True, key=lambda count: self._holds(count, end))
-        # Where characters come byte by byte, one that was whole can be broken again until the next is whole, too.
-        earliest = max(self._begin, self._last, count - 1 - _CONTEXT)
-        self._last = next((token for token in range(earliest, count - 1) if self._holds(token + 1, end)), count - 1)
+        self._last = self._earliest(count, end) - 1
         return self._last
+
+    def _earliest(self, num_tokens: int, end: int) -> int:
+        """The same number, or a smaller one after which the text was broken until then: where characters come byte by
+        byte, some decoders break one that was whole until the next is whole, too."""
+        for before in range(num_tokens - 1, max(self._begin, self._last), -1):
+            if self._holds(before, end):
+                num_tokens = before
+            elif not self._decoded(before).endswith(_INCOMPLETE):
+                break
+        return num_tokens
 
     def _holds(self, num_tokens: int, end: int) -> bool:
         """Whether so many tokens make the first `end` characters."""
