@@ -127,8 +127,8 @@ def _steps(groups: Sequence[ScoredGroup], batch: Batch) -> StepRewards:
     steps = step_rewards(groups, batch)
     if not len(steps.values):
         raise UserError(
-            f"none of the step's {len(batch.lengths)} rewards gives the rewards of steps, and learner.step_weight has "
-            "them count; use a reward that gives steps, or an algorithm and weights that learn from totals alone"
+            f"none of {len(batch.lengths)} completions has rewards for its steps, and learner.step_weight has them "
+            "count; use a reward that gives steps, or an algorithm and weights that learn from totals alone"
         )
     return steps
 

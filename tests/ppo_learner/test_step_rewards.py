@@ -146,7 +146,7 @@ def test_a_group_with_one_step_teaches_nothing() -> None:
 @pytest.mark.parametrize("config", [GRPO_PROCESS, {"step_weight": 0.1}])
 def test_rewards_without_steps_are_refused_where_steps_count(config: dict[str, Any]) -> None:
     groups = [make_group([[0, 1], [0, 1, 1]], [1.0, 0.0])]
-    with pytest.raises(UserError, match="none of the step's 2 rewards gives the rewards of steps"):
+    with pytest.raises(UserError, match="none of 2 completions has rewards for its steps"):
         advantages(groups, config)
     assert advantages(groups, {}).any()
 
