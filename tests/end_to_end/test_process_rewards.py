@@ -10,26 +10,17 @@ from rollout_workers.reward_rows import RewardDataConfig, read_judged_row
 from tests.end_to_end.command import json_lines, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
 
-DIGITS = '''"""A reward that says something of single characters alone: 1 for each digit."""
-
-from reward_server import Reward, StepReward
-
-
-def score(sample):
-    digits = [float(character.isdigit()) for character in sample.completion]
-    return Reward(value=0.0, steps=tuple(StepReward(start=i, end=i + 1, value=value) for i, value in enumerate(digits)))
-'''
+DIGIT_BY_DIGIT = Path(__file__).parents[2] / "examples" / "rewards" / "digit_by_digit.py"
 
 
 @pytest.fixture(scope="module")
 def trained(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that can learn from the rewards of steps alone."""
+    """A run that learns from the rewards of digits; the totals count for nothing."""
     folder = tmp_path_factory.mktemp("process")
-    (folder / "digits.py").write_text(DIGITS)
     sections = run_sections(
         task,
         rollout={"samples_per_prompt": 8},
-        reward={"services": [{"name": f"{folder / 'digits.py'}:score"}]},
+        reward={"services": [{"name": f"{DIGIT_BY_DIGIT}:score"}]},
         learner={"algorithm": "grpo_process", "lr": 5e-3},
         train={"num_steps": 12, "prompts_per_step": 8, "checkpoint_every": 0},
     )
@@ -40,7 +31,7 @@ def trained(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_policy_learns_from_the_rewards_of_steps(trained: Path) -> None:
     rewards = [float(str(row["process/step_reward"])) for row in json_lines(trained / "metrics.jsonl")]
-    assert sum(rewards[-3:]) > 1.5 * sum(rewards[:3])
+    assert sum(rewards[6:]) > 1.5 * sum(rewards[:6])
 
 
 def test_each_step_is_credited_to_the_token_that_ends_it(trained: Path) -> None:
