@@ -162,7 +162,7 @@ def _name(prompt: Prompt, sample_index: int) -> str:
 
 def _decisive_settings(config: StepLabelsRunConfig) -> dict[str, Any]:  # Any: JSON
     """Those that labels depend on, by dotted name."""
-    sections = config.model_dump(mode="json")
+    sections = config.model_dump(mode="json", exclude_none=True)
     names = {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
     decisive = (*_DECISIVE, *(f"rollout.{name}" for name in _SAMPLING))
     return {name: value for name, value in names.items() if name.startswith(decisive) and name not in _NOT_DECISIVE}
