@@ -28,7 +28,7 @@ from services.contracts.records import Failure, FailureCode, Reward, RewardSampl
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.grpc_security import HEALTH_METHODS, TokenCheck, server_credentials
 from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, encode_result
-from services.transport.security import server_material, tokens
+from services.transport.secret_files import server_material, tokens
 
 if TYPE_CHECKING:  # Imported where it is wanted: Prometheus's client takes long.
     from reward_server.metrics import RewardMetrics

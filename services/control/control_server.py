@@ -22,7 +22,7 @@ from services.transport.addresses import split_address
 from services.transport.control_codec import encode_status
 from services.transport.control_file import ControlFile, announce
 from services.transport.grpc_security import TokenCheck, server_credentials
-from services.transport.security import server_material
+from services.transport.secret_files import server_material
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
 from services.control.config import RewardModelRunConfig, RunConfig, SupervisedRunConfig
-from services.transport import security
+from services.transport import secret_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -185,11 +185,11 @@ def _refuse_missing_folder(path: str) -> None:
 
 def _check_security(config: RunConfig) -> None:
     """Every file of certificates, keys and tokens can be used."""
-    security.server_material(config.control, section="control.")
-    security.client_material(config.reward, section="reward.")
-    security.tokens(config.reward, section="reward.")
-    security.server_material(config.reward.server, section="reward.server.")
-    security.tokens(config.reward.server, section="reward.server.")
+    secret_files.server_material(config.control, section="control.")
+    secret_files.client_material(config.reward, section="reward.")
+    secret_files.tokens(config.reward, section="reward.")
+    secret_files.server_material(config.reward.server, section="reward.server.")
+    secret_files.tokens(config.reward.server, section="reward.server.")
 
 
 def _check_transport(config: RunConfig) -> None:

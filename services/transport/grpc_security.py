@@ -1,7 +1,7 @@
 """TLS and tokens as gRPC wants them, for every service of Trireme and its clients.
 
-It must not know where certificates and tokens come from: see `security`. Invariants: a token is compared in constant
-time; a server shows each new connection the certificate that is in its files then.
+It must not know where certificates and tokens come from: see `secret_files`. Invariants: a token is compared in
+constant time; a server shows each new connection the certificate that is in its files then.
 """
 
 import hmac
@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from services.transport.security import KeyMaterial, Reloaded
+from services.transport.secret_files import KeyMaterial, Reloaded
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ from services.contracts.records import Json
 from services.transport.grpc_security import channel_credentials, token_senders
 from services.transport.reward_checks import answers, drain, identity, load, texts
 from services.transport.reward_checks.session import Session, Violation, Warn, in_words
-from services.transport.security import ClientSecurity, client_material, tokens
+from services.transport.secret_files import client_material, tokens
+from services.transport.security import ClientSecurity
 from services.transport.tls_diagnosis import find_tls_fault
 
 MAX_MESSAGE_BYTES = 64_000_000

@@ -24,7 +24,7 @@ from services.transport.reward_standing import Rank, Standing
 from services.transport.reward_status import NotImplementedThere, typed
 from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_description
-from services.transport.security import KeyMaterial
+from services.transport.secret_files import KeyMaterial
 from services.transport.tracing import outgoing
 
 Status = grpc.StatusCode

@@ -20,7 +20,7 @@ from services.transport.reward_retry import Outage
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank
 from services.transport.reward_tally import RewardTally
-from services.transport.security import KeyMaterial, client_material, tokens
+from services.transport.secret_files import KeyMaterial, client_material, tokens
 from services.transport.tls_diagnosis import find_tls_fault
 
 logger = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from services.protos.control.v1 import control_pb2, control_pb2_grpc
 from services.transport.control_client import ControlClient, RunAddress, connect, find_run
 from services.transport.control_file import CONTROL_FILE
 from services.transport.grpc_security import TOKEN_KEY, bearer
-from services.transport.security import server_material
+from services.transport.secret_files import server_material
 from tests.certificates import Authority
 from tests.control.fake_run import live_process
 from tests.fakes import FakeRunControl

@@ -19,7 +19,8 @@ from services.transport.grpc_security import bearer, is_accepted
 from services.transport.reward_client import RewardClient
 from services.transport.reward_conformance import CHECKS, check_service
 from services.transport.reward_settings import RewardClientConfig
-from services.transport.security import ClientSecurity, ServerSecurity, server_material, tokens
+from services.transport.secret_files import server_material, tokens
+from services.transport.security import ClientSecurity, ServerSecurity
 from tests.certificates import Authority
 from tests.reward_server.serving import IMPATIENT, Connect, completion_as_number, make_sample, serving
 
