@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.end_to_end.command import json_lines, started, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
@@ -31,10 +32,11 @@ def test_a_policy_that_games_its_reward_is_paused_and_told_of(task: Path, tmp_pa
     sections["reward"] = {"services": [{"name": "rewards.py:sevens", "label": "sevens"}, watched]}
     sections["gold"] = {"services": [{"name": "rewards.py:variety"}]}
     with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
-        running.wait_until(lambda: alarms(tmp_path / "run") != [], "an alarm")
-        (paused_at,) = alarms(tmp_path / "run")
-        running.wait_until(lambda: status(tmp_path)["phase"] == "paused", "the pause")
-        assert "paused by an alarm, divergence: the gold reward is" in str(status(tmp_path)["message"])
+        running.wait_until(lambda: events(tmp_path / "run", "paused") != [], "an alarm that pauses")
+        paused_at = events(tmp_path / "run", "alarm")[-1]["step"]
+        told = json.loads(trireme("status", "run", "--json", cwd=tmp_path).output)
+        assert (told["phase"], told["step"]) == ("paused", paused_at)
+        assert "paused by an alarm, divergence: the gold reward is" in told["message"]
         drained = trireme("drain", "run", cwd=tmp_path)
         assert drained.code == 0, drained.output
         finished = running.finish()
@@ -43,22 +45,12 @@ def test_a_policy_that_games_its_reward_is_paused_and_told_of(task: Path, tmp_pa
     assert {"reward/sevens", "reward/watched"} <= set(json_lines(tmp_path / "run" / "metrics.jsonl")[0])
     assert json_lines(tmp_path / "run" / "samples.jsonl")[0]["components"].keys() == {"sevens", "watched"}  # type: ignore[attr-defined]
     rows = [row for row in json_lines(tmp_path / "run" / "metrics.jsonl") if "gold/reward" in row]
-    assert rows[-1]["step"] == paused_at
+    assert rows[-1]["step"] <= paused_at + 1, "what was under way may make one more step when the run is drained"
     assert rows[-1]["gold/proxy"] > rows[0]["gold/proxy"] and rows[-1]["gold/reward"] < rows[0]["gold/reward"]  # type: ignore[operator]
     assert "Proxy against gold" in (tmp_path / "run" / "report.html").read_text()
 
 
-def alarms(run: Path) -> list[object]:
-    """The steps at which one paused the run."""
+def events(run: Path, name: str) -> list[dict[str, Any]]:
     log = run / "events.jsonl"
     lines = log.read_text().splitlines() if log.exists() else []
-    return [
-        event["step"]
-        for line in lines
-        if (event := json.loads(line))["event"] == "alarm" and event["action"] == "pause"
-    ]
-
-
-def status(folder: Path) -> dict[str, object]:
-    told = trireme("status", "run", "--json", cwd=folder)
-    return dict(json.loads(told.output)) if told.code == 0 else {"phase": "", "message": told.output}
+    return [event for line in lines if (event := json.loads(line))["event"] == name]
