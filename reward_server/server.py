@@ -150,7 +150,7 @@ class RewardServer:
             ],
             maximum_concurrent_rpcs=config.max_calls,
         )
-        self._health_server = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES)
+        self._servers = [self._server]
 
     async def start(self) -> str:
         """Load the reward, listen, and return the address as HOST:PORT."""
@@ -161,16 +161,16 @@ class RewardServer:
         port = self._listen()
         await self._scorer.start()
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
-        await self._server.start()
-        await self._health_server.start()
+        for server in self._servers:
+            await server.start()
         return f"{bracketed(self._config.host)}:{port}"
 
     async def drain(self) -> None:
         """Turn NOT_SERVING, let calls under way end within `drain_s`, and stop."""
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._servicer.finish(self._config.drain_s)
-        await self._health_server.stop(None)
-        await self._server.stop(None)  # Clients that watch its health never end by themselves.
+        for server in self._servers:
+            await server.stop(None)  # Clients that watch its health never end by themselves.
         await self._scorer.close()
         self._stop_metrics()
 
@@ -192,8 +192,10 @@ class RewardServer:
         if self._material is not None:
             add_port = partial(self._server.add_secure_port, server_credentials=server_credentials(self._material))
         if self._config.health_port is not None:
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, self._health_server)
-            self._bind(self._config.health_port, self._health_server.add_insecure_port)
+            for_probes = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_PROBES)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, for_probes)
+            self._bind(self._config.health_port, for_probes.add_insecure_port)
+            self._servers.append(for_probes)
         return self._bind(self._config.port, add_port)
 
     def _bind(self, port: int, add_port: Callable[[str], int]) -> int:
