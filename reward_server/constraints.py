@@ -13,12 +13,14 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from reward_server.fences import last_fenced_block
+from reward_server.languages import LANGUAGES, share_in
 from services.contracts.records import Json
 from services.contracts.settings import Section
 
 WORD = re.compile(r"\w+(?:['’-]\w+)*")
 # Tried at the first mark of a run only, so that a text of full stops is read once.
 SENTENCE_END = re.compile(r"(?<![.!?])[.!?]++[\"'”’)\]]*+(?=\s|$)|[。！？]")
+EMPTY_LINE = re.compile(r"\n[ \t]*\n")
 BULLET = re.compile(r"^[ \t]*[-*+•][ \t]+\S", re.MULTILINE)
 NUMBERED = re.compile(r"^[ \t]*\d{1,4}[.)][ \t]+\S", re.MULTILINE)
 HEADING = re.compile(r"^#{1,6}[ \t]+\S", re.MULTILINE)
@@ -87,7 +89,7 @@ class Paragraphs(Count):
     """What stands between two, such as `***`; an empty line where it is not given."""
 
     def count(self, text: str) -> int:
-        parts = re.split(r"\n[ \t]*\n", text) if self.separator is None else text.split(self.separator)
+        parts = EMPTY_LINE.split(text) if self.separator is None else text.split(self.separator)
         return sum(1 for part in parts if part.strip())
 
 
@@ -138,13 +140,16 @@ class Marks(Count):
 
 
 class Includes(Constraint):
-    """Every one of some words or phrases occurs."""
+    """Some words or phrases occur."""
 
     texts: tuple[Text, ...] = Field(min_length=1, max_length=100)
     """The words or phrases; capitals and small letters are the same."""
+    at_least: int | None = Field(default=None, ge=1)
+    """How many of them must occur; every one where it is not given."""
 
     def holds(self, text: str) -> bool:
-        return all(_phrase(wanted).search(text) for wanted in self.texts)
+        num_found = sum(1 for wanted in self.texts if _phrase(wanted).search(text))
+        return num_found >= (self.at_least or len(self.texts))
 
 
 class Excludes(Constraint):
@@ -175,6 +180,31 @@ class Ends(Constraint):
 
     def holds(self, text: str) -> bool:
         return text.rstrip()[-2 * len(self.text) :].casefold().endswith(self.text.casefold())
+
+
+class ParagraphStarts(Constraint):
+    """A paragraph begins with a word or phrase."""
+
+    paragraph: int = Field(ge=1)
+    """Which paragraph, from 1; paragraphs are divided by empty lines."""
+    text: Text
+    """The word or phrase; capitals and small letters are the same."""
+
+    def holds(self, text: str) -> bool:
+        paragraphs = [part for part in EMPTY_LINE.split(text) if part.strip()]
+        return len(paragraphs) >= self.paragraph and bool(
+            _phrase(self.text).match(paragraphs[self.paragraph - 1].lstrip(" \t\n\"'*_#"))
+        )
+
+
+class Language(Constraint):
+    """The text is in a language."""
+
+    language: Literal[LANGUAGES]  # type: ignore[valid-type]  # mypy knows literals only, and these are made
+    """ISO 639-1 code of the language."""
+
+    def holds(self, text: str) -> bool:
+        return share_in(self.language, text) > 0.5
 
 
 class Case(Constraint):
@@ -214,6 +244,8 @@ CONSTRAINTS: Mapping[str, type[Constraint]] = {
     "excludes": Excludes,
     "starts": Starts,
     "ends": Ends,
+    "paragraph_starts": ParagraphStarts,
+    "language": Language,
     "case": Case,
     "format": Format,
 }

@@ -40,6 +40,26 @@ SCRIPTS: Mapping[str, frozenset[str]] = {
     **{language: frozenset({script}) for script, languages in SHARED_SCRIPTS.items() for language in languages},
 }
 LANGUAGES = tuple(sorted(SCRIPTS))
+STRETCH_WORDS = 12
+
+
+def share_in(language: str, text: str, stretch_words: int = STRETCH_WORDS) -> float:
+    """Letters of words that are in `language`, over all letters; 1/2 where there are none."""
+    right, total = 0.0, 0
+    for words in stretches(text, stretch_words):
+        own = [word for word in words if script_of(word[0]) in SCRIPTS[language]]
+        found = languages_of(own)
+        total += sum(map(len, words))
+        right += sum(map(len, own)) * (float(language in found) if found else 0.5)
+    return right / total if total else 0.5
+
+
+def stretches(text: str, num_words: int) -> Iterator[list[str]]:
+    """The words of a text, so many at a time; the last stretch takes the rest, as fewer would tell little."""
+    words = list(words_of(text))
+    last = max(len(words) // num_words - 1, 0) * num_words
+    yield from (words[start : start + num_words] for start in range(0, last, num_words))
+    yield words[last:]
 
 
 def words_of(text: str) -> Iterator[str]:

@@ -10,6 +10,7 @@ import pytest
 from pydantic import ValidationError
 
 from reward_server.function import RewardOptions
+from reward_server.ifeval import INSTRUCTIONS
 from reward_server.rewards.instruction_constraints import InstructionConstraints
 from reward_server.rewards.json_schema import JsonSchema
 from reward_server.rewards.language import Language
@@ -51,6 +52,7 @@ EVERY_KIND: list[Json] = [
     *({"kind": kind, "text": "aaaab"} for kind in ("starts", "ends")),
     {"kind": "occurrences", "text": "aaaab", "at_most": 3},
     {"kind": "letter", "letter": "a", "at_most": 3},
+    {"kind": "paragraph_starts", "paragraph": 1, "text": "aaaab"},
     {"kind": "case", "case": "upper"},
 ]
 STRICT: list[RewardOptions] = [
@@ -309,6 +311,9 @@ def test_options_of_one_measure_are_refused_with_the_other() -> None:
         ({"kind": "excludes", "texts": ["very"]}, "everyone", "Very nice"),
         ({"kind": "starts", "text": "dear"}, "\n Dear all", "Oh dear"),
         ({"kind": "ends", "text": "Is there more?"}, "No. is there more?\n", "Is there more? No"),
+        ({"kind": "includes", "texts": ["yes", "no"], "at_least": 1}, "My answer is no.", "Maybe"),
+        ({"kind": "paragraph_starts", "paragraph": 2, "text": "then"}, 'First\n\n"Then, so', "Then\n\nthence"),
+        ({"kind": "language", "language": "de"}, SENTENCES["de"], SENTENCES["nl"]),
         ({"kind": "case", "case": "upper"}, "HELLO 7!", "Hello"),
         ({"kind": "case", "case": "lower"}, "hello 7!", "Hello"),
         ({"kind": "format", "format": "json"}, '```json\n{"a": 1}\n```', "{a: 1}"),
@@ -346,7 +351,7 @@ def test_constraints_of_options_and_prompt_count_together() -> None:
         ([{"kind": "words"}], "give either exactly, or at_least and at_most"),
         ([{"kind": "words", "at_least": 3, "at_most": 2}], "more than at_most"),
         (["words"], "is no constraint"),
-        ([], "names no constraint"),
+        ([], "no constraint is named"),
         (None, "a list of constraints is needed"),
     ],
 )
@@ -354,6 +359,48 @@ def test_a_constraint_that_is_none_fails_its_sample(constraints: Json, words: st
     outcome = InstructionConstraints().score(make_sample(completion="a", constraints=constraints))
     assert isinstance(outcome, Failure) and outcome.code is FailureCode.INVALID_SAMPLE
     assert words in outcome.message
+
+
+IFEVAL: Json = {
+    "num_words": 3, "relation": "less than", "keywords": ["hen"], "forbidden_words": ["fox"], "keyword": "hen",
+    "frequency": 1, "letter": "h", "let_frequency": 1, "let_relation": "at least", "language": "en",
+    "num_sentences": 2, "num_paragraphs": 1, "nth_paragraph": 1, "first_word": "the", "num_placeholders": 1,
+    "postscript_marker": "P.S.", "num_bullets": 1, "num_highlights": 1, "section_spliter": "Section",
+    "num_sections": 1, "prompt_to_repeat": "the", "end_phrase": "hen", "capital_frequency": 1,
+    "capital_relation": "at least",
+}  # fmt: skip
+
+
+def test_every_instruction_of_ifeval_becomes_a_constraint() -> None:
+    asked = [IFEVAL] * len(INSTRUCTIONS)
+    sample = make_sample(completion="the hen", instruction_id_list=list(INSTRUCTIONS), kwargs=asked)
+    outcome = InstructionConstraints().score(sample)
+    held = ["keywords:existence", "keywords:forbidden_words", "keywords:letter_frequency", "startend:end_checker"]
+    held += ["length_constraints:number_words", "length_constraints:number_sentences", "punctuation:no_comma"]
+    held += ["length_constraints:number_paragraphs", "length_constraints:nth_paragraph_first_word"]
+    held += ["combination:repeat_prompt", "change_case:english_lowercase", "language:response_language"]
+
+    assert len(INSTRUCTIONS) == 25
+    assert outcome == Reward(value=len(held) / 25, components={"share": len(held) / 25})
+    for name, values in zip(INSTRUCTIONS, asked, strict=True):
+        one = make_sample(completion="the hen", instruction_id_list=[name], kwargs=[values])
+        assert InstructionConstraints().score(one) == Reward(
+            value=float(name in held), components={"share": float(name in held)}
+        ), name
+
+
+@pytest.mark.parametrize(
+    ("instructions", "kwargs", "words"),
+    [
+        (["keywords:existence"], [{}], "'keywords' is missing or wrong"),
+        (["keywords:existance"], [{}], "no instruction that is known"),
+        (["keywords:existence"], [], "lists of one length"),
+    ],
+)
+def test_a_row_of_ifeval_that_is_none_fails_its_sample(instructions: Json, kwargs: Json, words: str) -> None:
+    sample = make_sample(completion="a", instruction_id_list=instructions, kwargs=kwargs)
+    outcome = InstructionConstraints().score(sample)
+    assert isinstance(outcome, Failure) and words in outcome.message
 
 
 def test_constraints_among_the_options_are_checked_at_once() -> None:
