@@ -6,6 +6,7 @@ It must not know what it runs. Invariant: no call waits for a thread that was gi
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
@@ -27,6 +28,7 @@ class AbandonableThreads(Generic[Argument, Result]):
         self._max_abandoned = max_abandoned
         self._num_abandoned = 0
         self._idle: list[Inbox] = []
+        weakref.finalize(self, end_all, self._idle)
 
     async def run(self, function: Callable[[Argument], Result], argument: Argument) -> Result:
         """What `function(argument)` returns; it must not raise. Cancelling this gives up on the thread.
@@ -64,14 +66,19 @@ class AbandonableThreads(Generic[Argument, Result]):
             raise
 
     def close(self) -> None:
-        """End the threads that do nothing."""
-        while self._idle:
-            self._idle.pop().put(end)
+        """End the threads that do nothing; so does letting go of this."""
+        end_all(self._idle)
 
 
 def end() -> bool:
     """The last thing that a thread is given."""
     return False
+
+
+def end_all(idle: list[Inbox]) -> None:
+    """End these threads."""
+    while idle:
+        idle.pop().put(end)
 
 
 def start_thread() -> Inbox:

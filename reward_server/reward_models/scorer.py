@@ -6,6 +6,7 @@ scores name, and those who wait for the old version get it; a model runs in a th
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -39,11 +40,10 @@ Load = Callable[[Path, RewardModelOptions], ServableModel]
 
 
 class ServedVersion:
-    """One version with those who wait for its scores; it is gone with the last of them once another is served."""
+    """One version with those who wait for its scores; model and thread are gone with the last of them."""
 
     def __init__(self, model: ServableModel, options: RewardModelOptions, config: RewardServerConfig) -> None:
         self.card = model.card
-        self._model = model
         function = RewardFunction(
             model.score, name=options.name, batched=True, minimum=options.minimum, maximum=options.maximum
         )
@@ -53,16 +53,12 @@ class ServedVersion:
             max_wait_s=config.max_wait_s,
             max_pending_samples=config.num_threads * config.max_batch_samples,  # What the server hands on at most.
             max_running=1,
-            cost=self._expected_tokens,
+            cost=partial(expected_tokens, model),  # No reference to this object: a model is large, so it goes at once.
             window=WINDOW_BATCHES,
         )
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         return await self._batcher.submit(samples)
-
-    def _expected_tokens(self, sample: RewardSample) -> int:
-        expected = (len(sample.prompt) + len(sample.completion)) * self._model.tokens_per_character
-        return min(1 + int(expected), self.card.max_tokens)
 
 
 class RewardModelScorer:
@@ -97,10 +93,16 @@ class RewardModelScorer:
             await asyncio.gather(self._watching, return_exceptions=True)
 
     def counters(self) -> Mapping[str, float]:
-        return {}
+        return {"versions_taken_up": self.versions.num_taken_up, "versions_refused": self.versions.num_refused}
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         return await self.versions.current.score(samples)
+
+
+def expected_tokens(model: ServableModel, sample: RewardSample) -> int:
+    """About how many tokens the model reads of the sample."""
+    expected = (len(sample.prompt) + len(sample.completion)) * model.tokens_per_character
+    return min(1 + int(expected), model.card.max_tokens)
 
 
 def load_model(folder: Path, options: RewardModelOptions) -> ServableModel:

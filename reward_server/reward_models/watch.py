@@ -34,10 +34,14 @@ class ModelWatch(Generic[Served]):
 
     Attributes:
         current: the model that is served; there is one once `start` returned.
+        num_taken_up: models that took the place of another.
+        num_refused: models that could not.
     """
 
     def __init__(self, path: Path, load: Callable[[Path], Served]) -> None:
         self.current: Served
+        self.num_taken_up = 0
+        self.num_refused = 0
         self._path = path
         self._load = load
         self._place: Place | None = None
@@ -67,9 +71,11 @@ class ModelWatch(Generic[Served]):
             if model.card.version == served:
                 raise UserError("its version is the same; another model needs another version")
         except UserError as error:
+            self.num_refused += 1
             logger.error("reward model %s is kept, for that in %s cannot be served: %s", served, place[0], error)
         else:
             self.current = model
+            self.num_taken_up += 1
             logger.info("reward model %s from %s takes the place of %s", model.card.version, place[0], served)
 
 

@@ -21,6 +21,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.contracts.reward_model import CanarySample, write_canary
 from services.transport.reward_client import RewardClient
+from services.transport.reward_conformance import check_service
 from tests.reward_server.serving import serving
 from tests.tiny import write_tiny_model, write_tiny_reward_model
 
@@ -216,6 +217,12 @@ async def test_many_callers_get_the_scores_of_one_and_the_server_answers_meanwhi
         assert [outcome.value for outcome in outcomes] == pytest.approx(expected, abs=1e-5)  # type: ignore[union-attr]
         assert {outcome.version for outcome in outcomes} == {"reward_model@a"}  # type: ignore[union-attr]
     assert (description.name, description.minimum) == ("reward_model", None)
+
+
+async def test_a_served_process_model_passes_every_check_of_the_contract(process_model: Path) -> None:
+    async with serving(scorer(process_model), RewardServerConfig(port=0, drain_s=0.0)) as address:
+        findings = [finding async for finding in check_service(address, reference={})]
+    assert [finding for finding in findings if finding.verdict != "passed"] == []
 
 
 def test_it_cannot_be_isolated(outcome_model: Path) -> None:

@@ -1,9 +1,11 @@
 """A reward model is replaced while it is served: nothing is dropped or mixed, and a bad one changes nothing."""
 
 import asyncio
+import gc
 import logging
 import shutil
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -101,6 +103,7 @@ async def test_a_bad_model_is_told_once_and_the_served_one_is_kept(
     by_link(latest)
     await models.look()
     assert models.current.card.version == "b"
+    assert (models.num_taken_up, models.num_refused) == (1, 1)
 
 
 async def test_other_weights_under_the_served_version_are_refused(
@@ -149,6 +152,26 @@ async def test_who_waits_for_a_version_gets_it_and_who_comes_later_the_next(late
     await scorer.close()
 
 
+async def test_an_old_version_is_let_go_with_its_thread(latest: Path) -> None:
+    scorer = RewardModelScorer(
+        RewardModelOptions(path=latest, reload_every_s=0.01),
+        RewardServerConfig(port=0),
+        lambda folder, _: FakeModel(folder),
+    )
+    await scorer.start()
+    await scorer.score(make_samples(2))
+    threads = [thread for thread in threading.enumerate() if thread.name == "reward"]
+    served = weakref.ref(scorer.versions.current)
+    by_link(latest)
+    gc.disable()  # It may not take a collection: a model is large.
+    try:
+        await until(lambda: served() is None)
+    finally:
+        gc.enable()
+    await until(lambda: not any(thread.is_alive() for thread in threads[-1:]))
+    await scorer.close()
+
+
 async def test_twenty_reloads_under_load_drop_no_call_and_mix_no_group(tmp_path: Path) -> None:
     # The mean on the card of version n is n, so that each score shows which version gave it.
     model = write_tiny_reward_model(tmp_path / "model")
@@ -166,7 +189,8 @@ async def test_twenty_reloads_under_load_drop_no_call_and_mix_no_group(tmp_path:
             scored.append(await client.score(samples))
 
     async with serving(RewardModelScorer(options, config), config) as address:
-        client = RewardClient([address], RewardClientConfig(max_attempts=1))
+        client = RewardClient([address], RewardClientConfig(max_attempts=1, unavailable_budget_s=0.0))
+        await client.describe(budget_s=30.0)
         samples = [RewardSample(id=str(i), prompt="1+1=", completion="it is " * i) for i in range(4)]
         callers = [asyncio.create_task(call(client, samples)) for _ in range(NUM_CALLERS)]
         for number in range(1, NUM_RELOADS + 1):

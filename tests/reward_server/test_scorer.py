@@ -166,7 +166,7 @@ async def test_threads_that_never_return_are_bounded_and_forgotten_when_they_do(
     outcomes = await under_test.score(make_samples(2 * ABANDONED_PER_THREAD + 6))
     stuck = threading.active_count() - before
     release.set()
-    await until(lambda: threading.active_count() == before)
+    await until(lambda: threading.active_count() <= before)
 
     codes = [outcome.code for outcome in outcomes if isinstance(outcome, Failure)]
     assert codes.count(FailureCode.TIMEOUT) <= 2 * ABANDONED_PER_THREAD + 1
