@@ -27,6 +27,7 @@ COMMANDS = {
     "checkpoint": "have a live run commit a checkpoint now",
     "drain": "have a live run come to a good end",
     "report": "make curves and a one-file HTML report of a run",
+    "adapt": "keep a reward model learning while a policy is trained against it",
     "verify": "check that a run kept its promises, from its ledger and checkpoints",
     "reward": "serve a reward, or check a reward service",
 }

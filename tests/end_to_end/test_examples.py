@@ -12,7 +12,8 @@ from reward_server.assembly import build_scorer
 from services.cli.arguments import load_config
 from services.contracts.errors import UserError
 from services.contracts.records import Reward, RewardSample
-from services.control.config import RunConfig, SupervisedRunConfig
+from services.control.adaptation import AdaptConfig
+from services.control.config import RewardModelRunConfig, RunConfig, SupervisedRunConfig
 from tests.end_to_end.command import json_lines, trireme
 from tests.tiny import write_tiny_model
 
@@ -27,6 +28,12 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
 def test_an_example_is_a_valid_configuration(name: str) -> None:
     config = load_config(RunConfig, [str(ROOT / "examples" / name)], prog="", summary="")
     assert config.model_dump(mode="json")["run"]["dir"].startswith("runs/")
+
+
+def test_the_example_of_a_model_that_learns_beside_a_run_is_valid() -> None:
+    adapt = load_config(AdaptConfig, [str(ROOT / "examples/adapt/adapt.yaml")], prog="", summary="")
+    trainer = load_config(RewardModelRunConfig, [str(ROOT / adapt.run.trainer)], prog="", summary="")
+    assert trainer.learner.objective == "bradley_terry"
 
 
 def test_the_warm_up_is_a_valid_configuration() -> None:
