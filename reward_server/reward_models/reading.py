@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from typing import Any, Literal
 
 from services.contracts.records import RewardSample
 from services.contracts.reward_model import RewardModelCard
-from services.contracts.reward_text import encode_reward_text
+from services.contracts.reward_text import LONGEST_TOKEN, encode_reward_text
 
 Aggregate = Literal["min", "mean", "last", "product"]
 Span = tuple[int, int]
@@ -41,7 +42,9 @@ class Reading:
 
 def read_sample(tokenizer: Any, card: RewardModelCard, sample: RewardSample) -> Reading:  # Any: transformers is untyped
     """The tokens of a sample, and where its steps end; of what is left out for its length no step remains."""
-    spans = step_spans(sample.completion, card.step_separator) if card.head == "process" else ()
+    spans: tuple[Span, ...] = ()
+    if card.head == "process":
+        spans = step_spans(sample.completion, card.step_separator, longest=card.max_tokens * LONGEST_TOKEN)
     text = encode_reward_text(
         tokenizer,
         prompt=sample.prompt,
@@ -60,10 +63,16 @@ def read_sample(tokenizer: Any, card: RewardModelCard, sample: RewardSample) -> 
     )
 
 
-def step_spans(completion: str, separator: str) -> tuple[Span, ...]:
-    """The steps of a completion: each ends with its separators, of which several in a row end one step."""
+def step_spans(completion: str, separator: str, *, longest: int = sys.maxsize) -> tuple[Span, ...]:
+    """The steps of a completion: each ends with its separators, of which several in a row end one step.
+
+    Args:
+        longest: steps that end further from the end than this many characters are left out.
+    """
     end = re.escape(separator)
-    steps = re.finditer(rf"(?:{end})*.+?(?:(?:{end})+|\Z)", completion, re.DOTALL)
+    step = re.compile(rf"(?:{end})*.+?(?:(?:{end})+|\Z)", re.DOTALL)
+    first = completion.rfind(separator, 0, max(0, len(completion) - longest))
+    steps = step.finditer(completion, 0 if first < 0 else first + len(separator))
     return tuple(step.span() for step in steps) or ((0, 0),)
 
 

@@ -2,7 +2,7 @@
 
 It knows a tokenizer only by what every fast one of transformers can do, and no model at all. Invariants: the same
 sample gives the same tokens in training and in serving; the text ends where the completion ends; of a text that is too
-long the beginning is left out, special tokens aside.
+long the beginning is left out, special tokens aside, and what is far too long costs no more than what is read of it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ from services.contracts.records import Message
 
 Template = Literal["chat", "plain"]
 
+LONGEST_TOKEN = 16
+"""Characters of a token, on average over a text, above which the beginning of a text that is too long is not read."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RewardText:
@@ -25,7 +28,7 @@ class RewardText:
     Attributes:
         token_ids: (T,) token ids.
         step_positions: for each step asked for, where its last token lies in `token_ids`; None where it was left out.
-        num_left_out: tokens at the beginning that found no room.
+        num_left_out: tokens at the beginning that found no room; of a text that is far too long, at least so many.
     """
 
     token_ids: array[int]
@@ -58,8 +61,10 @@ def encode_reward_text(
     """
     if template == "chat":
         prompt = chat_text(tokenizer, messages or (Message(role="user", content=prompt),))
+    text = prompt + completion
+    first = max(0, len(text) - max_tokens * LONGEST_TOKEN)
     encoding = tokenizer(
-        prompt + completion,
+        text[first:],
         add_special_tokens=template == "plain",  # A chat template writes its own.
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
@@ -69,8 +74,8 @@ def encode_reward_text(
     starts = [begin if end > begin else None for begin, end in (encoding["offset_mapping"][i] for i in kept)]
     return RewardText(
         token_ids=array("i", (encoding["input_ids"][i] for i in kept)),
-        step_positions=tuple(_last_token_before(len(prompt) + end, starts) for end in step_ends),
-        num_left_out=len(encoding["input_ids"]) - len(kept),
+        step_positions=tuple(_last_token_before(len(prompt) + end - first, starts) for end in step_ends),
+        num_left_out=len(encoding["input_ids"]) - len(kept) + (first > 0),
     )
 
 

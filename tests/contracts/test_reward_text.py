@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerFast
 
 from services.contracts.errors import UserError
 from services.contracts.records import Message
-from services.contracts.reward_text import RewardText, Template, encode_reward_text
+from services.contracts.reward_text import LONGEST_TOKEN, RewardText, Template, encode_reward_text
 from tests.tiny import tiny_tokenizer
 
 CHAT = "{% for m in messages %}{{ m.role[0] }}:{{ m.content }} {% endfor %}{% if add_generation_prompt %}a:{% endif %}"
@@ -75,3 +75,11 @@ def test_a_step_is_found_at_its_last_token_wherever_the_text_was_cut() -> None:
     assert read("4+2=6", step_ends=steps, tokenizer=encoder_tokenizer())[1].step_positions == (8, 11)
     assert read("4+2=6", step_ends=steps, max_tokens=4)[1].step_positions == (0, 3)
     assert read("4+2=6", step_ends=steps, max_tokens=3)[1].step_positions == (None, 2)
+
+
+def test_of_a_text_that_is_far_too_long_the_end_alone_is_read() -> None:
+    end = "b" * (100 * LONGEST_TOKEN)
+    (_, long), (_, short) = (read(text, step_ends=(5, len(text))) for text in ("a" * 10_000_000 + end, "a" + end))
+    assert long.token_ids == short.token_ids
+    assert long.step_positions == short.step_positions == (None, 99)
+    assert long.num_left_out >= 100 * LONGEST_TOKEN - 100

@@ -153,6 +153,11 @@ def test_steps_that_were_cut_off_have_no_score(tmp_path: Path) -> None:
     assert reward.components["truncated"] == 1.0
 
 
+def test_steps_far_before_what_is_read_are_not_looked_for() -> None:
+    completion = "a\n" * 1_000_000 + "b\n\nc"
+    assert step_spans(completion, "\n", longest=5) == step_spans(completion, "\n")[-3:]
+
+
 def test_an_empty_completion_of_a_process_head_has_a_value_and_no_step(process_model: Path) -> None:
     (reward,) = scored(loaded(process_model), [""])
     assert reward.steps == ()
@@ -220,7 +225,8 @@ async def test_many_callers_get_the_scores_of_one_and_the_server_answers_meanwhi
 
 
 async def test_a_served_process_model_passes_every_check_of_the_contract(process_model: Path) -> None:
-    async with serving(scorer(process_model), RewardServerConfig(port=0, drain_s=0.0)) as address:
+    config = RewardServerConfig(port=0, drain_s=0.0, max_message_bytes=1 << 20)
+    async with serving(scorer(process_model), config) as address:
         findings = [finding async for finding in check_service(address, reference={})]
     assert [finding for finding in findings if finding.verdict != "passed"] == []
 
