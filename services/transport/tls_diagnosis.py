@@ -7,6 +7,7 @@ names the setting to change, and no secret; the whole takes no longer than its d
 import asyncio
 import socket
 import ssl
+from collections.abc import Callable
 
 from services.transport.addresses import split_address
 from services.transport.security import ClientSecurity
@@ -20,20 +21,27 @@ WRONG_NAME = (62, 64)  # host name, IP address
 NOT_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE", "PACKET_LENGTH_TOO_LONG")
 
 
-async def find_tls_fault(address: str, security: ClientSecurity, *, ip: str | None = None) -> str | None:
+async def find_tls_fault(
+    address: str, security: ClientSecurity, *, ip: str | None = None, timeout_s: float = CONNECT_S
+) -> str | None:
     """What bars the way to the server, in words that follow its address; None when TLS is not the reason.
 
     Args:
         address: HOST:PORT; the certificate must name the host, unless `security` has another name.
         ip: the one machine behind the host that is meant.
+        timeout_s: longest wait for the connection, and for each message of the handshake.
     """
     host, port = split_address(address, what="reward address")
     host = host.strip("[]")
     find = _fault_behind_tls if security.speaks_tls else _fault_in_plaintext
-    return await asyncio.to_thread(find, ip or host, port, security.tls_server_name or host, security)
+
+    def connect() -> socket.socket:
+        return socket.create_connection((ip or host, port), timeout=timeout_s)
+
+    return await asyncio.to_thread(find, connect, security.tls_server_name or host, security)
 
 
-def _fault_behind_tls(ip: str, port: int, name: str, security: ClientSecurity) -> str | None:
+def _fault_behind_tls(connect: Callable[[], socket.socket], name: str, security: ClientSecurity) -> str | None:
     try:
         context = ssl.create_default_context(cafile=security.tls_ca)
         if security.tls_certificate is not None and security.tls_key is not None:
@@ -41,7 +49,7 @@ def _fault_behind_tls(ip: str, port: int, name: str, security: ClientSecurity) -
     except OSError:  # The files are just being replaced.
         return None
     try:
-        with _connected(ip, port) as plain, _wrapped(context, plain, name) as connection:
+        with connect() as plain, _wrapped(context, plain, name) as connection:
             return _fault_after_handshake(connection, security)
     except ssl.SSLCertVerificationError as error:
         return _fault_in_certificate(error, name, security)
@@ -61,19 +69,15 @@ def _fault_after_handshake(connection: ssl.SSLSocket, security: ClientSecurity) 
     return None if is_accepted else _fault_in_own_certificate(security)
 
 
-def _fault_in_plaintext(ip: str, port: int, name: str, security: ClientSecurity) -> str | None:
+def _fault_in_plaintext(connect: Callable[[], socket.socket], name: str, security: ClientSecurity) -> str | None:
     context = ssl.create_default_context()
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
     try:
-        with _connected(ip, port) as plain, _wrapped(context, plain, name):
+        with connect() as plain, _wrapped(context, plain, name):
             return "speaks TLS; set reward.tls_ca to the authority of its certificate, or reward.tls to true"
     except OSError:
         return None
-
-
-def _connected(ip: str, port: int) -> socket.socket:
-    return socket.create_connection((ip, port), timeout=CONNECT_S)
 
 
 def _wrapped(context: ssl.SSLContext, plain: socket.socket, name: str) -> ssl.SSLSocket:
