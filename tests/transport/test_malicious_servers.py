@@ -40,7 +40,7 @@ from tests.reward_server.serving import (
 HONEST_VALUE = 0.5
 PROMPTS_OF_A_STEP = 4
 STALLED: tuple[Mode, ...] = ("hold", "drip", "cut")
-QUICK = IMPATIENT.model_copy(update={"timeout_s": 0.3, "eject_s": 0.1, "unavailable_budget_s": 30.0})
+QUICK = IMPATIENT.model_copy(update={"timeout_s": 0.4, "eject_s": 0.1, "unavailable_budget_s": 30.0})
 
 
 def honest_for_a_step(learner: FakeLearner, afterwards: Lie) -> Reply:
@@ -62,21 +62,26 @@ async def stopped(
     learner = learner or FakeLearner()
     setting = Setting(rewards=client, learner=learner)  # type: ignore[arg-type]  # the real client instead of a fake
     with pytest.raises(error, match=words):
-        await asyncio.wait_for(setting.run(3), 20.0)
+        await asyncio.wait_for(setting.run(3), 60.0)
     assert len(learner.batches) == num_steps
     assert trained_values(learner) <= {HONEST_VALUE}
 
 
 async def held(
-    client: RewardClient, learner: FakeLearner, caplog: pytest.LogCaptureFixture, mend: Callable[[], None]
+    client: RewardClient,
+    learner: FakeLearner,
+    caplog: pytest.LogCaptureFixture,
+    *,
+    is_broken: Callable[[], bool] = lambda: True,
+    mend: Callable[[], None],
 ) -> None:
     """Run until it waits for the service and trains nothing more, mend that, and see the run to its end."""
     setting = Setting(rewards=client, learner=learner)  # type: ignore[arg-type]  # the real client instead of a fake
     running = asyncio.create_task(setting.run(3))
-    await until(lambda: "scoring waits for the reward service" in caplog.text)
+    await until(lambda: is_broken() and "scoring waits for the reward service" in caplog.text)
     assert len(learner.batches) < 2
     mend()
-    await asyncio.wait_for(running, 20.0)
+    await asyncio.wait_for(running, 60.0)
     trained = [event["prompt"] for event in setting.named("trained")]
     assert len(trained) == len(set(trained)) == 3 * PROMPTS_OF_A_STEP
     assert trained_values(learner) == {HONEST_VALUE}
@@ -151,7 +156,8 @@ async def test_a_connection_that_stalls_or_breaks_holds_the_run_until_it_is_mend
 
     async with scripted(honest_for_a_step(learner, stall)) as (address, _), proxied(address) as proxy:
         proxies.append(proxy)
-        await held(connect([proxy.address], QUICK), learner, caplog, mend)
+        client = connect([proxy.address], QUICK)
+        await held(client, learner, caplog, is_broken=lambda: proxy.mode == mode, mend=mend)
 
 
 @pytest.mark.parametrize("mode", STALLED)
@@ -228,4 +234,4 @@ async def test_a_wrong_certificate_is_refused_before_the_run_and_held_within_it(
         def mend() -> None:
             ours.sign(tmp_path / "server", names=["127.0.0.1"])
 
-        await held(client, FakeLearner(), caplog, mend)
+        await held(client, FakeLearner(), caplog, mend=mend)
