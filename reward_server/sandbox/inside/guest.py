@@ -140,10 +140,12 @@ def passes(test: str, program: "Remote") -> bool:
 
 
 def needed(test: str, program: "Remote") -> Iterator[tuple[str, object]]:
-    """The names that a test uses without defining them, as far as the program does."""
-    used, defined = set[str](), {*dir(builtins)}
+    """The names that a test uses without defining them: modules from here, everything else as the program has it."""
+    used, defined, modules = set[str](), {*dir(builtins)}, set[str]()
     for node in ast.walk(ast.parse(test)):
-        if isinstance(node, ast.Name):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            modules.add(node.value.id)
+        elif isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             defined.add(node.name)
@@ -153,7 +155,9 @@ def needed(test: str, program: "Remote") -> Iterator[tuple[str, object]]:
             defined.add(node.asname or node.name.partition(".")[0])
     for name in sorted(used - defined):
         try:
-            yield name, getattr(program, name)
+            # `math.isclose` must not be the program's, even where the test forgot to import it.
+            is_module = name in modules & sys.stdlib_module_names
+            yield name, importlib.import_module(name) if is_module else getattr(program, name)
         except Exception:  # noqa: BLE001 - then it is not there, as the test will find
             continue
 

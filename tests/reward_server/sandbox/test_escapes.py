@@ -265,7 +265,8 @@ def f(*_):
     "raises what ends loops": "def f(*_): raise StopIteration",
     "calls itself the test's helper": """
 def check(*_): pass
-len = abs = isclose = lambda *_: 2
+len = abs = lambda *_: 2
+class math: isclose = staticmethod(lambda *_: True)
 def f(*_): return [0, -1]""",
     "is gone": "def f(*_):\n  import os; os._exit(0)",
     "is no program": "def f(:",
@@ -278,7 +279,7 @@ async def test_a_program_does_not_pass_unearned(sandbox: Sandbox, how: str) -> N
     calls = [Call(args=(1,), expected=77), Call(args=(2,), expected=[77])]
     called = await sandbox.run_calls(program, "f", [{"args": [1]}, {"args": [2]}], wall_s=10.0)
     tested = await sandbox.run_tests(
-        program, ["assert f(1) == 77", "from math import isclose\nassert isclose(f(1), 77)", CHECK], wall_s=10.0
+        program, ["assert f(1) == 77", "assert math.isclose(f(1), 77)", CHECK], wall_s=10.0
     )
 
     assert verdicts_of_calls(called.output, calls, 1e-6) == [False, False]
