@@ -5,7 +5,8 @@ batch is many times the mean. Both load a version of the weights for every 32 pr
 32, loads, and orders the next; streaming keeps a few batches under way and loads between two decode steps. Limit: what
 is to be had at most, the same stream without any load.
 
-    python -m benchmarks.streaming [--pairs 5] [--batches 4] [--ahead 2] [--output results.json]
+    python -m benchmarks.streaming [--pairs 5] [--batches 4] [--ahead 2] [--on-new-weights recompute]
+        [--output results.json]
 """
 
 import argparse
@@ -51,11 +52,11 @@ class Updates:
         await self._pool.load_weights(self._transport.publish(manifest, buckets))
 
 
-def endless_orders() -> Iterator[SampleRequest]:
+def endless_orders(rollout: RolloutConfig) -> Iterator[SampleRequest]:
     """Requests, each for a prompt with an id of its own."""
     number = 0
     while True:
-        for request in orders(ROLLOUT, num_prompts=BATCH):
+        for request in orders(rollout, num_prompts=BATCH):
             yield replace(request, prompt=replace(request.prompt, id=f"0-{number}"))
             number += 1
 
@@ -106,9 +107,10 @@ async def streaming(
 async def measure(arguments: argparse.Namespace, folder: Path) -> list[Ratio]:
     model = write_reference_model(folder)
     served = ModelConfig(path=str(folder), dtype="float32", max_length=1024)
-    worker = await start_worker(0, ROLLOUT, served, transport="shared_memory")
-    pool = RolloutPool([worker], max_outstanding=ROLLOUT.groups_at_once)
-    updates, requests, num = Updates(model, pool), endless_orders(), arguments.batches
+    rollout = ROLLOUT.model_copy(update={"on_new_weights": arguments.on_new_weights})
+    worker = await start_worker(0, rollout, served, transport="shared_memory")
+    pool = RolloutPool([worker], max_outstanding=rollout.groups_at_once)
+    updates, requests, num = Updates(model, pool), endless_orders(rollout), arguments.batches
     await updates.load()
     limits: list[float] = []
 
@@ -136,6 +138,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--batches", type=int, default=4)
     parser.add_argument("--ahead", type=int, default=2)
+    parser.add_argument("--on-new-weights", choices=("recompute", "keep"), default="recompute")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     start_ray(object_store_memory=2**30)
