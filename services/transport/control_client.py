@@ -19,7 +19,7 @@ from services.transport.addresses import is_loopback, split_address
 from services.transport.control_codec import SERVICE_NAME, decode_status
 from services.transport.control_file import CONTROL_FILE, find_live
 from services.transport.grpc_security import TOKEN_KEY, bearer
-from services.transport.secret_files import read_authorities
+from services.transport.key_material import read_authorities
 
 TOKEN_VARIABLE = "TRIREME_CONTROL_TOKEN"
 ANSWER_S = 10.0

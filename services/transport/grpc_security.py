@@ -11,7 +11,7 @@ from typing import Any
 
 import grpc
 
-from services.transport.secret_files import KeyMaterial, Reloaded
+from services.transport.key_material import KeyMaterial, Reloaded
 
 logger = logging.getLogger(__name__)
 

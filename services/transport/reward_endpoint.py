@@ -16,6 +16,7 @@ from services.contracts.errors import RewardContractError
 from services.contracts.records import RewardDescription
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.grpc_security import TOKEN_KEY, bearer, channel_credentials
+from services.transport.key_material import KeyMaterial
 from services.transport.reflection import list_services
 from services.transport.reward_codec import SERVICE_NAME, decode_description
 from services.transport.reward_retry import Outage, Refusal
@@ -24,7 +25,6 @@ from services.transport.reward_standing import Rank, Standing
 from services.transport.reward_status import NotImplementedThere, typed
 from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_description
-from services.transport.secret_files import KeyMaterial
 from services.transport.tracing import outgoing
 
 Status = grpc.StatusCode

@@ -15,12 +15,13 @@ from functools import partial
 from typing import NamedTuple
 
 from services.transport.addresses import split_address
+from services.transport.key_material import KeyMaterial
 from services.transport.reward_endpoint import Endpoint, open_channel
 from services.transport.reward_retry import Outage
 from services.transport.reward_settings import RewardClientConfig
 from services.transport.reward_standing import Rank
 from services.transport.reward_tally import RewardTally
-from services.transport.secret_files import KeyMaterial, client_material, tokens
+from services.transport.secret_files import client_material, tokens
 from services.transport.tls_diagnosis import find_tls_fault
 
 logger = logging.getLogger(__name__)

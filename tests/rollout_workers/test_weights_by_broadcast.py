@@ -113,26 +113,13 @@ async def test_weights_that_do_not_come_leave_the_worker_ready_for_the_next(rece
     assert max(largest_error(rollout, model_of(receiver, 2)) for rollout in group.rollouts) < 1e-5
 
 
-async def test_a_worker_that_sleeps_samples_nothing_until_it_is_woken(worker: HostedWorker) -> None:
+async def test_a_worker_that_sleeps_samples_nothing_until_new_weights_wake_it(worker: HostedWorker) -> None:
     await worker.load_weights(publish(worker, seed=1))
     await worker._call("sleep")
+    await worker._call("sleep")
     sampling = asyncio.create_task(worker.sample(order()))
-
-    version = await worker.health()  # Ordered after the sample: the worker has it by now, and answers all the same.
+    await worker.health()  # Ordered after the sample: the worker has it by now, and answers all the same.
     assert not sampling.done()
-
-    await worker._call("wake")
-    group = await sampling
-    assert group.lowest_policy_version == version
-    assert max(largest_error(rollout, model_of(worker, 1)) for rollout in group.rollouts) < 1e-5
-
-
-async def test_new_weights_wake_a_worker_and_what_waited_is_sampled_with_them(worker: HostedWorker) -> None:
-    await worker.load_weights(publish(worker, seed=1))
-    await worker._call("sleep")
-    await worker._call("sleep")
-    sampling = asyncio.create_task(worker.sample(order()))
-    await worker.health()
 
     receipt = await worker.load_weights(publish(worker, seed=2))
 
