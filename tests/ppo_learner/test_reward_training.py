@@ -168,6 +168,8 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout_zero_0": {"lr": 1e-3, "dropout": 0.3},
 }
 TWO_RANKS = [name for name in CASES if "zero" in name]
+COUNTS = (5, 4, 1, 5)
+"""Examples of each step: even and uneven shares for two ranks, and nothing for one of them."""
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
@@ -178,8 +180,7 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     first = {key: weight.clone() for key, weight in learner._network.full_parameters()}
     reports = []
     for step in range(4):
-        # Five examples for two ranks: the last parts are uneven.
-        reports.append(learner.step(make(step, count=5)))
+        reports.append(learner.step(make(step, count=COUNTS[step])))
         if step == 1:
             learner.save(folder / "checkpoint")
     learner.evaluate(make(9))
@@ -188,7 +189,7 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     learner.close()
     resumed = start(model, port=ports[1], **place, **CASES[name])
     resumed.load(folder / "checkpoint")
-    again = [resumed.step(make(step, count=5)) for step in (2, 3)]
+    again = [resumed.step(make(step, count=COUNTS[step])) for step in (2, 3)]
     outcome = {
         "start": first,
         "weights": weights,
