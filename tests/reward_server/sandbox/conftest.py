@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator
 
+import psutil
 import pytest
 import pytest_asyncio
 
-from reward_server.sandbox.sandbox import Sandbox, SandboxLimits
+from reward_server.sandbox.sandbox import LAUNCH, Sandbox, SandboxLimits
 from services.contracts.errors import UserError
 
 
@@ -18,3 +19,10 @@ async def sandbox() -> AsyncIterator[Sandbox]:
         pytest.skip(str(error))
     yield sandbox
     await sandbox.close()
+
+
+@pytest.fixture
+def launcher(sandbox: Sandbox) -> psutil.Process:
+    """The process that starts the sandbox's programs; tests of other things may have left children beside it."""
+    [launcher] = [child for child in psutil.Process().children() if LAUNCH in child.cmdline()]
+    return launcher

@@ -319,8 +319,7 @@ print("DONE")"""
     assert (ended.exit_code, ended.output) == (-31, b"")  # SIGSYS
 
 
-async def test_no_process_is_left(sandbox: Sandbox) -> None:
-    (launcher,) = psutil.Process().children()
+async def test_no_process_is_left(launcher: psutil.Process) -> None:
     end = time.monotonic() + 10.0
     while any(child.status() != psutil.STATUS_ZOMBIE for child in launcher.children(recursive=True)):
         assert time.monotonic() < end

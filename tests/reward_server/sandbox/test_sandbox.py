@@ -61,9 +61,10 @@ async def test_packages_are_there_where_they_are_asked_for(tmp_path: Path) -> No
     assert seen == [b"", b"42\n"]
 
 
-async def test_a_launcher_that_dies_takes_its_programs_along_and_is_replaced(sandbox: Sandbox) -> None:
+async def test_a_launcher_that_dies_takes_its_programs_along_and_is_replaced(
+    sandbox: Sandbox, launcher: psutil.Process
+) -> None:
     running = asyncio.ensure_future(sandbox.run_script("import time; time.sleep(60)", "", wall_s=60.0))
-    (launcher,) = psutil.Process().children()
     await until(lambda: len(launcher.children(recursive=True)) == 2)
     family = launcher.children(recursive=True)
     os.kill(launcher.pid, signal.SIGKILL)
