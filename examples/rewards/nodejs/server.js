@@ -21,6 +21,7 @@ const PROTOS = path.resolve(import.meta.dirname, '../../../services/protos');
 const SERVICE = 'trireme.reward.v1.RewardService';
 const MAX_REQUEST_BYTES = 16 * 2 ** 20;
 const DRAIN_MS = 10_000;
+const LINGER_MS = 250;
 
 let callsUnderWay = 0;
 let draining = false;
@@ -101,10 +102,15 @@ function fromValue(value) {
   return value.kind === 'nullValue' ? null : value[value.kind];
 }
 
-// Says that it ends, waits for the calls under way, and ends.
+// Says that it ends, waits for the calls under way, and ends. What has arrived by then and waits for its turn on the one
+// thread is still taken: new calls are refused a little later.
 function drain(server, health) {
-  draining = true;
   for (const service of ['', SERVICE]) health.setStatus(service, 'NOT_SERVING');
+  setTimeout(() => refuseAndEnd(server), LINGER_MS);
+}
+
+function refuseAndEnd(server) {
+  draining = true;
   const deadline = Date.now() + DRAIN_MS;
   const waiting = setInterval(() => {
     if (callsUnderWay > 0 && Date.now() < deadline) return;
