@@ -6,9 +6,9 @@ from services.cli.arguments import load_config, take_switch
 from services.cli.held_run import run_in_folder
 from services.control import run_folder
 from services.control.config import RewardModelRunConfig
-from services.control.preflight import check_reward_model
 from services.control.reward_model_facts import judgement
 from services.control.reward_model_job import RewardModelJob
+from services.control.reward_model_preflight import check_reward_model
 from services.control.run_record import read_run
 from services.control.supervised_training import train_supervised
 

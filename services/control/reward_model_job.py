@@ -24,9 +24,9 @@ from services.contracts.settings import ModelConfig
 from services.control import run_folder
 from services.control.config import RewardModelRunConfig
 from services.control.learner_group import LearnerGroup
-from services.control.preflight import RewardModelInputs
 from services.control.recorder import is_due
 from services.control.reward_evaluation import compare, judge_comparisons, judge_labels, judge_ratings, longer_is_better
+from services.control.reward_model_preflight import RewardModelInputs
 from services.control.run_state import RunState
 
 SPLIT_FILE = "split.json"

@@ -9,7 +9,7 @@ from transformers import BertConfig, MambaConfig, PreTrainedConfig
 
 from services.contracts.errors import UserError
 from services.control.config import RewardModelRunConfig
-from services.control.preflight import check_reward_model
+from services.control.reward_model_preflight import check_reward_model
 from tests.tiny import tiny_tokenizer
 
 
@@ -28,6 +28,7 @@ def config(folder: Path, model: str, **sections: dict[str, Any]) -> RewardModelR
     base: dict[str, dict[str, Any]] = {
         "model": {"path": model},
         "data": {"examples": str(folder / "pairs.jsonl"), "validation_share": 0.3},
+        "learner": {"from_scratch": True},
     }
     return RewardModelRunConfig(**{name: base.get(name, {}) | sections.get(name, {}) for name in {**base, **sections}})
 
@@ -59,6 +60,7 @@ def test_held_out_rows_are_all_judged(tmp_path: Path) -> None:
         (encoder(), True, {"data": {"max_tokens": 33}}, r"data\.max_tokens is 33, and .* at most 32"),
         (encoder(), True, {"data": {"validation_share": 0.0}}, r"nothing would be left to judge .* by; set data\.val"),
         (encoder(), True, {"learner": {"objective": "process"}}, "row 0: no column 'steps'"),
+        (encoder(), True, {"learner": {"from_scratch": False}}, "holds no weights; set learner.from_scratch to true"),
         (encoder(), True, {"evaluate": {"examples": "nowhere.jsonl"}}, "'nowhere.jsonl' does not exist"),
     ],
 )

@@ -18,8 +18,8 @@ from services.contracts.reward_example import RewardExample
 from services.contracts.reward_model import read_canary, read_card
 from services.contracts.settings import ModelConfig
 from services.control.config import RewardModelRunConfig
-from services.control.preflight import RewardModelInputs
 from services.control.reward_model_job import RewardModelJob
+from services.control.reward_model_preflight import RewardModelInputs
 from services.control.run_state import RunState
 from tests.tiny import tiny_tokenizer
 
