@@ -39,7 +39,9 @@ class Offline:
 
     def __init__(self, folder: Path, dtype: str, max_batch_tokens: int) -> None:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        self._model = AutoModelForSequenceClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+        self._model = AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_cache=False
+        ).eval()
         self._max_batch_tokens = max_batch_tokens
         self.num_parameters = self._model.num_parameters()
 
