@@ -104,6 +104,7 @@ class Controller:
         self._failure: BaseException | None = None
         self._changed = asyncio.Event()
         self._admits = False
+        self._ends_pause = False
         self._clock = StepClock()
         self.learner_is_free = asyncio.Lock()
         self.learner_is_sound = True
@@ -119,7 +120,7 @@ class Controller:
             self._take_up_open_work()
             while self._machine.trained_steps < num_steps:
                 groups = await self._next_batch()
-                if groups is None:  # Drained.
+                if groups is None:
                     break
                 async with self.learner_is_free:
                     self.learner_is_sound = False
@@ -162,14 +163,20 @@ class Controller:
         self._admit()
         self._changed.set()
 
+    def end_pause(self) -> None:
+        """From now on a pause is the end: `steps` waits for no step that a paused run would never make."""
+        self._ends_pause = True
+        self.wake()
+
     async def _next_batch(self) -> list[ScoredGroup] | None:
-        """The groups to train next; None when a draining run has no more."""
+        """The groups to train next; None when a draining run has no more, or a pause is the end."""
         with self._clock.phase("waiting"):
             while True:
                 if self._failure is not None:
                     raise self._failure
                 groups = self._machine.next_batch()
-                if groups is not None or self._machine.is_drained:
+                is_over = self._machine.is_drained or (self._ends_pause and self._machine.phase == "paused")
+                if groups is not None or is_over:
                     return groups
                 self._changed.clear()
                 self._admit()

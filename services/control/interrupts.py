@@ -12,11 +12,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """Whether someone asked the run to stop, and whether it can finish a step first."""
+    """Whether someone asked the run to stop, and whether it can finish a step first.
+
+    Attributes:
+        on_request: called at the first request that may finish a step.
+    """
 
     def __init__(self) -> None:
         self.requested = False
         self.finishes_step = False
+        self.on_request: Callable[[], None] = lambda: None
 
 
 @contextmanager
@@ -34,6 +39,7 @@ def catch_interrupts(say: Callable[[str], None]) -> Iterator[StopRequest]:
     def on_signal() -> None:
         if request.finishes_step and not request.requested:
             say("stopping after this step; Ctrl-C again stops at once")
+            request.on_request()
         else:
             task.cancel()
         request.requested = True

@@ -157,6 +157,7 @@ class Sessions:
         await session.controller.synced()
         before = await session.evaluate_before()
         operator.take_over(session)
+        stop.on_request = session.controller.end_pause
         stop.finishes_step = True
         autoscaler = Autoscaler(self._config.autoscale, self._config.rollout)
         async with aclosing(session.steps()) as steps:

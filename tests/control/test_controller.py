@@ -229,6 +229,27 @@ async def test_a_paused_run_goes_on_when_it_is_told_to() -> None:
     assert len(done) == 2
 
 
+async def test_a_paused_run_that_is_told_to_stop_waits_for_no_further_step() -> None:
+    setting = Setting()
+    await setting.controller.publish(0)
+    await setting.controller.synced()
+    numbers = []
+
+    async def consume() -> None:
+        async with aclosing(setting.controller.steps(100)) as steps:
+            async for step in steps:
+                numbers.append(step.number)
+                setting.machine.phase = "paused"
+
+    task = asyncio.create_task(consume())
+    for _ in range(100):
+        await asyncio.sleep(0)
+    assert not task.done()
+    setting.controller.end_pause()
+    await asyncio.wait_for(task, 10)
+    assert numbers == [1]
+
+
 async def test_a_drained_run_trains_what_makes_a_whole_step_and_ends() -> None:
     setting = Setting(max_staleness=1)
     await setting.controller.publish(0)

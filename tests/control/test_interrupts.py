@@ -15,8 +15,10 @@ async def test_the_first_signal_asks_and_the_second_cancels() -> None:
     async def two_signals() -> None:
         with catch_interrupts(asked.put_nowait) as stop:
             stop.finishes_step = True
+            stop.on_request = lambda: asked.put_nowait("a pause ends")
             os.kill(os.getpid(), signal.SIGINT)
             assert "stopping after this step" in await asyncio.wait_for(asked.get(), 5)
+            assert await asyncio.wait_for(asked.get(), 5) == "a pause ends"
             assert stop.requested
             os.kill(os.getpid(), signal.SIGINT)
             await asyncio.sleep(5)
