@@ -25,7 +25,7 @@ from tests.tiny import tiny_tokenizer
 
 
 class PlayedLearner:
-    """Measures the losses that it is told to, and scores a text with its number of tokens."""
+    """Measures the losses that it is told to, and scores a text with its number of tokens, a step with its place."""
 
     def __init__(self, losses: Sequence[float] = (), *, scale: float = 1.0) -> None:
         self._losses = iter(losses)
@@ -45,7 +45,11 @@ class PlayedLearner:
         self.settings = learner
 
     async def answers(self, examples: Sequence[RewardExample]) -> list[float]:
-        return [self._scale * len(ids) for example in examples for ids in example.sequences]
+        return [
+            self._scale * number
+            for example in examples
+            for number in example.positions or [len(ids) for ids in example.sequences]
+        ]
 
 
 def pair(row: int, *lengths: int) -> RewardExample:
@@ -137,6 +141,34 @@ async def test_a_model_that_scores_everything_alike_is_refused(tmp_path: Path) -
     with pytest.raises(TriremeError, match=r"scores of spread 0\.0, so it has learnt nothing"):
         await job.finish(state, learner)
     assert not (tmp_path / "export" / "reward_model.json").exists()
+
+
+async def test_the_steps_of_a_process_model_are_judged_and_in_the_canary(tmp_path: Path) -> None:
+    def steps(*positions: int) -> RewardExample:
+        return RewardExample(
+            row=0,
+            sequences=(array("i", [2] * 9),),
+            positions=array("i", positions),
+            targets=tuple(float(position > 3) for position in positions),
+            completion_lengths=(9,),
+        )
+
+    config = RewardModelRunConfig(
+        run={"dir": tmp_path},
+        model={"path": "nowhere"},
+        data={"examples": "steps.jsonl"},
+        learner={"objective": "process"},
+    )
+    examples = RewardExamples(training=[steps(1, 5), steps(3)], validation=[steps(0, 2, 7)])
+    inputs = RewardModelInputs(examples=examples, held_out=None, tokenizer=tiny_tokenizer(), max_tokens=64)
+    job, learner = RewardModelJob(config, inputs), PlayedLearner([0.5])
+    state, _ = await job.after_step(RunState(step=25, prompt_position=0), learner)
+    found: Any = await job.finish(state, learner)
+    card = read_card(tmp_path / "export")
+    assert (card.head, card.mean) == ("process", 3.0)  # Of steps at 1, 5 and 3.
+    assert found["evaluation"]["num_labels"] == 3
+    assert found["evaluation"]["baselines"] == {"majority": pytest.approx(2 / 3)}
+    assert [len(sample.scores) for sample in read_canary(tmp_path / "export")] == [2, 1, 1, 1]
 
 
 def test_the_split_is_written_down(tmp_path: Path) -> None:
