@@ -22,6 +22,7 @@ BENCHMARKS = (
     "replica_loss",
     "simulator",
     "reward_calls",
+    "reward_model_serving",
     "code_programs",
 )
 RESULTS = Path("runs/benchmarks")
