@@ -14,6 +14,7 @@ settings.load_profile("trireme")
 WHOLE_RUNS = Path(__file__).parent / "end_to_end"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs go first, one after the other; beside them the other files, each in one process with its fixtures."""
     for item in items:
