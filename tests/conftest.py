@@ -1,9 +1,11 @@
 """Fixtures that several folders share."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from tests.end_to_end.tiny_run import write_task
 
@@ -11,16 +13,24 @@ from tests.end_to_end.tiny_run import write_task
 settings.register_profile("trireme", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("trireme")
 
-WHOLE_RUNS = Path(__file__).parent / "end_to_end"
+WHOLE_RUNS = "tests/end_to_end/"
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs go first, one after the other; beside them the other files, each in one process with its fixtures."""
-    for item in items:
-        is_run = item.path.is_relative_to(WHOLE_RUNS)
-        item.add_marker(pytest.mark.xdist_group("whole runs" if is_run else str(item.path)))
-    items.sort(key=lambda item: not item.path.is_relative_to(WHOLE_RUNS))
+    """Whole runs go first, because they take the longest."""
+    items.sort(key=lambda item: not item.nodeid.startswith(WHOLE_RUNS))
+
+
+class WholeRunsAndFiles(LoadScopeScheduling):
+    """Gives one process all whole runs, which share the machine badly, and each other file to one process."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return WHOLE_RUNS if nodeid.startswith(WHOLE_RUNS) else nodeid.partition("::")[0]
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeRunsAndFiles:  # Any: pytest-xdist's producer
+    """Who runs what where there are several processes."""
+    return WholeRunsAndFiles(config, log)
 
 
 @pytest.fixture(scope="session")
