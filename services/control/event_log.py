@@ -8,7 +8,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from services.contracts.records import Json
 from services.control.line_file import LineFile
@@ -45,6 +45,11 @@ class EventLog:
         line = {"seq": self.num_events, "time": round(time.time(), 3), "event": event, **fields}
         self._file.append(json.dumps(line).encode())
         self.num_events += 1
+
+
+def read_events(folder: Path) -> list[dict[str, Any]]:  # Any: JSON
+    """Every event in the folder's log."""
+    return [json.loads(line) for line in (folder / EVENTS_FILE).read_bytes().splitlines()]
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -4,8 +4,6 @@ It must not know what is asked. Invariants: a result is in the log before its it
 is not asked about again, also after a restart; results of different work never stand in one folder.
 """
 
-import json
-import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -21,10 +19,8 @@ from services.contracts.records import Json
 from services.contracts.settings import Section
 from services.control import run_folder
 from services.control.candidates import PromptValue
-from services.control.event_log import EVENTS_FILE, EventLog
-from services.transport.reward_client import all_or_cancel
-
-TELL_EVERY_S = 5.0
+from services.control.event_log import EventLog, read_events
+from services.control.worklist import work_off
 
 Result = Mapping[str, Any]  # Any: JSON that the job's own work made
 Tell = Callable[[str], None]
@@ -75,19 +71,13 @@ class Job:
             JudgeFault: the judge is away, or its budget is spent.
             TriremeError: more than `max_failed` items failed.
         """
-        waiting = iter([item for item in items if item.id not in self.results])
-        told_at = time.monotonic()
-
-        async def work_off() -> None:
-            nonlocal told_at
-            for item in waiting:
-                await self._do(item.id, work(item))
-                if time.monotonic() - told_at >= TELL_EVERY_S:
-                    told_at = time.monotonic()
-                    tell(f"{len(self.results)} of {len(items)} judged, {self.num_failed} failed")
-
         try:
-            await all_or_cancel(work_off() for _ in range(judge.config.max_in_flight))
+            await work_off(
+                [item for item in items if item.id not in self.results],
+                lambda item: self._do(item.id, work(item)),
+                at_once=judge.config.max_in_flight,
+                tell=lambda: tell(f"{len(self.results)} of {len(items)} judged, {self.num_failed} failed"),
+            )
         finally:
             self.log.note("asked", **asdict(judge.counts))
             self.counts += judge.counts
@@ -125,8 +115,8 @@ def open_job(config: JobConfig, *, work: str) -> Iterator[Job]:
     """
     with run_folder.hold(config.dir, resume=False), EventLog(config.dir, resume=True) as log:
         job = Job(config=config, log=log)
-        lines = (config.dir / EVENTS_FILE).read_text().splitlines()
-        for event in map(json.loads, lines):
+        events = read_events(config.dir)
+        for event in events:
             if event["event"] == "began" and event["work"] != work:
                 raise UserError(
                     f"{config.dir} holds {event['work']}, and this would add {work}: model, question or settings "
@@ -136,17 +126,9 @@ def open_job(config: JobConfig, *, work: str) -> Iterator[Job]:
                 job.results[event["item"]] = event["result"]
             if event["event"] == "asked":
                 job.counts += Counts(**{name: event[name] for name in asdict(job.counts)})
-        if not lines:
+        if not events:
             log.note("began", work=work)
         yield job
-
-
-def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:  # Any: JSON
-    """Write a JSONL file: at any moment either all of the old or the new one is there."""
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-    partial.replace(path)
 
 
 def preference(prompt: PromptValue, chosen: str, rejected: str, margin: float, judge: str) -> dict[str, Json]:

@@ -1,9 +1,10 @@
-"""A file that grows by whole lines, for the logs of a run.
+"""A file of whole lines, which grows by one or is replaced at once: the logs of a run, and what jobs write.
 
 It must not know what a line says. Invariants: a line is with the operating system before `append` returns; a line that
 the disk does not take leaves nothing of itself behind, so that the file ends with a whole line at any time.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from services.contracts.errors import RunFolderError
@@ -42,3 +43,11 @@ class LineFile:
 
     def close(self) -> None:
         self._file.close()
+
+
+def replace_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Have the file hold just these lines: at any moment either all of the old or the new are there."""
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.writelines(line + b"\n" for line in lines)
+    partial.replace(path)

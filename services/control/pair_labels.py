@@ -15,7 +15,8 @@ from reward_server.judges.judge import Counts, open_judge, version_of
 from services.contracts.records import Json
 from services.control.candidates import CandidatesConfig, Pair, load_pairs, shown_prompt
 from services.control.config import SettingsRoot
-from services.control.judging import Job, JobConfig, Tell, open_job, preference, write_lines
+from services.control.json_rows import write_rows
+from services.control.judging import Job, JobConfig, Tell, open_job, preference
 from services.control.pair_statistics import Judged, PairStatistics, pair_statistics
 
 PREFERENCES_FILE = "preferences.jsonl"
@@ -70,7 +71,7 @@ def _write(folder: Path, pairs: Sequence[Pair], job: Job, judge: str) -> Labelle
     judged = [
         Judged(pair=pair, comparison=Comparison(**job.results[pair.id])) for pair in pairs if pair.id in job.results
     ]
-    write_lines(folder / PREFERENCES_FILE, [_preference(found, judge) for found in judged if found.comparison.margin])
+    write_rows(folder / PREFERENCES_FILE, [_preference(found, judge) for found in judged if found.comparison.margin])
     statistics = pair_statistics(judged)
     told = {"judge": judge, "pairs": len(pairs), "judged": len(judged), "failed": job.num_failed}
     numbers = told | statistics.to_json() | asdict(job.counts)

@@ -3,15 +3,13 @@
 It must not know judges or files. Invariant: a share is told with the interval that its number of cases allows.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from reward_server.judges.comparison import Comparison
 from services.contracts.records import Json
 from services.control.candidates import Pair
-
-Z_95 = 1.959963984540054
+from services.control.wilson import wilson_interval
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,12 +30,7 @@ class Share:
     @property
     def interval(self) -> tuple[float, float]:
         """The 95% interval of Wilson (1927); 0 to 1 where there is no case."""
-        if not self.total:
-            return 0.0, 1.0
-        share, weight = self.count / self.total, Z_95**2 / self.total
-        middle = (share + weight / 2) / (1 + weight)
-        spread = Z_95 / (1 + weight) * math.sqrt(share * (1 - share) / self.total + weight / self.total / 4)
-        return middle - spread, middle + spread
+        return wilson_interval(self.count / self.total, self.total) if self.total else (0.0, 1.0)
 
     @property
     def leans(self) -> bool:

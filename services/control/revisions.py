@@ -27,7 +27,8 @@ from services.control.constitution import (
     revise,
     revision_question,
 )
-from services.control.judging import JobConfig, Result, Tell, open_job, preference, write_lines
+from services.control.json_rows import write_rows
+from services.control.judging import JobConfig, Result, Tell, open_job, preference
 from services.control.pair_labels import PREFERENCES_FILE
 
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
@@ -156,5 +157,5 @@ def _write(folder: Path, outcomes: Sequence[Outcome], judge: str) -> None:
         for outcome in outcomes
         if outcome.better
     ]
-    write_lines(folder / DEMONSTRATIONS_FILE, demonstrations)
-    write_lines(folder / PREFERENCES_FILE, preferences)
+    write_rows(folder / DEMONSTRATIONS_FILE, demonstrations)
+    write_rows(folder / PREFERENCES_FILE, preferences)

@@ -12,9 +12,9 @@ from statistics import fmean
 
 from services.contracts.records import Json
 from services.contracts.reward_example import RewardExample
+from services.control.wilson import wilson_interval
 
 NUM_BINS = 10
-_Z_95 = 1.959964
 """Standard deviations that hold 95% of a normal distribution."""
 
 
@@ -107,14 +107,6 @@ def judge_ratings(
         "baselines": {"training_mean": fmean((mean - rating) ** 2 for rating in ratings)},
         "correlation": _correlation(scores, ratings),
     }
-
-
-def wilson_interval(share: float, count: float) -> tuple[float, float]:
-    """The 95% interval of a share of `count` independent trials (Wilson 1927)."""
-    spread = _Z_95**2 / count
-    middle = (share + spread / 2) / (1 + spread)
-    half = math.sqrt(spread * (share * (1 - share) + spread / 4)) / (1 + spread)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def calibration(outcomes: Sequence[tuple[float, float, float]]) -> dict[str, Json]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from services.contracts.interfaces import RolloutSource
 from services.contracts.records import Json, Prompt, RolloutGroup, SampleRequest, Sampling
-from services.control.judging import write_lines
+from services.control.json_rows import write_rows
 
 COMPLETIONS_FILE = "completions.jsonl"
 _MAX_GROUPS_IN_FLIGHT = 512
@@ -31,7 +31,7 @@ async def write_completions(
         async with in_flight:
             return _to_row(await rollouts.sample(SampleRequest(prompt=prompt, sampling=sampling)))
 
-    write_lines(folder / COMPLETIONS_FILE, await asyncio.gather(*map(sample, prompts)))
+    write_rows(folder / COMPLETIONS_FILE, await asyncio.gather(*map(sample, prompts)))
     return folder / COMPLETIONS_FILE
 
 

@@ -5,8 +5,6 @@ done is not done again, also after a restart; labels made with different setting
 written follows the order of the data.
 """
 
-import json
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,14 +17,13 @@ from services.contracts.errors import SampleNotScorable, UserError
 from services.contracts.records import Prompt, Rollout
 from services.control import run_folder
 from services.control.config import RunConfig
-from services.control.event_log import EVENTS_FILE, EventLog
-from services.control.judging import write_lines
+from services.control.event_log import EventLog, read_events
+from services.control.json_rows import write_rows
 from services.control.labelled_completions import Completions
 from services.control.step_labels import StepLabel, StepLabeller, StepLabelsConfig
-from services.transport.reward_client import all_or_cancel
+from services.control.worklist import work_off
 
 LABELS_FILE = "step_labels.jsonl"
-_TELL_EVERY_S = 5.0
 _NOT_DECISIVE = ("labels.max_in_flight", "data.limit", "data.shuffle")
 _DECISIVE = ("run.seed", "model.", "data.", "labels.", "reward.services", "evaluate.component", "evaluate.threshold")
 _SAMPLING = ("samples_per_prompt", "temperature", "top_p", "top_k", "max_completion_tokens", "stop", "stop_token_ids")
@@ -76,24 +73,24 @@ class StepLabelJob:
             TriremeError: whatever stopped sampling or scoring.
         """
         names = {prompt.id: [_name(prompt, index) for index in range(completions.count(prompt))] for prompt in prompts}
-        waiting = iter([prompt for prompt in prompts if not self.rows.keys() >= set(names[prompt.id])])
-        total, told_at = sum(map(len, names.values())), time.monotonic()
+        waiting = [prompt for prompt in prompts if not self.rows.keys() >= set(names[prompt.id])]
+        total = sum(map(len, names.values()))
 
-        async def work_off() -> None:
-            nonlocal told_at
-            for prompt in waiting:
-                for rollout in await completions.of(prompt):
-                    await self._label(prompt, rollout, labeller)
-                if time.monotonic() - told_at >= _TELL_EVERY_S:
-                    told_at = time.monotonic()
-                    tell(f"{len(self.rows)} of {total} completions labelled, {self.num_failed} failed")
+        async def label_all(prompt: Prompt) -> None:
+            for rollout in await completions.of(prompt):
+                await self._label(prompt, rollout, labeller)
 
         try:
-            await all_or_cancel(work_off() for _ in range(self.config.labels.max_in_flight))
+            await work_off(
+                waiting,
+                label_all,
+                at_once=self.config.labels.max_in_flight,
+                tell=lambda: tell(f"{len(self.rows)} of {total} completions labelled, {self.num_failed} failed"),
+            )
         finally:
             found = [self.rows[name] for own in names.values() for name in own if name in self.rows]
             written = [row for row in found if row["steps"]]
-            write_lines(self.config.run.dir / LABELS_FILE, written)
+            write_rows(self.config.run.dir / LABELS_FILE, written)
         return written
 
     async def _label(self, prompt: Prompt, rollout: Rollout, labeller: StepLabeller) -> None:
@@ -129,7 +126,7 @@ def open_step_label_job(config: StepLabelsRunConfig) -> Iterator[StepLabelJob]:
     folder, settings = config.run.dir, _decisive_settings(config)
     with run_folder.hold(folder, resume=False), EventLog(folder, resume=True) as log:
         job = StepLabelJob(config=config, log=log)
-        events = [json.loads(line) for line in (folder / EVENTS_FILE).read_text().splitlines()]
+        events = read_events(folder)
         if not events:
             log.note("began", settings=settings)
         for event in events:

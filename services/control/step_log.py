@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from services.contracts.errors import UserError
-from services.control.line_file import LineFile
+from services.control.line_file import LineFile, replace_lines
 
 Line = Mapping[str, Any]  # Any: whatever JSON holds
 
@@ -80,9 +80,7 @@ def _rewrite(path: Path, lines: Sequence[Line]) -> None:
     if not lines:
         path.unlink(missing_ok=True)
         return
-    rewritten = path.with_name(f".{path.name}.partial")
-    rewritten.write_bytes(b"".join(_encode(line) + b"\n" for line in lines))
-    rewritten.replace(path)
+    replace_lines(path, map(_encode, lines))
 
 
 def _encode(line: Line) -> bytes:

@@ -16,8 +16,8 @@ from services.control.reward_evaluation import (
     judge_labels,
     judge_ratings,
     longer_is_better,
-    wilson_interval,
 )
+from services.control.wilson import wilson_interval
 
 
 def ranked(*lengths: int, row: int = 0) -> RewardExample:
