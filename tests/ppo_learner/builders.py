@@ -8,7 +8,7 @@ import random
 import socket
 import time
 from array import array
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -140,6 +140,37 @@ def same_update(
     moved = sum(float((some[name].double() - start[name].double()).square().sum()) for name in start)
     apart = sum(float((some[name].double() - others[name].double()).square().sum()) for name in start)
     return moved > 0 and apart < 1e-5 * moved
+
+
+def outcomes_of_ranks(
+    cases: Iterable[str], train: Callable[..., None], model: Path, folder: Path, *, deadline_s: float
+) -> dict[str, list[dict[str, Any]]]:
+    """For each case what every rank found: two ranks where its name has "zero" in it, and one elsewhere.
+
+    Args:
+        train: called with case, model, folder, `rank`, `world_size` and two free `ports`; leaves `outcome_RANK.pt` in
+            the folder.
+    """
+    cases = list(cases)
+    ports = {name: [free_port(), free_port()] for name in cases}
+    for name in cases:
+        (folder / name).mkdir()
+    two = [name for name in cases if "zero" in name]
+    run_in_processes(
+        _train_as_one_of_two, [(train, two, rank, model, folder, ports) for rank in range(2)], deadline_s=deadline_s
+    )
+    for name in cases:
+        if name not in two:
+            train(name, model, folder / name, rank=0, world_size=1, ports=ports[name])
+    return {name: [torch.load(path) for path in sorted((folder / name).glob("outcome_*.pt"))] for name in cases}
+
+
+def _train_as_one_of_two(
+    train: Callable[..., None], cases: Sequence[str], rank: int, model: Path, folder: Path, ports: dict[str, list[int]]
+) -> None:
+    torch.set_num_threads(1)
+    for name in cases:
+        train(name, model, folder / name, rank=rank, world_size=2, ports=ports[name])
 
 
 def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, deadline_s: float) -> None:

@@ -13,9 +13,8 @@ from transformers import AutoModelForCausalLM
 from ppo_learner.config import LearnerConfig
 from services.contracts.errors import CheckpointError
 from tests.ppo_learner.builders import (
-    free_port,
+    outcomes_of_ranks,
     random_groups,
-    run_in_processes,
     same_update,
     start_rank,
     weights_of,
@@ -84,23 +83,11 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     torch.save(outcome, folder / f"outcome_{rank}.pt")
 
 
-def one_of_two(rank: int, model: Path, folder: Path, ports: dict[str, list[int]]) -> None:
-    torch.set_num_threads(1)
-    for name in TWO_RANKS:
-        (folder / name).mkdir(exist_ok=True)
-        train_and_resume(name, model, folder / name, rank=rank, world_size=2, ports=ports[name])
-
-
 @pytest.fixture(scope="module")
 def outcomes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """For each case what every rank found."""
     folder = tmp_path_factory.mktemp("ranks")
-    ports = {name: [free_port(), free_port()] for name in TWO_RANKS}
-    run_in_processes(one_of_two, [(rank, tiny_model, folder, ports) for rank in range(2)], deadline_s=150)
-    for name in CASES.keys() - set(TWO_RANKS):
-        (folder / name).mkdir()
-        train_and_resume(name, tiny_model, folder / name, rank=0, world_size=1, ports=[free_port(), free_port()])
-    return {name: [torch.load(path) for path in sorted((folder / name).glob("outcome_*.pt"))] for name in CASES} | {
+    return outcomes_of_ranks(CASES, train_and_resume, tiny_model, folder, deadline_s=150) | {
         "folder": [{name: folder / name for name in CASES}]
     }
 

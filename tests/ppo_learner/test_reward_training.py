@@ -17,7 +17,7 @@ from ppo_learner.supervised import SupervisedRank
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 from tests.ppo_learner import numpy_reference
-from tests.ppo_learner.builders import VOCABULARY, free_port, run_in_processes, same_update
+from tests.ppo_learner.builders import VOCABULARY, free_port, outcomes_of_ranks, same_update
 from tests.tiny import tiny_tokenizer
 
 GOOD_TOKEN = 2
@@ -167,7 +167,6 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"lr": 1e-3, "dropout": 0.3},
     "dropout_zero_0": {"lr": 1e-3, "dropout": 0.3},
 }
-TWO_RANKS = [name for name in CASES if "zero" in name]
 COUNTS = (5, 4, 1, 5)
 """Examples of each step: even and uneven shares for two ranks, and nothing for one of them."""
 
@@ -202,23 +201,11 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     torch.save(outcome, folder / f"outcome_{rank}.pt")
 
 
-def one_of_two(rank: int, model: Path, folder: Path, ports: dict[str, list[int]]) -> None:
-    torch.set_num_threads(1)
-    for name in TWO_RANKS:
-        (folder / name).mkdir(exist_ok=True)
-        train_and_resume(name, model, folder / name, rank=rank, world_size=2, ports=ports[name])
-
-
 @pytest.fixture(scope="module")
 def outcomes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """For each case what every rank found."""
     folder = tmp_path_factory.mktemp("reward_ranks")
-    ports = {name: [free_port(), free_port()] for name in TWO_RANKS}
-    run_in_processes(one_of_two, [(rank, tiny_model, folder, ports) for rank in range(2)], deadline_s=120)
-    for name in CASES.keys() - set(TWO_RANKS):
-        (folder / name).mkdir()
-        train_and_resume(name, tiny_model, folder / name, rank=0, world_size=1, ports=[free_port(), free_port()])
-    return {name: [torch.load(path) for path in sorted((folder / name).glob("outcome_*.pt"))] for name in CASES}
+    return outcomes_of_ranks(CASES, train_and_resume, tiny_model, folder, deadline_s=120)
 
 
 @pytest.mark.parametrize("name", ["pairs_zero_2", "steps_zero_3"])

@@ -1,15 +1,16 @@
 """Servers for tests: a real one in this process, and ones that answer whatever a test tells them to."""
 
 import asyncio
+import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2_grpc
 
-from reward_server.config import RewardServerConfig
+from reward_server.config import READY_PREFIX, RewardServerConfig
 from reward_server.function import RewardFunction
 from reward_server.scorer import FunctionScorer, Scorer
 from reward_server.server import RewardServer
@@ -49,6 +50,20 @@ async def until(condition: Callable[[], bool], *, timeout_s: float = 10.0) -> No
     while not condition():
         assert time.monotonic() < deadline, f"not reached within {timeout_s} s"
         await asyncio.sleep(0.005)
+
+
+@contextmanager
+def listening(command: Sequence[str], **how: Any) -> Iterator[tuple["subprocess.Popen[str]", str]]:  # Any: Popen's own
+    """A process that prints where it listens; gives itself and the address."""
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **how)
+    try:
+        assert child.stdout is not None
+        line = child.stdout.readline()
+        assert line.startswith(READY_PREFIX), line
+        yield child, line.removeprefix(READY_PREFIX).strip()
+    finally:
+        child.kill()
+        child.communicate()
 
 
 async def connecting() -> AsyncIterator[Connect]:

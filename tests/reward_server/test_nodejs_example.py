@@ -4,16 +4,13 @@ import asyncio
 import shutil
 import signal
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from reward_server.config import READY_PREFIX
 from services.contracts.records import Failure, FailureCode, Reward, StepReward
 from services.transport.reward_conformance import check_service
-from tests.reward_server.serving import make_sample
+from tests.reward_server.serving import listening, make_sample
 from tests.reward_server.test_processes import EXAMPLES, ROOT, client_of
 
 INSTALL_S = 60.0
@@ -39,22 +36,8 @@ def example(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@contextmanager
-def node_server(example: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running server; gives its process and its address."""
-    child = subprocess.Popen(["node", "server.js", "0"], cwd=example, stdout=subprocess.PIPE, text=True)
-    try:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        assert line.startswith(READY_PREFIX), line
-        yield child, line.removeprefix(READY_PREFIX).strip()
-    finally:
-        child.kill()
-        child.communicate()
-
-
 async def test_it_scores_for_the_client_keeps_the_contract_and_drains(example: Path) -> None:
-    with node_server(example) as (server, address):
+    with listening(["node", "server.js", "0"], cwd=example) as (server, address):
         async with client_of(address) as client:
             scored, refused = await client.score(
                 [

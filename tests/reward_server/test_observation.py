@@ -9,15 +9,14 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import grpc
 import pytest
 
 from reward_server.assembly import build_scorer
-from reward_server.config import READY_PREFIX, RewardServerConfig
+from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
 from reward_server.logs import CURRENT_CALL, JsonFormatter
 from reward_server.part_config import EnsembleConfig, RewardServiceConfig, RewardSource
@@ -25,7 +24,7 @@ from services.contracts.records import Failure, FailureCode, RewardSample
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.tracing import ids_in, span
 from tests.reward_server.fake_judge import fake_endpoint
-from tests.reward_server.serving import Connect, make_sample, make_samples, serving
+from tests.reward_server.serving import Connect, listening, make_sample, make_samples, serving
 
 ROOT = Path(__file__).parents[2]
 MEASURED = RewardServerConfig(port=0, drain_s=0.0, metrics_port=0, max_samples_per_call=4)
@@ -124,21 +123,14 @@ def test_an_exporter_that_is_not_installed_is_said_to_be_missing() -> None:
     assert "asks for the exporter 'nonsense', which is not installed" in ended.stderr
 
 
-@contextmanager
-def traced_server(reward: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
+def traced_server(reward: Path) -> AbstractContextManager[tuple["subprocess.Popen[str]", str]]:
     """A server that writes its spans to standard output and its log, as JSON, to standard error."""
     command = [sys.executable, "-m", "reward_server", f"{reward}:score", "--port", "0"]
-    child = subprocess.Popen(
+    return listening(
         [*command, "--log-format", "json", "--log-level", "debug"],
         cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OTEL_TRACES_EXPORTER": "console"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        stderr=subprocess.PIPE,
     )  # fmt: skip
-    try:
-        assert child.stdout is not None
-        yield child, child.stdout.readline().removeprefix(READY_PREFIX).strip()
-    finally:
-        child.kill()
-        child.communicate()
 
 
 async def test_one_trace_goes_from_the_caller_to_the_span_and_the_log_of_the_server(

@@ -20,7 +20,7 @@ from services.cli import reward as command
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward
 from services.transport.reward_client import RewardClient
-from tests.reward_server.serving import IMPATIENT, make_sample, until
+from tests.reward_server.serving import IMPATIENT, listening, make_sample, until
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "rewards"
@@ -51,17 +51,8 @@ def score(sample):
 @contextmanager
 def process(*arguments: str | Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """A Python process that prints where it listens; gives itself and the address."""
-    child = subprocess.Popen(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert child.stdout is not None
-        line = child.stdout.readline()
-        assert line.startswith(READY_PREFIX), line
-        yield child, line.removeprefix(READY_PREFIX).strip()
-    finally:
-        child.kill()
-        child.communicate()
+    with listening([sys.executable, *map(str, arguments)], cwd=ROOT, env=environment()) as started:
+        yield started
 
 
 def environment() -> dict[str, str]:
