@@ -145,6 +145,15 @@ def operator_of(run: Path) -> Iterator[ControlClient]:
         yield client
 
 
+@contextmanager
+def paused(run: Path) -> Iterator[None]:
+    """Keeps a run from its end meanwhile: a process that starts takes longer than the steps of a tiny run."""
+    with operator_of(run) as operator:
+        operator.pause()
+        yield
+        operator.resume()
+
+
 def status(run: Path) -> RunStatus:
     with operator_of(run) as client:
         return client.status()
