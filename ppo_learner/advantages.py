@@ -178,14 +178,13 @@ def _group_normalised(episodes: Episodes, config: LearnerConfig) -> Tensor:
 
 def _step_normalised(episodes: Episodes, config: LearnerConfig) -> Tensor:
     assert episodes.totals is not None and episodes.steps is not None
-    total_weight, step_weight = config.reward_weights
-    advantages = step_weight * step_normalised_advantages(
+    advantages = config.step_weight * step_normalised_advantages(
         episodes.steps, episodes.mask, episodes.groups, divide_by_std=config.normalise_group_std
     )
-    if not total_weight:
+    if not config.total_weight:
         return advantages
     of_totals = group_normalised_advantages(episodes.totals, episodes.groups, divide_by_std=config.normalise_group_std)
-    return advantages + total_weight * of_totals[:, None] * episodes.mask
+    return advantages + config.total_weight * of_totals[:, None] * episodes.mask
 
 
 def _leave_one_out(episodes: Episodes, config: LearnerConfig) -> Tensor:

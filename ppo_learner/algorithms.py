@@ -1,11 +1,11 @@
-"""Which advantage, which policy loss and whether a critic: an algorithm is one line of `ALGORITHMS`.
+"""Which advantage, which policy loss, whether a critic, and which settings: an algorithm is one line of `ALGORITHMS`.
 
 It must not import torch: the configuration reads it to validate names. Invariant: every `advantage` is a key of
-`advantages.ADVANTAGES` and every `loss` a key of `losses.POLICY_LOSSES`.
+`advantages.ADVANTAGES`, every `loss` a key of `losses.POLICY_LOSSES`, and every setting one of `LearnerConfig`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,18 +16,20 @@ class Algorithm:
         advantage: name in `ADVANTAGES`.
         loss: name in `POLICY_LOSSES`.
         needs_critic: whether a value function is trained beside the policy.
-        learns_from: which rewards count where no weights are given: completions' totals, or those of their steps.
+        settings: defaults that the algorithm's paper prescribes, in place of those beside the settings themselves.
     """
 
     advantage: str
     loss: str
-    needs_critic: bool
-    learns_from: Literal["total", "steps"] = "total"
+    needs_critic: bool = False
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 ALGORITHMS = {
-    "ppo": Algorithm(advantage="gae", loss="ppo_clip", needs_critic=True),
-    "grpo": Algorithm(advantage="group_normalised", loss="ppo_clip", needs_critic=False),
-    "grpo_process": Algorithm(advantage="step_normalised", loss="ppo_clip", needs_critic=False, learns_from="steps"),
-    "rloo": Algorithm(advantage="leave_one_out", loss="reinforce", needs_critic=False),
+    "ppo": Algorithm(advantage="gae", loss="ppo_clip", needs_critic=True, settings={"whiten_advantages": True}),
+    "grpo": Algorithm(advantage="group_normalised", loss="ppo_clip"),
+    "grpo_process": Algorithm(
+        advantage="step_normalised", loss="ppo_clip", settings={"total_weight": 0.0, "step_weight": 1.0}
+    ),
+    "rloo": Algorithm(advantage="leave_one_out", loss="reinforce"),
 }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
 from services.contracts.errors import CheckpointError
 

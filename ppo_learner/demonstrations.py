@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ppo_learner.batching import batch_demonstrations, collate, plan_micro_batches
-from ppo_learner.config import OptimizerConfig
 from ppo_learner.engine import Engine
 from ppo_learner.models import load_policy
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
 from ppo_learner.supervised import Part

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
 
 

@@ -109,7 +109,7 @@ def make_experience(
         steps=steps,
     )
     raw = ADVANTAGES[config.parts.advantage](episodes, config)
-    advantages = whiten(raw, mask) if config.whitens else raw
+    advantages = whiten(raw, mask) if config.whiten_advantages else raw
     return Experience(
         batch=batch,
         advantages=batch.unpad(advantages).float(),
@@ -144,10 +144,9 @@ def _token_rewards(totals: Tensor, steps: StepRewards | None, batch: Batch, conf
 
     A completion without a sampled token keeps its rewards in column 0, where the group's mean still sees them.
     """
-    total_weight, step_weight = config.reward_weights
     rewards = torch.zeros(batch.mask().shape, dtype=torch.float64)
-    rewards[torch.arange(len(totals)), (batch.counts - 1).clamp(min=0)] = total_weight * totals
-    return rewards if steps is None else rewards + step_weight * steps.spread(steps.values, batch.mask())
+    rewards[torch.arange(len(totals)), (batch.counts - 1).clamp(min=0)] = config.total_weight * totals
+    return rewards if steps is None else rewards + config.step_weight * steps.spread(steps.values, batch.mask())
 
 
 def _kl_penalty(batch: Batch, evaluation: Evaluation, config: LearnerConfig, kl_coefficient: float) -> Tensor:

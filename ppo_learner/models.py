@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_learner.batching import MicroBatch
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.token_head import TokenHead
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig

@@ -6,7 +6,7 @@ objective that exists.
 
 from pydantic import Field, field_validator
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.reward_objectives import REWARD_OBJECTIVES, RewardObjective
 
 

@@ -5,7 +5,7 @@ It must not know optimizers.
 
 import math
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 
 
 def learning_rate_factor(config: OptimizerConfig, *, step: int, total_steps: int) -> float:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ppo_learner import checkpoints
 from ppo_learner.checkpoints import LearnerState
-from ppo_learner.config import OptimizerConfig
 from ppo_learner.engine import Engine, leave, prepare_deepspeed
 from ppo_learner.metrics import Stopwatch, as_floats
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks, join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.skip_counter import SkipCounter

@@ -10,7 +10,8 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from ppo_learner.config import LearnerConfig, SupervisedConfig
+from ppo_learner.config import LearnerConfig
+from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.reward_config import RewardModelConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
@@ -161,7 +162,8 @@ class RunConfig(TrainerRoot):
     """Everything `trireme train` and `trireme evaluate` can be told."""
 
     data: DataConfig
-    learner: LearnerConfig = LearnerConfig()
+    # A factory, since a default would be merged with what is given, and hide that an algorithm's own settings are not.
+    learner: LearnerConfig = Field(default_factory=LearnerConfig)
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
     gold: RewardConfig | None = None

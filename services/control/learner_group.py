@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from services.contracts.errors import DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
 from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup
 from services.contracts.reward_example import RewardExample

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
-from ppo_learner.config import OptimizerConfig
 from ppo_learner.learner import LearnerRank
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.supervised import SupervisedRank, Task
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from ppo_learner.config import LearnerConfig
 from services.cli.arguments import load_config, take_switch
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig, Section
+from services.control.config import RunConfig
 
 
 class Optimizer(Section):
@@ -50,6 +53,23 @@ def test_no_environment_variable_changes_a_run(run_yaml: str, monkeypatch: pytes
     monkeypatch.setenv("run", '{"seed": 7}')
     config = RunConfig(model={"path": "m"}, data={"prompts": "d.jsonl"}, reward={"services": [{"name": "exact_match"}]})
     assert config.run.seed == 0
+
+
+def test_an_algorithm_brings_its_settings_whether_a_flag_or_the_file_names_it_and_a_run_s_own_config_is_read_back(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.yaml"
+    sections = {"model": {"path": "m"}, "data": {"prompts": "d"}, "reward": {"addresses": ["127.0.0.1:1"]}}
+
+    def learner(section: dict[str, Any], *flags: str) -> LearnerConfig:
+        path.write_text(yaml.safe_dump(sections | {"learner": section}))
+        return load_config(RunConfig, [str(path), *flags], prog="trireme train", summary="A test.").learner
+
+    expected = LearnerConfig(algorithm="grpo_process", lr=0.5)
+    assert learner({"algorithm": "grpo_process", "lr": 0.5}) == expected
+    assert learner({"lr": 0.5}, "--learner.algorithm", "grpo_process") == expected
+    assert learner(expected.model_dump(mode="json")) == expected
+    assert learner({"algorithm": "grpo_process"}, "--learner.total_weight", "0.5").total_weight == 0.5
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.reward_config import RewardModelConfig
 from rollout_workers.reward_data import RewardExamples
 from services.contracts.errors import TriremeError

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ppo_learner.checkpoints import LearnerState, check_layout, load_state, save_state, writing
-from ppo_learner.config import LearnerConfig, OptimizerConfig
+from ppo_learner.config import LearnerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
 from services.contracts.errors import CheckpointError
 from tests.ppo_learner.builders import random_groups, run_in_processes, start_rank, weights_of

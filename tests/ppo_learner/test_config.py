@@ -1,13 +1,15 @@
 """Settings that do not fit together are refused with a fix; the schedule of the learning rate."""
 
 import math
+import pickle
 from typing import Literal, get_args, get_origin
 
 import pytest
 
 from ppo_learner.algorithms import ALGORITHMS
-from ppo_learner.config import LearnerConfig, OptimizerConfig
+from ppo_learner.config import LearnerConfig
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.proximal import PROXIMAL_POLICIES
 from ppo_learner.schedule import learning_rate_factor
 
@@ -47,9 +49,16 @@ def test_a_mistake_is_refused_with_its_fix(settings: dict[str, object], said: st
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
-def test_every_algorithm_builds_with_defaults_and_is_whitened_only_with_a_critic(name: str) -> None:
+def test_an_algorithm_brings_its_settings_where_they_differ_from_the_defaults(name: str) -> None:
     config = LearnerConfig(algorithm=name)
-    assert config.whitens == ALGORITHMS[name].needs_critic
+    for setting, value in ALGORITHMS[name].settings.items():
+        assert getattr(config, setting) == value != LearnerConfig.model_fields[setting].default
+
+
+def test_a_user_s_own_key_comes_before_the_algorithm_s() -> None:
+    assert LearnerConfig().whiten_advantages and not LearnerConfig(whiten_advantages=False).whiten_advantages
+    config = LearnerConfig(algorithm="grpo_process", total_weight=0.5)
+    assert (config.total_weight, config.step_weight) == (0.5, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -61,9 +70,20 @@ def test_a_setting_offers_what_its_dict_has(setting: str, names: dict[str, objec
     assert list(get_args(offered)) == list(names)
 
 
-def test_a_config_that_was_written_out_in_full_is_read_back() -> None:
-    config = LearnerConfig(importance_correction="sequence_tis", importance_cap=4.0)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"importance_correction": "sequence_tis", "importance_cap": 4.0},
+        {"whiten_advantages": False},
+        {"algorithm": "grpo_process", "total_weight": 0.5},
+    ],
+)
+def test_a_config_that_was_written_out_in_full_is_read_back(settings: dict[str, object]) -> None:
+    config = LearnerConfig.model_validate(settings)
     assert LearnerConfig.model_validate(config.model_dump()) == config
+    assert LearnerConfig.model_validate_json(config.model_dump_json()) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert config.model_copy(update={"lr": config.lr}) == config
 
 
 def test_every_setting_has_a_help_text() -> None:

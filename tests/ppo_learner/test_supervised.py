@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from ppo_learner.config import OptimizerConfig
 from ppo_learner.demonstrations import DemonstrationTask
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.errors import NonFiniteStep, UserError
 from services.contracts.records import Demonstration

@@ -1,0 +1,46 @@
+"""The choice of an algorithm, and the settings that come with it.
+
+It must not import torch. Invariant: a section that was built names an algorithm that exists, and has the settings that
+its paper prescribes wherever the user gave none.
+"""
+
+from collections.abc import Mapping
+
+from pydantic import field_validator, model_validator
+
+from ppo_learner.algorithms import ALGORITHMS, Algorithm
+from services.contracts.settings import Section
+
+
+class AlgorithmConfig(Section):
+    """Which algorithm; the base of every group of settings whose rules depend on it."""
+
+    algorithm: str = "ppo"
+    """Name of the algorithm: ppo (GAE and a critic), grpo (group mean and deviation), grpo_process (the same of steps,
+    each token by the steps after it) or rloo (leave-one-out). It brings defaults of its own for other settings."""
+
+    @property
+    def parts(self) -> Algorithm:
+        """The chosen algorithm's advantage, loss and need of a critic."""
+        return ALGORITHMS[self.algorithm]
+
+    @property
+    def clips(self) -> bool:
+        """Whether the policy loss has a ratio that is clipped."""
+        return self.parts.loss != "reinforce"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _algorithm_prescribes(cls, given: object) -> object:
+        """Put the algorithm's own settings under those that were given."""
+        if not isinstance(given, Mapping):
+            return given
+        name = given.get("algorithm", cls.model_fields["algorithm"].default)
+        return {**ALGORITHMS[name].settings, **given} if isinstance(name, str) and name in ALGORITHMS else given
+
+    @field_validator("algorithm")
+    @classmethod
+    def _algorithm_exists(cls, name: str) -> str:
+        if name not in ALGORITHMS:
+            raise ValueError(f"algorithm {name!r} does not exist; choose one of {', '.join(ALGORITHMS)}")
+        return name

@@ -1,0 +1,41 @@
+"""Settings of the critic: where values come from, and the loss that they descend.
+
+It must not import torch. Invariant: a section that was built sets nothing of a critic that the algorithm has not.
+"""
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from ppo_learner.algorithm_config import AlgorithmConfig
+
+
+class CriticConfig(AlgorithmConfig):
+    """The value function of algorithms that have one."""
+
+    critic: Literal["model", "value_head"] = "model"
+    """Where values come from: a transformer of their own, or a head on the policy's last hidden states."""
+    critic_path: str | None = None
+    """Folder or hub name of the critic's initial weights; the policy's where it is not given."""
+    critic_lr: float = Field(default=5e-6, gt=0)
+    """Peak learning rate of the critic, or of the value head."""
+    critic_warmup_steps: int = Field(default=0, ge=0)
+    """First steps in which only the critic learns; needs critic: model."""
+    value_clip: float | None = Field(default=0.2, gt=0)
+    """Values may move this far from their old ones within a step before the loss stops pulling; None: no clip."""
+    value_coefficient: float = Field(default=0.5, gt=0)
+    """Weight of the value loss beside the policy loss; with critic: model it scales only the critic's gradient."""
+
+    @model_validator(mode="after")
+    def _critic_fits(self) -> Self:
+        if self.critic_path is not None and (self.critic != "model" or not self.parts.needs_critic):
+            raise ValueError(
+                f"critic_path {self.critic_path!r} has no effect with algorithm {self.algorithm} and critic "
+                f"{self.critic}; remove it, or use ppo with critic: model"
+            )
+        if self.critic_warmup_steps and (self.critic != "model" or not self.parts.needs_critic):
+            raise ValueError(
+                f"critic_warmup_steps {self.critic_warmup_steps} needs a critic apart from the policy; "
+                "set it to 0, or use ppo with critic: model"
+            )
+        return self

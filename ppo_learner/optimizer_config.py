@@ -1,0 +1,56 @@
+"""Settings that every kind of training shares: processes, AdamW, schedule, micro-batches, memory.
+
+It must not import torch: the command line reads it for help texts, as it does every `*_config.py`. Invariant: it knows
+no loss and no algorithm.
+"""
+
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from services.contracts.settings import Section
+
+
+class OptimizerConfig(Section):
+    """Processes, AdamW and its schedule, micro-batches, memory."""
+
+    num_ranks: int = Field(default=1, ge=1)
+    """Learner processes; the batch and, from ZeRO stage 1 on, optimizer states are split over them."""
+    zero_stage: int = Field(default=0, ge=0, le=3)
+    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
+    lr: float = Field(default=1e-6, gt=0)
+    """Peak learning rate of the policy."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of AdamW's two moments."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    max_gradient_norm: float = Field(default=1.0, ge=0)
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after warm-up; linear and cosine end at 0 with the run."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Learner steps over which the learning rate rises linearly to its peak."""
+    max_tokens_per_micro_batch: int = Field(default=4096, ge=1)
+    """Most tokens, padding included, in one forward and backward pass of a rank; lower it when memory runs out."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory for about a third more time."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of the model; flash_attention_2 needs a GPU and its own package."""
+    max_nonfinite_steps: int = Field(default=3, ge=1)
+    """Updates in a row with a NaN or infinite gradient, each skipped, after which the run stops."""
+    collective_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait of one rank for the others, in seconds; then the learner fails."""
+
+    @field_validator("betas")
+    @classmethod
+    def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas must lie in [0, 1), not {betas}; AdamW's usual pair is (0.9, 0.999)")
+        return betas
+
+
+class SupervisedConfig(OptimizerConfig):
+    """How the policy learns from demonstrations."""
+
+    lr: float = Field(default=1e-5, gt=0)
+    """Peak learning rate of the policy."""
