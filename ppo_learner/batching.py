@@ -6,10 +6,12 @@ is never trained; the plan is a function of lengths alone; every sequence is in 
 B sequences, T tokens of the longest, A sampled tokens of the whole batch.
 """
 
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from heapq import heappop, heappush
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -60,16 +62,18 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:
-    """Some sequences of a batch, padded at the right, for one forward pass.
+    """Some sequences of a batch for one forward pass: padded at the right, or one after the other in a single row.
 
-    With a causal model no real token sees padding at its right, so no attention mask is needed.
+    With a causal model no real token sees padding at its right, so no attention mask is needed. Sequences in one row
+    are kept apart by positions that start again at 0.
 
     Attributes:
-        token_ids: (B, T).
-        rows: (N,) row of the position that predicts each sampled token.
-        columns: (N,) that position: one before the token's.
+        token_ids: (B, T), or (1, tokens of all sequences) if packed.
+        rows: (N,) sequence of each sampled token.
+        columns: (N,) the position that predicts it, one before its own, within its row of `token_ids`.
         targets: (N,) the sampled tokens.
         actions: (N,) where each lies in the batch's columns.
+        packing: where each sequence lies in the single row; None where each has a row of its own.
     """
 
     token_ids: Tensor
@@ -77,6 +81,39 @@ class MicroBatch:
     columns: Tensor
     targets: Tensor
     actions: Tensor
+    packing: "Packing | None" = None
+
+    @property
+    def inputs(self) -> dict[str, Any]:  # Any: tensors and numbers
+        """What a transformers model is called with."""
+        if self.packing is None:
+            return {"input_ids": self.token_ids}
+        bounds, longest = self.packing.bounds, self.packing.longest
+        return {
+            "input_ids": self.token_ids,
+            "position_ids": self.packing.position_ids,
+            # Kernels for variable lengths take these; without them each layer would find them anew.
+            **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest},
+        }
+
+    def at_targets(self, hidden: Tensor) -> Tensor:
+        """(B, T, H) → (N, H): the states that predict the sampled tokens."""
+        return hidden[0 if self.packing else self.rows, self.columns]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Packing:
+    """B sequences in a single row of T tokens.
+
+    Attributes:
+        position_ids: (1, T) from 0 in each sequence.
+        bounds: (B + 1,) where each begins, and T; int32, as attention kernels want it.
+        longest: tokens of the longest.
+    """
+
+    position_ids: Tensor
+    bounds: Tensor
+    longest: int
 
 
 def batch_rollouts(groups: Sequence[ScoredGroup]) -> Batch:
@@ -100,30 +137,40 @@ def sampler_versions(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
 
 
 def plan_micro_batches(
-    lengths: Sequence[int], *, max_tokens: int, num_ranks: int, widths: Sequence[int] | None = None
+    lengths: Sequence[int],
+    *,
+    max_tokens: int,
+    num_ranks: int,
+    widths: Sequence[int] | None = None,
+    packed: bool = False,
 ) -> list[list[tuple[int, ...]]]:
-    """Sequences of similar length together, at most `max_tokens` with padding, the same number of parts on each rank.
+    """At most `max_tokens` in a part, the same number of parts on each rank.
 
-    There are as few parts as the budget allows, rounded up to a multiple of the ranks, and then as even ones as so many
-    parts allow. A sequence longer than `max_tokens` stands alone. Empty parts, which only keep collectives in step, are
-    added when there are fewer sequences than parts.
+    Padded, sequences of similar length stand together and padding counts; packed, long ones are filled up with short
+    ones. There are as few parts as the budget allows, rounded up to a multiple of the ranks, and then as even ones as
+    so many parts allow. A sequence longer than `max_tokens` stands alone. Empty parts, which only keep collectives in
+    step, are added when there are fewer sequences than parts.
 
     Args:
         widths: how many sequences of that length each stands for, which must stay together; 1 each by default.
 
     Returns:
-        For each rank its parts, each a tuple of sequence numbers; parts of the same place cost about the same.
+        For each rank its parts, each a tuple of sequence numbers; parts of the same place have about as many tokens.
     """
     widths = widths or [1] * len(lengths)
+    sizes = [length * width for length, width in zip(lengths, widths, strict=True)]
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    num_parts = -(-len(_fill(order, lengths, widths, max_tokens)) // num_ranks) * num_ranks
-    budgets = range(max(length * width for length, width in zip(lengths, widths, strict=True)), max_tokens)
-    smallest = bisect_left(budgets, True, key=lambda budget: len(_fill(order, lengths, widths, budget)) <= num_parts)
-    parts = _fill(order, lengths, widths, budgets[smallest] if smallest < len(budgets) else max_tokens)
 
     def cost(part: tuple[int, ...]) -> int:
-        return sum(widths[i] for i in part) * lengths[part[0]] if part else 0
+        if packed or not part:
+            return sum(sizes[i] for i in part)
+        return sum(widths[i] for i in part) * lengths[part[0]]
 
+    if packed:
+        parts = _pack_evenly(sizes, max_tokens, num_ranks)
+    else:
+        parts = _fill_evenly(order, lengths, widths, max_tokens, num_ranks)
+    num_parts = -(-len(parts) // num_ranks) * num_ranks
     while len(parts) < num_parts:
         widest = max(parts, key=lambda part: (len(part) > 1, cost(part)))
         if len(widest) > 1:
@@ -134,6 +181,16 @@ def plan_micro_batches(
             parts.append(())
     parts.sort(key=lambda part: (-cost(part), part))
     return [parts[rank::num_ranks] for rank in range(num_ranks)]
+
+
+def _fill_evenly(
+    order: Sequence[int], lengths: Sequence[int], widths: Sequence[int], max_tokens: int, num_ranks: int
+) -> list[tuple[int, ...]]:
+    """Neighbours in `order` together, with the smallest budget that needs no more parts than `max_tokens` does."""
+    num_parts = -(-len(_fill(order, lengths, widths, max_tokens)) // num_ranks) * num_ranks
+    budgets = range(max(length * width for length, width in zip(lengths, widths, strict=True)), max_tokens)
+    smallest = bisect_left(budgets, True, key=lambda budget: len(_fill(order, lengths, widths, budget)) <= num_parts)
+    return _fill(order, lengths, widths, budgets[smallest] if smallest < len(budgets) else max_tokens)
 
 
 def _fill(order: Sequence[int], lengths: Sequence[int], widths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
@@ -148,22 +205,68 @@ def _fill(order: Sequence[int], lengths: Sequence[int], widths: Sequence[int], b
     return [*parts, tuple(order[begin:])]
 
 
-def collate(batch: Batch, sequences: Sequence[int], device: torch.device) -> MicroBatch:
-    """Pad some sequences at the right. No sequences give one padding token and no sampled ones."""
+def _pack_evenly(sizes: Sequence[int], max_tokens: int, num_ranks: int) -> list[tuple[int, ...]]:
+    """As many parts as the fullest packing has, each sequence into the part that is emptiest when its turn comes."""
+    order = sorted(range(len(sizes)), key=lambda i: (-sizes[i], i))
+    fullest = _pack(order, sizes, max_tokens)
+    num_parts = min(-(-len(fullest) // num_ranks) * num_ranks, len(sizes))
+    even: list[list[int]] = [[] for _ in range(num_parts)]
+    emptiest = [(0, part) for part in range(num_parts)]
+    for number in order:
+        tokens, part = heappop(emptiest)
+        even[part].append(number)
+        heappush(emptiest, (tokens + sizes[number], part))
+    fits = all(len(part) == 1 or sum(sizes[i] for i in part) <= max_tokens for part in even)
+    return [tuple(part) for part in (even if fits else fullest)]
+
+
+def _pack(order: Sequence[int], sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Best fit, largest first: each sequence into the fullest part that still has room for it, or else a new one."""
+    parts: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (tokens free, part), ascending
+    for number in order:
+        place = bisect_left(room, (sizes[number], 0))
+        if place < len(room):
+            free, part = room.pop(place)
+        else:
+            free, part = max_tokens, len(parts)
+            parts.append([])
+        parts[part].append(number)
+        insort(room, (free - sizes[number], part))
+    return parts
+
+
+def collate(batch: Batch, sequences: Sequence[int], device: torch.device, *, packed: bool = False) -> MicroBatch:
+    """Some sequences side by side, padded at the right, or packed into one row.
+
+    No sequences give one padding token and no sampled ones.
+    """
     token_ids = [batch.token_ids[i] for i in sequences] or [torch.zeros(1, dtype=torch.int64)]
     positions = [batch.positions[i] for i in sequences]
     counts = torch.tensor([len(p) for p in positions], dtype=torch.int64)
     nothing = torch.empty(0, dtype=torch.int64)
     starts = [int(batch.action_offsets[i]) for i in sequences]
-    columns = torch.cat([nothing, *positions])
+    bounds = [0, *accumulate(map(len, token_ids))]
+    columns = [p + begin for p, begin in zip(positions, bounds, strict=False)] if packed else positions
     actions = [torch.arange(start, start + len(p)) for start, p in zip(starts, positions, strict=True)]
     targets = [batch.token_ids[i][batch.positions[i]] for i in sequences]
+    whole = torch.cat(token_ids)[None] if packed else torch.nn.utils.rnn.pad_sequence(token_ids, batch_first=True)
     return MicroBatch(
-        token_ids=torch.nn.utils.rnn.pad_sequence(token_ids, batch_first=True).to(device),
+        token_ids=whole.to(device),
         rows=torch.repeat_interleave(torch.arange(len(counts)), counts).to(device),
-        columns=(columns - 1).to(device),
+        columns=(torch.cat([nothing, *columns]) - 1).to(device),
         targets=torch.cat([nothing, *targets]).to(device),
         actions=torch.cat([nothing, *actions]).to(device),
+        packing=_packing(bounds, device) if packed else None,
+    )
+
+
+def _packing(bounds: Sequence[int], device: torch.device) -> Packing:
+    lengths = [end - begin for begin, end in pairwise(bounds)]
+    return Packing(
+        position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        bounds=torch.tensor(bounds, dtype=torch.int32, device=device),
+        longest=max(lengths),
     )
 
 

@@ -13,12 +13,20 @@ from ppo_learner.critic_config import CriticConfig
 from ppo_learner.kl_config import KlConfig
 from ppo_learner.off_policy_config import OffPolicyConfig
 from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.packing_config import PackingConfig
 from ppo_learner.policy_loss_config import PolicyLossConfig
 from ppo_learner.reward_weights_config import RewardWeightsConfig
 
 
 class LearnerConfig(
-    KlConfig, CriticConfig, AdvantageConfig, RewardWeightsConfig, OffPolicyConfig, PolicyLossConfig, OptimizerConfig
+    KlConfig,
+    CriticConfig,
+    AdvantageConfig,
+    RewardWeightsConfig,
+    OffPolicyConfig,
+    PolicyLossConfig,
+    PackingConfig,
+    OptimizerConfig,
 ):
     """How the policy learns from scored rollouts; here are the rules that span groups."""
 

@@ -1,8 +1,8 @@
 """The networks: policy (with or without a value head), critic and frozen reference, read from Hugging Face folders.
 
 They must not know losses, ranks or DeepSpeed. Invariants: dropout is off unless asked for, since trained logprobs must
-be those that were sampled; no attention mask is passed, so inputs are padded at the right; parameter names below
-`language_model` are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
+be those that were sampled; no attention mask is passed, so inputs are padded at the right or packed; parameter names
+below `language_model` are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
 """
 
 from typing import Any
@@ -59,8 +59,7 @@ class Policy(nn.Module):
         self, batch: MicroBatch, *, temperature: float | None = None, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logprobs (N,), entropies (N,) and, with a value head, values (N,) of a micro-batch's sampled tokens."""
-        hidden = self.language_model.get_decoder()(input_ids=batch.token_ids, use_cache=False).last_hidden_state
-        states = hidden[batch.rows, batch.columns]  # (B, T, H) → (N, H)
+        states = batch.at_targets(_hidden_states(self.language_model.get_decoder(), batch))  # (N, H)
         logprobs, entropy = self.token_head(
             states, batch.targets, temperature=temperature, entropy_gradient=entropy_gradient
         )
@@ -81,8 +80,7 @@ class Critic(nn.Module):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """Values (N,) before each of a micro-batch's sampled tokens."""
-        hidden = self.trunk(input_ids=batch.token_ids, use_cache=False).last_hidden_state
-        values: Tensor = self.value_head(hidden[batch.rows, batch.columns])
+        values: Tensor = self.value_head(batch.at_targets(_hidden_states(self.trunk, batch)))
         return values
 
 
@@ -157,6 +155,11 @@ def load_network(
     if learner.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network
+
+
+def _hidden_states(transformer: nn.Module, batch: MicroBatch) -> Tensor:
+    """(B, T, H) of the last layer."""
+    return transformer(**batch.inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]  # untyped
 
 
 def _set_dropout(config: Any, rate: float) -> None:  # Any: transformers

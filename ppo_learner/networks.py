@@ -14,6 +14,8 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import Engine, Update, shard_frozen
 from ppo_learner.experience import Evaluation
 from ppo_learner.models import load_critic, load_policy, load_reference
+from ppo_learner.packing import choose_packing
+from ppo_learner.publishing import default_canary
 from ppo_learner.ranks import Ranks
 from services.contracts.settings import ModelConfig
 
@@ -24,6 +26,9 @@ class Networks:
     Args:
         config: says which of them there are.
         temperature: the sampling temperature, which divides all logits.
+
+    Attributes:
+        packed: whether they take sequences that share a row.
     """
 
     def __init__(self, config: LearnerConfig, model: ModelConfig, ranks: Ranks, *, temperature: float) -> None:
@@ -36,13 +41,18 @@ class Networks:
             groups = [list(policy.language_model.parameters()), list(policy.value_head.parameters())]
         self.language_model = policy.language_model
         self.policy = Engine(policy, config, ranks, groups=groups)
+        transformers = [policy.language_model.get_decoder()]
         self.critic: Engine | None = None
         if config.parts.needs_critic and not self._has_value_head:
-            self.critic = Engine(load_critic(config.critic_path or model.path, model, config), config, ranks)
+            critic = load_critic(config.critic_path or model.path, model, config)
+            transformers.append(critic.trunk)
+            self.critic = Engine(critic, config, ranks)
         self._reference: torch.nn.Module | None = None
         if config.kl_coefficient:
             reference = load_reference(model, config, temperature=temperature)
             self._reference = shard_frozen(reference, ranks, zero_stage=config.zero_stage)
+        probes = default_canary(policy.language_model.config.vocab_size)
+        self.packed = choose_packing(config, model, self.policy, transformers, probes, ranks)
 
     @property
     def has_reference(self) -> bool:
@@ -77,10 +87,13 @@ class Networks:
         # Rows: logprobs, reference logprobs, values. Each rank fills its own entries of zeros.
         columns = torch.zeros(3, batch.num_actions, device=self._ranks.device)
         parts = plan_micro_batches(
-            batch.lengths, max_tokens=self._config.max_tokens_per_micro_batch, num_ranks=self._ranks.world_size
+            batch.lengths,
+            max_tokens=self._config.max_tokens_per_micro_batch,
+            num_ranks=self._ranks.world_size,
+            packed=self.packed,
         )
         for part in parts[self._ranks.rank]:
-            micro_batch = collate(batch, part, self._ranks.device)
+            micro_batch = collate(batch, part, self._ranks.device, packed=self.packed)
             for row, outcome in self._outcomes(micro_batch, with_policy).items():
                 columns[row, micro_batch.actions] = outcome
         columns = self._ranks.sum(columns)

@@ -31,7 +31,7 @@ class OptimizerConfig(Section):
     warmup_steps: int = Field(default=0, ge=0)
     """Learner steps over which the learning rate rises linearly to its peak."""
     max_tokens_per_micro_batch: int = Field(default=4096, ge=1)
-    """Most tokens, padding included, in one forward and backward pass of a rank; lower it when memory runs out."""
+    """Most tokens, with any padding, in one forward and backward pass of a rank; lower it when memory runs out."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory for about a third more time."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"

@@ -59,7 +59,7 @@ def publish_policy(
     """Make the present weights available as `version`. Every rank calls it; rank 0 receives the publication."""
     canary = Canary(
         sequences=tuple(canary_sequences),
-        logprobs=_canary_logprobs(policy, ranks, canary_sequences),
+        logprobs=canary_logprobs(policy, ranks, canary_sequences),
         tolerance=CANARY_TOLERANCE[model.dtype],
     )
     if transport is None:
@@ -78,6 +78,24 @@ def default_canary(vocabulary_size: int) -> tuple[array[int], ...]:
     # A vocabulary's tail may be padding, which engines refuse as input.
     known = max(vocabulary_size * 3 // 4, 1)
     return tuple(array("i", (draw.randrange(known) for _ in range(24))) for _ in range(4))
+
+
+@torch.no_grad()
+def canary_logprobs(
+    policy: Engine, ranks: Ranks, sequences: Sequence[array[int]], *, packed: bool = False
+) -> tuple[array[float], ...]:
+    """For each sequence the logprobs of all its tokens but the first, at temperature 1. Every rank calls it.
+
+    Args:
+        packed: whether the sequences stand in one row.
+    """
+    if not sequences:
+        return ()
+    whole = [Demonstration(token_ids=ids, loss_mask=array("b", [1] * len(ids))) for ids in sequences]
+    batch = batch_demonstrations(whole)
+    micro_batch = collate(batch, range(len(sequences)), ranks.device, packed=packed)
+    logprobs: Tensor = policy(micro_batch, temperature=1.0)[0]
+    return tuple(array("f", logprobs[begin:end].tolist()) for begin, end in pairwise(batch.action_offsets.tolist()))
 
 
 def export_network(
@@ -103,18 +121,6 @@ def export_network(
         network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers' own
         load_tokenizer(model).save_pretrained(folder)
     ranks.wait()
-
-
-@torch.no_grad()
-def _canary_logprobs(policy: Engine, ranks: Ranks, sequences: Sequence[array[int]]) -> tuple[array[float], ...]:
-    """For each sequence the logprobs of all its tokens but the first, at temperature 1."""
-    if not sequences:
-        return ()
-    whole = [Demonstration(token_ids=ids, loss_mask=array("b", [1] * len(ids))) for ids in sequences]
-    batch = batch_demonstrations(whole)
-    micro_batch = collate(batch, range(len(sequences)), ranks.device)
-    logprobs: Tensor = policy(micro_batch, temperature=1.0)[0]
-    return tuple(array("f", logprobs[begin:end].tolist()) for begin, end in pairwise(batch.action_offsets.tolist()))
 
 
 def _parameters(engine: Engine, prefix: str = LANGUAGE_MODEL) -> Iterator[tuple[str, Tensor]]:

@@ -93,7 +93,7 @@ class Updater:
         weights = self._weight_column(experience.batch, sequences)
         micro_batches = self._micro_batches(experience.batch, sequences.tolist())
         for number, part in enumerate(micro_batches, start=1):
-            batch = collate(experience.batch, part, self._ranks.device)
+            batch = collate(experience.batch, part, self._ranks.device, packed=self._networks.packed)
             here, last = weights[batch.actions], number == len(micro_batches)
             if rates.train_policy:
                 logprobs = self._descend_policy(batch, experience, here, rates, trace, last=last)
@@ -118,6 +118,7 @@ class Updater:
             [lengths[i] for i in sequences],
             max_tokens=self._config.max_tokens_per_micro_batch,
             num_ranks=self._ranks.world_size,
+            packed=self._networks.packed,
         )
         return [[sequences[i] for i in part] for part in plan[self._ranks.rank]]
 

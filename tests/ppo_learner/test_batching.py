@@ -82,6 +82,28 @@ def test_ranks_do_about_the_same_work_at_the_same_time() -> None:
     assert costs.sum() / sum(lengths) < 1.1
 
 
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("max_tokens", [1, 100, 1000, 100_000])
+def test_packed_plans_cover_every_sequence_once_within_the_budget(num_ranks: int, max_tokens: int) -> None:
+    draw = random.Random(max_tokens)
+    lengths = [draw.randint(1, 300) for _ in range(50)]
+    plan = plan_micro_batches(lengths, max_tokens=max_tokens, num_ranks=num_ranks, packed=True)
+    parts = [part for rank in plan for part in rank]
+    assert sorted(i for part in parts for i in part) == list(range(50))
+    assert all(sum(lengths[i] for i in part) <= max_tokens for part in parts if len(part) > 1)
+    assert {len(rank) for rank in plan} == {len(plan[0])}
+
+
+def test_packed_parts_are_full_and_even() -> None:
+    draw = random.Random(0)
+    lengths = [min(int(draw.lognormvariate(5, 0.8)) + 1, 4096) for _ in range(512)]
+    plan = plan_micro_batches(lengths, max_tokens=4096, num_ranks=4, packed=True)
+    tokens = torch.tensor([[sum(lengths[i] for i in part) for part in rank] for rank in plan])
+    waiting = tokens.max(dim=0).values.sum() * len(plan) - tokens.sum()
+    assert waiting / tokens.sum() < 0.01
+    assert tokens.shape[1] == -(-sum(lengths) // (4 * 4096))
+
+
 def test_more_ranks_than_sequences_leave_some_ranks_with_empty_parts() -> None:
     assert plan_micro_batches([5], max_tokens=10, num_ranks=3) == [[(0,)], [()], [()]]
 

@@ -43,7 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
     "critic": CRITIC,
     "value_head": VALUE_HEAD,
     "stale": STALE,
-    "stale_zero_2": STALE | {"zero_stage": 2},
+    "stale_zero_2": STALE | {"zero_stage": 2, "packing": "on"},
     **{f"critic_zero_{stage}": CRITIC | {"zero_stage": stage} for stage in (0, 2, 3)},
     **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
 }
