@@ -152,7 +152,7 @@ class Sandbox:
     async def _begin(self, role: str, order: Mapping[str, Json], given: Sequence[int], wall_s: float) -> "Run":
         """Hand a job to the launcher. Raises SandboxBroken."""
         async with self._launching:
-            if self._process is None or self._process.returncode is not None:
+            if self._channel is None or _is_left(self._channel):
                 await self._launch()
         assert self._channel is not None
         job = {"role": role, "limits": [getattr(self._limits, name) for name in Limits._fields], "wall_s": wall_s}
@@ -226,6 +226,16 @@ class Run:
         finally:
             loop.remove_reader(self._report)
         return bytes(report)
+
+
+def _is_left(channel: socket.socket) -> bool:
+    """Whether the launcher at the other end, which never says anything, has ended."""
+    try:
+        return not channel.recv(1)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _file(files: ExitStack, content: bytes) -> int:

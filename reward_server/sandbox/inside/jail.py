@@ -11,6 +11,8 @@ a root without CAP_SYS_ADMIN, as in most containers, once it is nobody) make the
 import itertools
 import os
 import resource
+import select
+import signal
 import socket
 import sys
 from collections.abc import Iterable
@@ -90,11 +92,28 @@ def build_root(visible: Iterable[str], file_bytes: int) -> None:
     os.chdir(FOLDER)
 
 
-def confine(limits: Limits, *, was_root: bool, keep: Iterable[int], program: bytes) -> None:
+def end_with(parent: int) -> None:
+    """Have the kernel kill this process when its parent ends, also where that has ended already.
+
+    To be called once this process has become whom it stays: the kernel forgets the wish when a process becomes another
+    user.
+
+    Args:
+        parent: a pidfd of the parent, which unlike its number means the same in every process namespace.
+    """
+    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    poll = select.poll()
+    poll.register(parent, select.POLLIN)
+    if poll.poll(0):
+        raise ProcessLookupError("the process that started this one has ended")
+
+
+def confine(limits: Limits, *, was_root: bool, parent: int, keep: Iterable[int], program: bytes) -> None:
     """Take from this process everything but its computing: called in the first process of the new namespace.
 
     Args:
         was_root: what `isolate` returned.
+        parent: a pidfd of the process that started this one, and with which it ends.
         keep: file descriptors that stay open.
         program: the filter of its system calls.
     """
@@ -102,7 +121,7 @@ def confine(limits: Limits, *, was_root: bool, keep: Iterable[int], program: byt
     if was_root:
         become_nobody()
         kernel.unshare(kernel.CLONE_NEWUSER)  # So that its threads are counted apart from those of its like.
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, 9)
+    end_with(parent)
     _limit(limits)
     kernel.drop_capabilities()
     kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)

@@ -36,6 +36,7 @@ def main(channel: int, parent: int, python_path: Sequence[str]) -> None:
     guest.warm_up()
     visible, program = jail.libraries(), seccomp.filter_program(os.uname().machine)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Supervisors are not waited for.
+    launcher = os.pidfd_open(os.getpid())
     with socket.socket(fileno=channel) as server:
         while True:
             job, files, _, _ = socket.recv_fds(server, MAX_JOB_BYTES, MAX_JOB_FILES)
@@ -48,25 +49,32 @@ def main(channel: int, parent: int, python_path: Sequence[str]) -> None:
                 tell_broken(files[0], error)
             if supervisor == 0:
                 server.close()
-                supervise(json.loads(job), files, visible, program)
+                supervise(json.loads(job), files, launcher, visible, program)
             for file in files:
                 os.close(file)
 
 
-def supervise(job: dict[str, Any], files: list[int], visible: Sequence[str], program: bytes) -> NoReturn:  # Any: JSON
+def supervise(
+    job: dict[str, Any],  # Any: JSON
+    files: list[int],
+    launcher: int,
+    visible: Sequence[str],
+    program: bytes,
+) -> NoReturn:
     """Run one job and report how it ended. Never returns."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     report, *given = files
     limits = jail.Limits(*job["limits"])
     with ended_when_broken(report):
         was_root = jail.isolate()
+        jail.end_with(launcher)
         jail.build_root(visible, limits.file_bytes)
         started = time.monotonic()
+        supervisor = os.pidfd_open(os.getpid())
         child = os.fork()
     if child == 0:
         with ended_when_broken(report):
-            jail.confine(limits, was_root=was_root, keep=[report, *given], program=program)
+            jail.confine(limits, was_root=was_root, parent=supervisor, keep=[report, *given], program=program)
         os.close(report)
         guest.run(job["role"], given)
     with ended_when_broken(report):

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reward_server.sandbox.sandbox import Sandbox, SandboxBroken, SandboxLimits
+from reward_server.sandbox.sandbox import LAUNCH, Sandbox, SandboxBroken, SandboxLimits
 from tests.reward_server.serving import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -89,3 +89,21 @@ async def test_a_launcher_that_dies_takes_its_programs_along_and_is_replaced(
         await running
     await until(lambda: not any(runs(process) for process in family))
     assert (await sandbox.run_script("print(1)", "", wall_s=30.0)).output == b"1\n"
+
+
+async def test_a_launcher_that_dies_while_it_starts_a_program_leaves_none_either(sandbox: Sandbox) -> None:
+    for number in range(20):
+        await sandbox.run_script("", "", wall_s=30.0)
+        [launcher] = [each for each in launched() if each.ppid() == os.getpid()]
+        running = asyncio.ensure_future(sandbox.run_script("while True: pass", "", wall_s=60.0))
+        await until(lambda: len(launched()) > 1)
+        await asyncio.sleep(number * 0.002)
+        launcher.kill()
+        with pytest.raises(SandboxBroken):
+            await running
+        await until(lambda: not launched())
+
+
+def launched() -> list[psutil.Process]:
+    """Every launcher that lives, its supervisors and their programs, whoever they belong to."""
+    return [each for each in psutil.process_iter(["cmdline"]) if LAUNCH in (each.info["cmdline"] or ()) and runs(each)]
