@@ -199,6 +199,7 @@ def request_body(config: JudgeConfig, question: Question, fault: str | None) -> 
 def version_of(config: JudgeConfig, *questions: Question) -> str:
     """The judge's name with a hash of everything that shapes its answers to questions of these kinds."""
     shapes = b"".join(digest(config.base_url, request_body(config, question, None)) for question in questions)
+    shapes += str(config.max_text_characters).encode()  # It shapes what is asked about long texts alone.
     return f"{config.model}@{blake2b(shapes, digest_size=4).hexdigest()}"
 
 

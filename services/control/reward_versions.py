@@ -22,6 +22,7 @@ from services.contracts.reward_model import read_card
 from services.contracts.settings import Section
 from services.control import run_folder
 from services.control.fresh_pairs import PAIRS_FILE
+from services.control.line_file import LineFile
 
 LATEST = "latest"
 MADE_FILE = "versions.jsonl"
@@ -126,8 +127,9 @@ class RewardVersions:
         export = folder / run_folder.EXPORT
         version = read_card(export).version
         made = {"number": self.number + 1, "version": version, "num_pairs": self.num_pairs, "accuracy": accuracy}
-        with (self._config.dir / MADE_FILE).open("a") as file:
-            file.write(json.dumps(made) + "\n")
+        file = LineFile(self._config.dir / MADE_FILE)
+        file.append(json.dumps(made).encode())
+        file.close()
         self._point_to(export.relative_to(self._config.dir))
         self.number += 1
         self.tell(f"version {self.number} is served: {version}" + ("" if accuracy is None else f", {accuracy:.1%}"))

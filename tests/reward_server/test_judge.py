@@ -17,7 +17,7 @@ from reward_server.judges.chat_protocol import Reply
 from reward_server.judges.config import JudgeConfig
 from reward_server.judges.endpoint import seconds_until
 from reward_server.judges.faults import JudgeFault
-from reward_server.judges.judge import open_judge
+from reward_server.judges.judge import open_judge, version_of
 from reward_server.judges.pace import Pace
 from reward_server.judges.question import Key, Question
 from reward_server.judges.store import open_store
@@ -368,3 +368,10 @@ def test_a_retry_after_is_seconds_or_a_date() -> None:
 def test_every_setting_of_a_judge_is_documented() -> None:
     assert all(described.description for described in JudgeConfig.model_fields.values())
     assert json.loads(JudgeConfig(base_url="https://judge.example/v1", model="m").model_dump_json())["budget"] is None
+
+
+def test_a_judge_that_sees_less_of_a_long_text_is_another_version() -> None:
+    config = JudgeConfig(base_url="http://127.0.0.1:8000/v1", model="fake-judge")
+    sees_less = config.model_copy(update={"max_text_characters": 1000})
+    assert version_of(config, question()) == version_of(config, question())
+    assert version_of(config, question()) != version_of(sees_less, question())
