@@ -56,7 +56,6 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         for name, value in reward.components.items():
             components[name].append(value)
     steps = [step.value for reward in rewards for step in reward.steps]
-    flat = [len({reward.value for reward in scored.rewards}) == 1 for scored in groups]
     # The total's own names come last, so that no component can take them.
     of_steps = {"process/step_reward": fmean(steps), "process/steps": len(steps) / len(rewards)} if steps else {}
     return (
@@ -67,7 +66,7 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
             "reward/std": values.std(),
             "completion_tokens/mean": fmean(lengths),
             "completion_tokens/max": max(lengths),
-            "zero_variance_groups": fmean(flat),
+            "zero_variance_groups": fmean(scored.is_flat for scored in groups),
         }
     )
 

@@ -238,10 +238,18 @@ class RewardDescription:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ScoredGroup:
-    """A group whose every rollout has a reward of one version: the only thing that a learner trains on."""
+    """A group whose every rollout has a reward of one version: the only thing that a learner trains on.
+
+    Attributes:
+        group: the rollouts.
+        rewards: one for each rollout, in order, as the reward service gave them.
+        baseline: the reward of the policy's greedy answer to the same prompt, which is no part of the group and never
+            trained on; None where the algorithm needs none.
+    """
 
     group: RolloutGroup
     rewards: tuple[Reward, ...]
+    baseline: float | None = None
 
     def __post_init__(self) -> None:
         if len(self.rewards) != len(self.group.rollouts):
@@ -255,6 +263,11 @@ class ScoredGroup:
     def reward_version(self) -> str:
         """The one version of the reward that scored all of it."""
         return self.rewards[0].version if self.rewards else ""
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether all rollouts earned the same, so that comparing them with one another teaches nothing."""
+        return len({reward.value for reward in self.rewards}) <= 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -22,7 +22,7 @@ class AdmissionRule:
         """How many more prompts may be admitted now.
 
         Args:
-            accepted: groups scored since the run began, trained ones included.
+            accepted: groups scored since the run began, trained ones included, filtered ones not.
             running: prompts admitted and not yet accepted, filtered or failed.
             version: the policy version that every worker serves at least.
         """

@@ -24,6 +24,7 @@ LENGTH_CORRELATION = "signals/length_correlation"
 AT_MAXIMUM = "signals/at_maximum"
 ONE_VALUE = "signals/one_value"
 FLAT_GROUPS = "zero_variance_groups"
+FILTERED = "filtered/share"
 KL = "kl/reference"
 ALARM_FAMILY = "alarms"
 
@@ -56,7 +57,7 @@ class Metric:
 
 
 METRICS: Mapping[str, Metric] = {
-    REWARD: Metric(title="reward", panel="Reward"),
+    REWARD: Metric(title="reward", panel="Reward", label="trained"),
     REWARD_SPREAD: Metric(title="reward spread"),
     "process/step_reward": Metric(title="step reward", panel="Reward of a step"),
     "process/steps": Metric(title="steps per completion", panel="Steps per completion"),
@@ -79,6 +80,14 @@ METRICS: Mapping[str, Metric] = {
         title="groups without difference", unit="share", panel="Rewards without difference", label="groups"
     ),
     ONE_VALUE: Metric(title="rewards of one value", unit="share"),
+    FILTERED: Metric(title="groups filtered", unit="share", panel="Filtered by dynamic sampling", label="all"),
+    "filtered/all_right": Metric(
+        title="filtered, all right", unit="share", panel="Filtered by dynamic sampling", label="all right"
+    ),
+    "filtered/all_wrong": Metric(
+        title="filtered, all wrong", unit="share", panel="Filtered by dynamic sampling", label="all wrong"
+    ),
+    "filtered/sampled_reward": Metric(title="reward, filtered groups too", panel="Reward", label="all sampled"),
     "evaluation/reward": Metric(title="held-out reward", panel="Held-out reward"),
     "loss": Metric(title="loss", panel="Loss", label="training"),
     "validation/loss": Metric(title="validation loss", panel="Loss", label="validation"),

@@ -45,6 +45,12 @@ class TrainConfig(Section):
     max_staleness: int = Field(default=0, ge=0)
     """How many versions a trained token may lag behind the learner. 0 is strictly on-policy: sampling and learning take
     turns. Above it they overlap, with (this + 1) · prompts_per_step prompts under way."""
+    dynamic_sampling: bool = False
+    """Put another prompt in the place of each whose completions all earned the same, which teaches a group baseline
+    nothing: the dynamic sampling of DAPO. What was put aside is `filtered` in the ledger."""
+    max_filtered_per_step: int | None = Field(default=None, ge=1)
+    """Most prompts that dynamic_sampling replaces in one step; those above it are trained on as they are, so that a
+    step always ends. By default three times prompts_per_step."""
     max_failed_prompts: int = Field(default=8, ge=0)
     """Prompts that may fail for good (a sample that the reward service refuses) before the run stops."""
     checkpoint_every: int = Field(default=50, ge=0)
@@ -57,6 +63,20 @@ class TrainConfig(Section):
     """How often all learner ranks may be started anew from the last checkpoint after one of them was lost."""
     step_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for one learner step, save, load or export, in seconds."""
+
+    @property
+    def most_filtered(self) -> int:
+        """How many prompts a step may replace, the default resolved; 0 without dynamic sampling."""
+        return (self.max_filtered_per_step or 3 * self.prompts_per_step) if self.dynamic_sampling else 0
+
+    @model_validator(mode="after")
+    def _filter_fits(self) -> Self:
+        if self.max_filtered_per_step is not None and not self.dynamic_sampling:
+            raise ValueError(
+                f"max_filtered_per_step {self.max_filtered_per_step} has no effect without dynamic_sampling; set that "
+                "to true, or remove it"
+            )
+        return self
 
 
 class EvaluateConfig(Section):
@@ -174,6 +194,23 @@ class RunConfig(TrainerRoot):
     weights: WeightsConfig = WeightsConfig()
     control: ControlConfig = ControlConfig()
     autoscale: AutoscaleConfig = AutoscaleConfig()
+
+    @model_validator(mode="after")
+    def _what_is_filtered_teaches_nothing(self) -> Self:
+        if not self.train.dynamic_sampling:
+            return self
+        if self.rollout.samples_per_prompt < 2:
+            raise ValueError(
+                "train.dynamic_sampling compares the completions of a prompt, and rollout.samples_per_prompt is "
+                f"{self.rollout.samples_per_prompt}; set it to 2 or more"
+            )
+        if self.learner.parts.needs_critic or self.learner.uses_steps:
+            raise ValueError(
+                f"train.dynamic_sampling leaves out groups whose totals are all the same, and learner.algorithm "
+                f"{self.learner.algorithm} learns from them too, by a critic or by steps; use grpo or rloo, or set it "
+                "to false"
+            )
+        return self
 
     @model_validator(mode="after")
     def _what_is_watched_is_measured(self) -> Self:

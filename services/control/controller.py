@@ -44,15 +44,22 @@ from services.transport.tracing import span
 class Step:
     """One finished step: what was trained, what the learner measured, and the seconds.
 
-    `receipts` are of the workers that took up new weights since the step before.
+    `filtered` are the groups that other prompts replaced, because their rewards were all the same; `receipts` are of
+    the workers that took up new weights since the step before.
     """
 
     number: int
     groups: Sequence[ScoredGroup]
+    filtered: Sequence[ScoredGroup]
     report: LearnerReport
     receipts: Sequence[SyncReceipt]
     staleness: Sequence[int]
     seconds: dict[str, float]
+
+    @property
+    def sampled(self) -> Sequence[ScoredGroup]:
+        """Every group that was sampled for the step, trained or not."""
+        return [*self.groups, *self.filtered]
 
     @property
     def learner_wait(self) -> float:
@@ -126,13 +133,14 @@ class Controller:
                     self.learner_is_sound = False
                     with self._clock.phase("learning"):
                         report = await self._learner.step(groups)
-                    staleness = self._machine.trained(groups)
+                    filtered, staleness = self._machine.filtered, self._machine.trained(groups)
                     self.learner_is_sound = True
                     await self.publish(self._machine.trained_steps)
                     receipts, self._receipts = self._receipts, []
                     yield Step(
                         number=self._machine.trained_steps,
                         groups=groups,
+                        filtered=filtered,
                         report=report,
                         receipts=receipts,
                         staleness=staleness,
@@ -205,9 +213,11 @@ class Controller:
                 outcomes = await self._rewards.score(to_reward_samples(group))
         failure = next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
         if failure is not None:
-            return self._fail(position, prompt, failure)
-        rewards = tuple(outcome for outcome in outcomes if isinstance(outcome, Reward))
-        return self._machine.accept(position, self._prepare(ScoredGroup(group=group, rewards=rewards)))
+            self._fail(position, prompt, failure)
+        else:
+            rewards = tuple(outcome for outcome in outcomes if isinstance(outcome, Reward))
+            self._machine.accept(position, self._prepare(ScoredGroup(group=group, rewards=rewards)))
+        self._admit()  # A prompt that failed, and a group that others replace, make room.
 
     def _fail(self, position: int, prompt: Prompt, failure: Failure) -> None:
         num_failed = self._machine.fail(position, prompt, f"{failure.code}: {failure.message}")
@@ -216,7 +226,6 @@ class Controller:
                 f"{num_failed} prompts could not be scored and train.max_failed_prompts is "
                 f"{self._max_failed_prompts}; the last is row {prompt.row}: {failure.message} ({failure.code})"
             )
-        self._admit()
 
     async def _load(self, publication: Publication) -> None:
         with self._clock.phase("sync"):

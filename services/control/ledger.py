@@ -46,8 +46,8 @@ class Ledger:
 
     @property
     def num_accepted(self) -> int:
-        """Groups scored since the run began, trained ones included."""
-        return self.counts["accepted"]
+        """Groups scored since the run began, trained ones included and filtered ones not."""
+        return self.counts["accepted"] - self.counts["filtered"]
 
     @property
     def open_prompts(self) -> Mapping[str, str]:

@@ -100,10 +100,11 @@ class Accepted(_Event):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filtered(_Event):
-    """A prompt ended without being trained, by a rule."""
+    """A prompt ended without being trained, by a rule, when `step` was made."""
 
     event: Literal["filtered"] = "filtered"
     prompt: str
+    step: int = 0
     reason: str = ""
 
 

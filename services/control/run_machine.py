@@ -2,8 +2,8 @@
 
 Inputs are what happened (a prompt was drawn, a group was scored, a step was trained, a version is served); outputs are
 how many prompts to admit and which groups to train. It owns no tasks, no clients and no clock. Invariants: a prompt
-ends exactly once; nothing is trained that is staler than the bound; no scored group is thrown away; a machine made
-from a snapshot goes on as the one that gave it.
+ends exactly once; nothing is trained that is staler than the bound; no scored group is thrown away for its age, nor
+for anything but rewards that are all the same; a machine made from a snapshot goes on as the one that gave it.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from services.contracts.records import NOT_SAMPLED, Prompt, ScoredGroup
 from services.contracts.run_status import RunPhase
 from services.control.admission import AdmissionRule
 from services.control.ledger import Ledger
-from services.control.rollout_buffer import RolloutBuffer, Waiting
+from services.control.rollout_buffer import Departure, RolloutBuffer, Waiting
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +33,7 @@ class RunMachine:
         ledger: keeps the books, with `open_work`'s prompts open already.
         trained_steps: learner steps so far; also the policy version that is served.
         open_work: what a resumed run had under way. Running prompts are sampled anew, from the present version.
+        max_filtered_per_step: flat groups of a step that other prompts may replace; 0 trains on all.
 
     Attributes:
         trained_steps: steps that the learner has made.
@@ -42,15 +43,23 @@ class RunMachine:
     """
 
     def __init__(
-        self, rule: AdmissionRule, ledger: Ledger, *, trained_steps: int = 0, open_work: OpenWork | None = None
+        self,
+        rule: AdmissionRule,
+        ledger: Ledger,
+        *,
+        trained_steps: int = 0,
+        open_work: OpenWork | None = None,
+        max_filtered_per_step: int = 0,
     ) -> None:
         self._rule = rule
         self._ledger = ledger
         self._deadlines: dict[int, int] = {}
         self._buffer = RolloutBuffer(
-            batch=rule.prompts_per_step, capacity=(rule.max_staleness + 1) * rule.prompts_per_step
+            batch=rule.prompts_per_step,
+            capacity=(rule.max_staleness + 1) * rule.prompts_per_step,
+            max_replaced=max_filtered_per_step,
         )
-        self._in_hand: list[Waiting] = []
+        self._in_hand = Departure()
         self.trained_steps = trained_steps
         self.version = trained_steps
         self.phase: RunPhase = "running"
@@ -69,19 +78,29 @@ class RunMachine:
 
     @property
     def open_work(self) -> OpenWork:
-        """What a checkpoint has to remember; a batch that was given out waits until it is trained."""
-        return OpenWork(waiting=(*self._in_hand, *self._buffer.waiting), running=tuple(sorted(self._deadlines)))
+        """What a checkpoint has to remember; what was given out waits until the step is trained."""
+        in_hand = (*self._in_hand.batch, *self._in_hand.replaced)
+        return OpenWork(waiting=(*in_hand, *self._buffer.waiting), running=tuple(sorted(self._deadlines)))
+
+    @property
+    def filtered(self) -> list[ScoredGroup]:
+        """The groups that leave untrained with the batch that was given out."""
+        return [waiting.group for waiting in self._in_hand.replaced]
 
     @property
     def is_drained(self) -> bool:
         """Whether a draining run has nothing left that could make a whole step."""
-        return self.phase == "draining" and not self._deadlines and len(self._buffer) < self._rule.prompts_per_step
+        is_short = self._buffer.num_trainable < self._rule.prompts_per_step
+        return self.phase == "draining" and not self._deadlines and is_short
 
     def room(self) -> int:
         """How many prompts are to be admitted now."""
         if self.phase != "running":
             return 0
-        return self._rule.room(accepted=self._ledger.num_accepted, running=len(self._deadlines), version=self.version)
+        num_replaced = len(self._in_hand.replaced) + self._buffer.num_replaced
+        return self._rule.room(
+            accepted=self._ledger.num_accepted - num_replaced, running=len(self._deadlines), version=self.version
+        )
 
     def admit(self, position: int, prompt: Prompt) -> None:
         self._ledger.admit(prompt.id, position=position, version=self.version)
@@ -113,11 +132,11 @@ class RunMachine:
         """The groups of the next learner step, or None while they have to be waited for."""
         if self.phase == "paused":
             return None
-        batch = self._buffer.take(step=self.trained_steps, running=Counter(self._deadlines.values()))
-        if batch is None:
+        departure = self._buffer.take(step=self.trained_steps, running=Counter(self._deadlines.values()))
+        if departure is None:
             return None
-        self._in_hand = batch
-        return [waiting.group for waiting in batch]
+        self._in_hand = departure
+        return [waiting.group for waiting in departure.batch]
 
     def staleness(self, group: ScoredGroup) -> int:
         """How many versions the group's oldest token is behind the learner."""
@@ -129,7 +148,10 @@ class RunMachine:
         staleness = [self.staleness(group) for group in groups]
         assert max(staleness) <= self._rule.max_staleness, f"staleness {staleness} above {self._rule.max_staleness}"
         self.trained_steps += 1
-        self._in_hand = []
+        for group in self.filtered:
+            self._filter(group)
+        self._in_hand = Departure()
+        self._buffer.renew()
         for group, stale in zip(groups, staleness, strict=True):
             self._ledger.end(group.group.prompt.id, "trained", step=self.trained_steps, staleness=stale)
         return staleness
@@ -138,3 +160,8 @@ class RunMachine:
         """Every serving worker has acknowledged this version."""
         assert version >= self.version, f"version {version} after version {self.version}"
         self.version = version
+
+    def _filter(self, scored: ScoredGroup) -> None:
+        value, num_rewards = scored.rewards[0].value, len(scored.rewards)
+        reason = f"all {num_rewards} rewards are {value:g}, so that comparing them teaches nothing"
+        self._ledger.end(scored.group.prompt.id, "filtered", reason=reason, step=self.trained_steps)

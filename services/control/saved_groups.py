@@ -37,6 +37,7 @@ def _encode(waiting: Waiting) -> dict[str, Any]:  # Any: JSON
         "position": waiting.position,
         "rollouts": rollouts,
         "rewards": [asdict(reward) for reward in waiting.group.rewards],
+        "baseline": waiting.group.baseline,
     }
 
 
@@ -51,5 +52,7 @@ def _decode(line: dict[str, Any], prompt_at: Callable[[int], Prompt]) -> Waiting
     )
     group = RolloutGroup(prompt=prompt_at(line["position"]), rollouts=rollouts)
     return Waiting(
-        deadline=line["deadline"], position=line["position"], group=ScoredGroup(group=group, rewards=rewards)
+        deadline=line["deadline"],
+        position=line["position"],
+        group=ScoredGroup(group=group, rewards=rewards, baseline=line["baseline"]),
     )

@@ -22,6 +22,7 @@ from services.control.config import RunConfig
 from services.control.controller import Controller, Step
 from services.control.evaluation import Evaluation, evaluate
 from services.control.event_log import EventLog
+from services.control.filter_metrics import filter_metrics
 from services.control.learner_group import LearnerGroup
 from services.control.ledger import Ledger
 from services.control.metrics import SampleLog, read_metrics
@@ -185,7 +186,9 @@ class Session:
         self._run.totals.add(step)
         self._samples.record(step.number, step.groups)
         metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving) | self._parts.rewards.tally.lap()
-        metrics |= reward_signals(step.groups, maximum=self._parts.rewards.description.maximum)
+        metrics |= reward_signals(step.sampled, maximum=self._parts.rewards.description.maximum)
+        if config.train.dynamic_sampling:
+            metrics |= filter_metrics(step.groups, step.filtered, config.evaluate)
         if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
             evaluation = await self.evaluate(f"after step {step.number}")
             metrics |= evaluation.metrics() if evaluation else {}
@@ -254,4 +257,7 @@ def _books(run: RunContext, state: RunState, open_work: OpenWork, prompts: Promp
     rule = AdmissionRule(
         prompts_per_step=train.prompts_per_step, max_staleness=train.max_staleness, num_steps=train.num_steps
     )
-    return ledger, RunMachine(rule, ledger, trained_steps=state.step, open_work=open_work)
+    machine = RunMachine(
+        rule, ledger, trained_steps=state.step, open_work=open_work, max_filtered_per_step=train.most_filtered
+    )
+    return ledger, machine

@@ -16,7 +16,7 @@ from services.control.controller import Step
 
 def step_metrics(step: Step, *, num_workers: int) -> dict[str, float]:
     """The learner's own metrics, and beside them throughput, staleness, sync and the seconds of each phase."""
-    rollouts = [rollout for group in step.groups for rollout in group.group.rollouts]
+    rollouts = [rollout for group in step.sampled for rollout in group.group.rollouts]
     histogram = Counter(step.staleness)
     num_tokens = sum(rollout.num_completion_tokens for rollout in rollouts)
     return {
@@ -70,7 +70,7 @@ class RunTotals:
     def add(self, step: Step) -> None:
         if self.seconds_to_first_step is None:
             self.seconds_to_first_step = time.monotonic() - self.started - step.seconds["step"]
-        self.num_samples += sum(len(group.group.rollouts) for group in step.groups)
+        self.num_samples += sum(len(group.group.rollouts) for group in step.sampled)
         self._parts.append(sum(step.seconds.get(phase, 0.0) for phase in PHASES))
         self._gaps.append(step.report.metrics.get("sampler_gap/mean", 0.0))
         for phase, seconds in step.seconds.items():

@@ -46,6 +46,7 @@ class Setting:
         max_staleness: int = 0,
         num_steps: int | None = None,
         max_failed_prompts: int = 0,
+        max_filtered_per_step: int = 0,
         prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
     ) -> None:
         self.events: list[dict[str, Any]] = []
@@ -54,7 +55,7 @@ class Setting:
         prompts = [make_prompt(row) for row in range(NUM_PROMPTS)]
         rule = AdmissionRule(prompts_per_step=4, max_staleness=max_staleness, num_steps=num_steps)
         ledger = Ledger(self.note, counts={"accepted": accepted})
-        self.machine = RunMachine(rule, ledger, trained_steps=step)
+        self.machine = RunMachine(rule, ledger, trained_steps=step, max_filtered_per_step=max_filtered_per_step)
         self.controller = Controller(
             prompts=PromptStream(prompts, RowOrder(NUM_PROMPTS, seed=0, shuffle=True, position=position)),
             rollouts=self.rollouts,
@@ -301,3 +302,45 @@ async def test_each_prompt_is_scored_in_a_trace_of_its_own() -> None:
     assert len(traces) >= 8
     assert {len(ids) for ids in traces.values()} == {1}
     assert len(set().union(*traces.values())) == len(traces)
+
+
+def same_for_even_rows(sample: RewardSample) -> Reward:
+    """Every second prompt teaches a group baseline nothing."""
+    return Reward(value=0.0 if int(str(sample.reference["answer"])) % 2 == 0 else float(sample.id[-1]))
+
+
+@pytest.mark.parametrize("delay", [lambda row: 0, lambda row: NUM_PROMPTS - row, lambda row: row * 7 % 5])
+async def test_prompts_that_teach_nothing_are_replaced_in_the_same_step(delay: Callable[[int], int]) -> None:
+    setting = Setting(
+        rollouts=FakeRollouts(delay=delay),
+        rewards=FakeRewards(same_for_even_rows),
+        num_steps=2,
+        max_filtered_per_step=20,
+    )
+    steps = await setting.run(2)
+    assert [len(step.groups) for step in steps] == [4, 4]
+    assert all(scored.group.prompt.row % 2 for step in steps for scored in step.groups)
+    filtered = [scored.group.prompt for step in steps for scored in step.filtered]
+    assert all(prompt.row % 2 == 0 for prompt in filtered)
+    assert [event["prompt"] for event in setting.named("filtered")] == [prompt.id for prompt in filtered]
+    order = RowOrder(NUM_PROMPTS, seed=0, shuffle=True)
+    drawn = [order.draw()[1] for _ in range(len(setting.named("admitted")))]
+    assert sorted(row for row in drawn if row % 2) == sorted(s.group.prompt.row for step in steps for s in step.groups)
+    assert drawn[-1] % 2 == 1
+
+
+async def test_with_staleness_a_prompt_that_teaches_nothing_makes_room_while_the_learner_works() -> None:
+    rollouts = FakeRollouts(delay=lambda row: 3 * row)
+    setting = Setting(
+        rollouts=rollouts,
+        learner=SlowLearner(rollouts),
+        rewards=FakeRewards(same_for_even_rows),
+        max_staleness=2,
+        num_steps=5,
+        max_filtered_per_step=20,
+    )
+    steps = await setting.run(5)
+    assert all(scored.group.prompt.row % 2 for step in steps for scored in step.groups)
+    ended = [*setting.named("trained"), *setting.named("filtered")]
+    assert len(ended) == len(setting.named("admitted"))
+    assert max(stale for step in steps for stale in step.staleness) <= 2

@@ -53,7 +53,8 @@ def waiting_groups(draw: st.DrawFn) -> Waiting:
     version = draw(st.text())
     rewards = tuple(replace(draw(reward), version=version) for _ in range(num_samples))
     deadline = draw(st.integers(0, 9))
-    return Waiting(deadline=deadline, position=position, group=ScoredGroup(group=group, rewards=rewards))
+    scored = ScoredGroup(group=group, rewards=rewards, baseline=draw(st.none() | finite))
+    return Waiting(deadline=deadline, position=position, group=scored)
 
 
 @given(st.lists(waiting_groups(), max_size=3))

@@ -162,15 +162,15 @@ def test_the_buffer_gives_groups_in_the_order_of_their_admission() -> None:
     buffer = RolloutBuffer(batch=3, capacity=4)
     for position in (3, 1, 0, 2):
         buffer.put(Waiting(deadline=5, position=position, group=scored(position)))
-    batch = buffer.take(step=0, running=Counter())
-    assert batch is not None and [waiting.position for waiting in batch] == [0, 1, 2]
+    departure = buffer.take(step=0, running=Counter())
+    assert departure is not None and [waiting.position for waiting in departure.batch] == [0, 1, 2]
     assert len(buffer) == 1
 
 
 def test_the_buffer_is_bounded() -> None:
     buffer = RolloutBuffer(batch=1, capacity=1)
     buffer.put(Waiting(deadline=0, position=0, group=scored(0)))
-    with pytest.raises(AssertionError, match="1 groups wait and 1 may"):
+    with pytest.raises(AssertionError, match="2 groups wait and 1 may"):
         buffer.put(Waiting(deadline=0, position=1, group=scored(1)))
 
 

@@ -95,6 +95,13 @@ MUTATIONS: dict[str, tuple[Mutation, str, str]] = {
         "I1",
         r"prompt 9-9 filtered at line 74; it was never admitted",
     ),
+    "filtered though it could teach": (
+        lambda events: insert(Filtered(**PLACE, prompt="0-6"), after=Accepted, index=-1)(
+            change(Accepted, -1, rewards=(0.0, 1.0))(events)
+        ),
+        "I1",
+        r"prompt 0-6 was filtered at line 72 with the rewards \[0.0, 1.0\]",
+    ),
     "admitted twice": (double(Admitted, -1), "I1", r"prompt 0-7 was admitted again at line 70; it was still open"),
     "a prompt skipped": (change(Admitted, -1, position=8), "I1", r"prompt 0-7 .* position 8 .* 7 was next"),
     "never admitted": (drop(Admitted, 0), "I1", r"prompt 0-0 was dispatched at line 10; it was never admitted"),

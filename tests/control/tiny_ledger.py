@@ -154,7 +154,7 @@ class TinyLedger:
                 prompt=attempt.prompt,
                 attempt=number,
                 lowest_version=attempt.version,
-                rewards=(0.0, 1.0),
+                rewards=(1.0, 1.0),
             )
         )
         self.state.groups.append((attempt.prompt, attempt.version))

@@ -127,9 +127,12 @@ class SimulatedRewards:
         return [self._outcome(sample) for sample in samples]
 
     def _outcome(self, sample: RewardSample) -> Reward | Failure:
-        if is_unscorable(self._scenario, sample.id.rsplit("/", 1)[0]):
+        prompt_id = sample.id.rsplit("/", 1)[0]
+        if is_unscorable(self._scenario, prompt_id):
             self._note("sample refused by the reward")
             return Failure(code=FailureCode.INVALID_SAMPLE, message="no answer in the reference")
+        if random.Random(f"{self._scenario.seed}/flat/{prompt_id}").random() < self._scenario.flat:
+            return Reward(value=1.0)
         return Reward(value=float(sum(sample.token_ids)))
 
 

@@ -38,6 +38,7 @@ from services.control.step_metrics import RunTotals
 from services.control.training import Outcome, Sessions
 from services.control.verification import verify_events
 from tests.fakes import make_prompt
+from tests.simulation.filtering import check_filtering
 from tests.simulation.parts import SimulatedLearner, SimulatedRewards
 from tests.simulation.scenario import Order, Scenario, make_scenario
 from tests.simulation.virtual_time import Deadlock, Killed, VirtualTimeLoop
@@ -77,6 +78,8 @@ def simulate(seed: int) -> Result:
             max_groups_per_worker=scenario.max_groups_per_worker,
             checkpoint_every=0,
             unscorable=scenario.unscorable,
+            flat=scenario.flat,
+            max_filtered_per_step=scenario.max_filtered_per_step,
         )
         twin = run_scenario(calm)
         result.wrong += twin.wrong
@@ -131,6 +134,8 @@ class _SimulatedRun:
         result.faults["late reply fenced"] += report.totals.fenced
         result.faults["attempt requeued"] += report.totals.requeued
         result.wrong += [f"{invariant}: {facts}" for invariant, facts in violations.items()]
+        result.wrong += check_filtering(result.events, self._scenario.max_filtered_per_step)
+        result.faults["prompt filtered"] += report.totals.filtered
         if result.endings[-1] == "finished":
             result.wrong += [] if not report.totals.num_open else [f"prompts are open: {report.totals.open_prompts}"]
             self._check_learner()
@@ -302,11 +307,14 @@ def _config(scenario: Scenario, folder: Path) -> RunConfig:
             "model": {"path": "simulated"},
             "data": {"prompts": "simulated"},
             "reward": {"addresses": ["localhost:1"]},
+            "learner": {"algorithm": "grpo"},
             "metrics": {"sinks": (), "samples_per_step": 0},
             "train": {
                 "num_steps": scenario.num_steps,
                 "prompts_per_step": scenario.prompts_per_step,
                 "max_staleness": scenario.max_staleness,
+                "dynamic_sampling": scenario.max_filtered_per_step > 0,
+                "max_filtered_per_step": scenario.max_filtered_per_step or None,
                 "max_failed_prompts": scenario.max_failed_prompts,
                 "max_learner_restarts": scenario.max_learner_restarts,
                 "checkpoint_every": scenario.checkpoint_every,
@@ -336,6 +344,7 @@ def _in_peace(scenario: Scenario) -> Scenario:
     calm = Scenario(
         **{name: getattr(scenario, name) for name in _SETTINGS},
         unscorable=scenario.unscorable,
+        flat=scenario.flat,
     )
     return replace(calm, max_failed_prompts=1000)
 
@@ -350,6 +359,7 @@ _SETTINGS = (
     "num_prompts",
     "max_groups_per_worker",
     "checkpoint_every",
+    "max_filtered_per_step",
 )
 
 

@@ -32,6 +32,8 @@ class Scenario:
         dies_loading: chance that a load kills the worker.
         no_launch: chance that a launch fails, or finds no room.
         unscorable: share of the prompts that the reward refuses for good.
+        flat: share of the prompts whose completions all earn the same.
+        max_filtered_per_step: prompts of a step that dynamic sampling may replace; 0: there is none.
         outages: when the reward is away, as (start, end).
         learner_dies: chance that a call of the learner ends with the loss of a rank.
         learner_fails: chance that a step ends with a typed error that no restart mends.
@@ -65,6 +67,8 @@ class Scenario:
     dies_loading: float = 0.0
     no_launch: float = 0.0
     unscorable: float = 0.0
+    flat: float = 0.0
+    max_filtered_per_step: int = 0
     outages: tuple[tuple[float, float], ...] = ()
     learner_dies: float = 0.0
     learner_fails: float = 0.0
@@ -116,6 +120,8 @@ def make_scenario(seed: int) -> Scenario:
         kills=tuple(_kill(draw, horizon_s) for _ in range(num_processes)),
         orders=tuple(_orders(draw, horizon_s) for _ in range(num_processes)),
         torn_weights=_maybe(draw, 0.1, 0.05, 0.2),
+        flat=_maybe(draw, 0.5, 0.1, 1.0),
+        max_filtered_per_step=draw.choice((0, 1, 2, 5, 20)),
     )
 
 

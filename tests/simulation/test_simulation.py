@@ -28,6 +28,7 @@ MUST_HAPPEN = (
     "launch failed",
     "no room",
     "sample refused by the reward",
+    "prompt filtered",
     "reward outage waited out",
     "reward outage too long",
     "learner lost in step",

@@ -137,6 +137,13 @@ class PromptChecks(Check):
     def _ended_untrained(self, event: Filtered | Failed, line: int) -> None:
         if event.prompt not in self.open:
             self._findings.add("I1", f"prompt {event.prompt} {event.event} at line {line}; {self._fate(event)}")
+        group = self.open.get(event.prompt)
+        if isinstance(event, Filtered) and group is not None and len(set(group.rewards)) > 1:
+            self._findings.add(
+                "I1",
+                f"prompt {event.prompt} was filtered at line {line} with the rewards {list(group.rewards)}; only a "
+                "group whose rewards are all the same may go untrained",
+            )
         self._end(event.prompt, f"had {event.event}", line)
 
     def _end(self, prompt: str, how: str, line: int) -> None:
