@@ -26,7 +26,8 @@ from ppo_learner.advantages import generalised_advantages, group_normalised_adva
 from ppo_learner.batching import Batch, MicroBatch, batch_rollouts, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
-from ppo_learner.losses import ppo_clip_loss, value_loss
+from ppo_learner.losses import ppo_clip
+from ppo_learner.value_losses import value_loss
 from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from services.contracts.settings import ModelConfig
 
@@ -62,14 +63,12 @@ class BareLoop:
         advantages, old_values = self._advantages()
         for batch in self._micro_batches:
             logprobs = self._logprobs(batch)
-            losses, _ = ppo_clip_loss(
-                logprobs, logprobs.detach(), advantages[batch.actions], clip_ratio_low=0.2, clip_ratio_high=0.2
-            )
+            losses, _ = ppo_clip(logprobs, logprobs.detach(), advantages[batch.actions], batch.rows, self._config)
             (losses.sum() / self._batch.num_actions).backward()
             if old_values is not None:
                 old = old_values[batch.actions]
                 returns = self._returns[batch.actions]
-                values, _ = value_loss(self._values(batch), old, returns, clip=self._config.value_clip)
+                values, _ = value_loss(self._values(batch), old, returns, self._config)
                 (self._config.value_coefficient * values.sum() / self._batch.num_actions).backward()
         norm = self._descend(self._policy, self._policy_optimizer)
         if old_values is not None:

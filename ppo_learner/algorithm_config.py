@@ -25,8 +25,8 @@ class AlgorithmConfig(Section):
         return ALGORITHMS[self.algorithm]
 
     @property
-    def clips(self) -> bool:
-        """Whether the policy loss has a ratio that is clipped."""
+    def has_ratio(self) -> bool:
+        """Whether the policy loss compares the policy with a proximal one."""
         return self.parts.loss != "reinforce"
 
     @model_validator(mode="before")

@@ -32,4 +32,19 @@ ALGORITHMS = {
         advantage="step_normalised", loss="ppo_clip", settings={"total_weight": 0.0, "step_weight": 1.0}
     ),
     "rloo": Algorithm(advantage="leave_one_out", loss="reinforce"),
+    "dr_grpo": Algorithm(
+        advantage="group_normalised",
+        loss="ppo_clip",
+        settings={"normalise_group_std": False, "loss_aggregation": "constant_length"},
+    ),
+    "dapo": Algorithm(advantage="group_normalised", loss="ppo_clip", settings={"clip_ratio_high": 0.28}),
+    "gspo": Algorithm(
+        advantage="group_normalised",
+        loss="gspo",
+        settings={"clip_ratio_low": 3e-4, "clip_ratio_high": 4e-4, "loss_aggregation": "sequence_mean"},
+    ),
+    "cispo": Algorithm(
+        advantage="group_normalised", loss="cispo", settings={"clip_ratio_low": 1.0, "clip_ratio_high": 4.0}
+    ),
+    "sapo": Algorithm(advantage="group_normalised", loss="sapo", settings={"loss_aggregation": "sequence_mean"}),
 }

@@ -30,6 +30,18 @@ class LearnerConfig(
 ):
     """How the policy learns from scored rollouts; here are the rules that span groups."""
 
+    def for_run(self, *, max_staleness: int, max_completion_tokens: int) -> Self:
+        """These settings with the defaults resolved that other sections decide.
+
+        A step with a single update starts at the recomputed policy, so nothing would hold it back from samples that
+        an older policy drew; against the sampler the same loss does.
+        """
+        stale = max_staleness > 0 and self.has_ratio and self.importance_correction == "none"
+        resolved: dict[str, object] = {"proximal": self.proximal or ("sampler" if stale else "recomputed")}
+        if self.loss_aggregation == "constant_length":
+            resolved["loss_length"] = self.loss_length or max_completion_tokens
+        return self.model_copy(update=resolved)
+
     @model_validator(mode="after")
     def _kl_fits_steps(self) -> Self:
         if self.normalises_steps and self.kl_coefficient and self.kl_placement == "reward":

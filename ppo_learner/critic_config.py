@@ -23,6 +23,9 @@ class CriticConfig(AlgorithmConfig):
     """First steps in which only the critic learns; needs critic: model."""
     value_clip: float | None = Field(default=0.2, gt=0)
     """Values may move this far from their old ones within a step before the loss stops pulling; None: no clip."""
+    value_huber_delta: float | None = Field(default=None, gt=0)
+    """Errors beyond this count linearly and not as their square (Huber), which spares the critic outliers; None: all as
+    their square."""
     value_coefficient: float = Field(default=0.5, gt=0)
     """Weight of the value loss beside the policy loss; with critic: model it scales only the critic's gradient."""
 

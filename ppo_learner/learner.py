@@ -190,7 +190,8 @@ class LearnerRank:
         """
         kl_in_reward = self._networks.has_reference and self._config.kl_placement == "reward"
         ratio_needs_them = self._config.updates_per_step > 1 and self._config.proximal in (None, "recomputed")
-        return kl_in_reward or ratio_needs_them or not rates.train_policy
+        some_may_be_left_out = self._config.kl_stop is not None
+        return kl_in_reward or ratio_needs_them or some_may_be_left_out or not rates.train_policy
 
     def _steer_kl(self, measured: Mapping[str, float], *, num_completions: int) -> None:
         if "kl/completion" in measured:

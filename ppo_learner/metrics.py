@@ -137,7 +137,11 @@ def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> di
     for name, norms in trace.gradient_norms.items():
         finite = [norm for norm in norms if math.isfinite(norm)]
         metrics[f"gradient_norm/{name}"] = fmean(finite) if finite else math.inf
-    return metrics | {"updates": trace.num_updates, "updates_skipped": trace.num_skipped}
+    return metrics | {
+        "updates": trace.num_updates,
+        "updates_skipped": trace.num_skipped,
+        "updates_left_out": trace.num_left_out,
+    }
 
 
 def rate_metrics(rates: Rates, *, has_critic: bool) -> dict[str, float]:

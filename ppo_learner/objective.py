@@ -1,7 +1,8 @@
 """The loss of one micro-batch, and the sums that become metrics.
 
 It must not know networks, ranks or optimizers. Invariant: losses and sums carry the token weights of the whole
-optimizer step, so adding them up over micro-batches and ranks gives its means. N sampled tokens of the micro-batch.
+optimizer step, so added up over micro-batches and ranks they are its loss, and over the sum of all weights its means.
+N sampled tokens of the micro-batch.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS
 from ppo_learner.kl import KL_ESTIMATORS, k3
-from ppo_learner.losses import POLICY_LOSSES, value_loss
+from ppo_learner.losses import POLICY_LOSSES
+from ppo_learner.value_losses import value_loss
 
 SUMS = ("policy_loss", "entropy", "kl/old", "clip_fraction", "value_loss", "value_clip_fraction")
 
@@ -50,7 +52,9 @@ def policy_objective(
     proximal = experience.proximal_logprobs(logprobs.detach(), here, config)
     log_ratio = proximal - experience.behaviour_logprobs[here]
     importance = IMPORTANCE_CORRECTIONS[config.importance_correction](log_ratio, batch.rows, config).weights
-    losses, clipped = POLICY_LOSSES[config.parts.loss](logprobs, proximal, experience.advantages[here], config)
+    losses, clipped = POLICY_LOSSES[config.parts.loss](
+        logprobs, proximal, experience.advantages[here], batch.rows, config
+    )
     policy_loss = (weights * importance * losses).sum()
     mean_entropy = (weights * entropy).sum()
     loss = policy_loss - config.entropy_coefficient * mean_entropy
@@ -74,7 +78,7 @@ def value_objective(
     """
     assert experience.old_values is not None and experience.returns is not None
     old_values, returns = experience.old_values[batch.actions], experience.returns[batch.actions]
-    losses, clipped = value_loss(values, old_values, returns, clip=config.value_clip)
+    losses, clipped = value_loss(values, old_values, returns, config)
     loss = (weights * losses).sum()
     return Objective(
         loss=config.value_coefficient * loss, sums=_sums(None, None, None, None, loss, (weights * clipped).sum())

@@ -20,9 +20,10 @@ class OffPolicyConfig(AlgorithmConfig):
     """The proximal policy (decoupled PPO) and the correction from the sampler's policy to it."""
 
     proximal: Literal["recomputed", "sampler", "interpolated"] | None = None
-    """Policy that PPO's ratio compares with: the learner's at the step's start (recomputed), the one that sampled, or a
-    point between that and the trained one by each token's staleness (interpolated), which saves a forward pass. By
-    default recomputed; where there is staleness, no importance_correction and a clip, the one that sampled."""
+    """Policy that the ratio compares with, apart from the one that sampled (decoupled PPO): the learner's at the step's
+    start (recomputed), the sampler itself, or a point between that and the trained one by each token's staleness
+    (interpolated), which saves a forward pass. By default recomputed; where there is staleness, a ratio and no
+    importance_correction, the sampler."""
     importance_correction: Literal["none", "token_tis", "sequence_tis", "sequence_mis", "icepop"] = "none"
     """Weight on each token's policy loss by the proximal policy's probability over the sampler's: truncated per token
     or per completion (tis), completions masked above the cap (mis), or tokens masked outside a range (icepop)."""
@@ -33,21 +34,11 @@ class OffPolicyConfig(AlgorithmConfig):
     importance_high: float = Field(default=5.0, gt=1)
     """icepop masks tokens whose probability ratio lies above this."""
 
-    def for_staleness(self, max_staleness: int) -> Self:
-        """These settings with the default of `proximal` resolved.
-
-        A step with a single update starts at the recomputed policy, so nothing would hold it back from samples that
-        an older policy drew; against the sampler the same clip does.
-        """
-        stale = max_staleness > 0 and self.clips and self.importance_correction == "none"
-        default: Literal["recomputed", "sampler"] = "sampler" if stale else "recomputed"
-        return self.model_copy(update={"proximal": self.proximal or default})
-
     @model_validator(mode="after")
     def _proximal_fits(self) -> Self:
-        if not self.clips and self.proximal not in (None, "recomputed"):
+        if not self.has_ratio and self.proximal not in (None, "recomputed"):
             raise ValueError(
-                f"proximal {self.proximal} anchors a clip, and algorithm {self.algorithm} has none; use "
+                f"proximal {self.proximal} anchors a ratio, and algorithm {self.algorithm} has none; use "
                 "proximal: recomputed, and importance_correction against staleness"
             )
         if self.proximal == "sampler" and self.importance_correction != "none":

@@ -1,7 +1,8 @@
 """The optimizer steps of one learner step: epochs, mini-batches, micro-batches.
 
-It must not know rewards or how advantages came about. Invariants: the weights of each mini-batch's tokens sum to 1 over
-all ranks; the order of mini-batches is a function of seed, step and epoch; all ranks skip an update or none does.
+It must not know rewards or how advantages came about. Invariants: what a token counts is decided from the
+whole mini-batch, over all ranks; the order of mini-batches is a function of seed, step and epoch; all ranks skip an
+update, or leave it out, or none does.
 """
 
 import random
@@ -10,10 +11,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from ppo_learner.aggregation import AGGREGATIONS
 from ppo_learner.batching import Batch, MicroBatch, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
-from ppo_learner.losses import token_weights
 from ppo_learner.networks import Networks
 from ppo_learner.objective import SUMS, policy_objective, value_objective
 from ppo_learner.ranks import Ranks
@@ -39,7 +40,8 @@ class Trace:
         logprobs: (A,) of each token when it was first trained on.
         gradient_norms: of each network, one per update.
         num_updates: optimizer steps, skipped ones included.
-        num_skipped: optimizer steps left out for a non-finite gradient.
+        num_skipped: optimizer steps skipped for a non-finite gradient.
+        num_left_out: updates that never began, because the KL had passed `kl_stop`.
     """
 
     sums: Tensor
@@ -47,6 +49,7 @@ class Trace:
     gradient_norms: dict[str, list[float]] = field(default_factory=dict)
     num_updates: int = 0
     num_skipped: int = 0
+    num_left_out: int = 0
 
 
 class Updater:
@@ -72,9 +75,17 @@ class Updater:
             logprobs=torch.zeros(experience.batch.num_actions, device=device),
         )
         self._networks.train()
-        for epoch in range(self._config.num_epochs):
-            for sequences in self._minibatches(len(experience.batch.token_ids), step=step, epoch=epoch):
-                self._update(experience, sequences, rates, trace, first_sight=epoch == 0)
+        updates = [
+            (epoch, sequences)
+            for epoch in range(self._config.num_epochs)
+            for sequences in self._minibatches(len(experience.batch.token_ids), step=step, epoch=epoch)
+        ]
+        for number, (epoch, sequences) in enumerate(updates, start=1):
+            sums = self._update(experience, sequences, rates, trace, first_sight=epoch == 0)
+            trace.sums += sums
+            if self._strayed(sums):
+                trace.num_left_out = len(updates) - number
+                break
         trace.sums = self._ranks.sum(trace.sums)
         trace.logprobs = self._ranks.sum(trace.logprobs)
         return trace
@@ -86,30 +97,39 @@ class Updater:
         random.Random(f"{self._seed}/{step}/{epoch}").shuffle(order)
         return torch.tensor_split(torch.tensor(order), min(self._config.num_minibatches, num_sequences))
 
+    def _strayed(self, sums: Tensor) -> bool:
+        """Whether the last update's tokens were already too far from the proximal policy; of every rank's tokens."""
+        kl_stop = self._config.kl_stop
+        return kl_stop is not None and float(self._ranks.sum(sums)[SUMS.index("kl/old")]) > kl_stop
+
     def _update(
         self, experience: Experience, sequences: Tensor, rates: Rates, trace: Trace, *, first_sight: bool
-    ) -> None:
-        """One optimizer step of each network on some sequences of the batch."""
+    ) -> Tensor:
+        """One optimizer step of each network on some sequences of the batch; returns this rank's part of the means."""
+        sums = torch.zeros_like(trace.sums)
         weights = self._weight_column(experience.batch, sequences)
+        total, column = float(weights.sum()), weights.float().to(self._ranks.device)
         micro_batches = self._micro_batches(experience.batch, sequences.tolist())
         for number, part in enumerate(micro_batches, start=1):
             batch = collate(experience.batch, part, self._ranks.device, packed=self._networks.packed)
-            here, last = weights[batch.actions], number == len(micro_batches)
+            here, last = column[batch.actions], number == len(micro_batches)
             if rates.train_policy:
-                logprobs = self._descend_policy(batch, experience, here, rates, trace, last=last)
+                logprobs, parts = self._descend_policy(batch, experience, here, rates, last=last)
+                sums += parts
                 if first_sight:
                     trace.logprobs[batch.actions] = logprobs
             if self._networks.critic:
                 objective = value_objective(self._networks.critic(batch), batch, experience, here, self._config)
                 self._networks.critic.backward(objective.loss, last=last)
-                trace.sums += objective.sums
+                sums += objective.sums
         self._apply(rates, trace)
+        return sums / (total or 1.0)
 
     def _weight_column(self, batch: Batch, sequences: Tensor) -> Tensor:
         """(A,) what each token of the chosen sequences counts."""
         weights = torch.zeros(len(batch.token_ids), dtype=torch.float64)
-        weights[sequences] = token_weights(batch.counts[sequences], self._config.loss_aggregation)
-        return torch.repeat_interleave(weights, batch.counts).float().to(self._ranks.device)
+        weights[sequences] = AGGREGATIONS[self._config.loss_aggregation](batch.counts[sequences], self._config)
+        return torch.repeat_interleave(weights, batch.counts)
 
     def _micro_batches(self, batch: Batch, sequences: list[int]) -> list[list[int]]:
         """This rank's share of the chosen sequences."""
@@ -123,21 +143,20 @@ class Updater:
         return [[sequences[i] for i in part] for part in plan[self._ranks.rank]]
 
     def _descend_policy(
-        self, batch: MicroBatch, experience: Experience, weights: Tensor, rates: Rates, trace: Trace, *, last: bool
-    ) -> Tensor:
-        """Add the gradient of the policy, and of the value head on it; returns the logprobs (N,)."""
+        self, batch: MicroBatch, experience: Experience, weights: Tensor, rates: Rates, *, last: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Add the gradient of the policy, and of the value head on it; returns the logprobs (N,) and the sums."""
         logprobs, entropy, values = self._networks.act(batch)
         objective = policy_objective(
             logprobs, entropy, batch, experience, weights, self._config, kl_coefficient=rates.kl_coefficient
         )
-        loss = objective.loss
-        trace.sums += objective.sums
+        loss, sums = objective.loss, objective.sums
         if values is not None:
             beside = value_objective(values, batch, experience, weights, self._config)
             loss = loss + beside.loss
-            trace.sums += beside.sums
+            sums = sums + beside.sums
         self._networks.policy.backward(loss, last=last)
-        return logprobs.detach()
+        return logprobs.detach(), sums
 
     def _apply(self, rates: Rates, trace: Trace) -> None:
         updates = {}

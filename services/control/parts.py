@@ -159,7 +159,9 @@ async def spawn_learner(
         rooms,
         LearnerRank,
         config,
-        learner=config.learner.for_staleness(config.train.max_staleness),
+        learner=config.learner.for_run(
+            max_staleness=config.train.max_staleness, max_completion_tokens=config.rollout.max_completion_tokens
+        ),
         transport=config.weights.transport,
         temperature=config.rollout.temperature,
         generation=generation,

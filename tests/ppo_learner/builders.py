@@ -103,7 +103,7 @@ def start_rank(
 ) -> LearnerRank:
     """A learner rank in this process; the caller closes it before it starts the next."""
     arguments: dict[str, Any] = {
-        "learner": config,
+        "learner": config.for_run(max_staleness=0, max_completion_tokens=32),
         "model": ModelConfig(path=str(model), dtype=dtype),
         "transport": "disk",
         "rank": rank,

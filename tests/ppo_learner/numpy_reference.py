@@ -85,11 +85,16 @@ def effective_sample_share(weights: Floats) -> float:
     return float(sum(weights) ** 2 / (len(weights) * sum(w * w for w in weights)))
 
 
-def clipped_value_loss(values: Floats, old: Floats, returns: Floats, clip: float) -> Floats:
+def clipped_value_loss(
+    values: Floats, old: Floats, returns: Floats, clip: float, huber_delta: float = np.inf
+) -> Floats:
+    def error(e: float) -> float:
+        return 0.5 * e**2 if abs(e) <= huber_delta else huber_delta * (abs(e) - 0.5 * huber_delta)
+
     losses = []
     for v, o, r in zip(values, old, returns, strict=True):
         bounded = min(max(v, o - clip), o + clip)
-        losses.append(0.5 * max((v - r) ** 2, (bounded - r) ** 2))
+        losses.append(max(error(v - r), error(bounded - r)))
     return np.array(losses)
 
 

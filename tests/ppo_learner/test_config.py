@@ -6,6 +6,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
+from ppo_learner.aggregation import AGGREGATIONS
 from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS
@@ -32,7 +33,7 @@ from ppo_learner.schedule import learning_rate_factor
         ({"critic": "value_head", "critic_warmup_steps": 5}, "set it to 0"),
         ({"proximal": "sampler", "importance_correction": "icepop"}, "icepop has no effect with proximal: sampler"),
         ({"proximal": "interpolated"}, "use it with an importance_correction, for example token_tis"),
-        ({"algorithm": "rloo", "proximal": "sampler"}, "anchors a clip, and algorithm rloo has none"),
+        ({"algorithm": "rloo", "proximal": "sampler"}, "anchors a ratio, and algorithm rloo has none"),
         (
             {"importance_cap": 3.0},
             "importance_cap 3.0 has no effect with importance_correction none; remove it, or use",
@@ -40,6 +41,14 @@ from ppo_learner.schedule import learning_rate_factor
         ({"importance_correction": "token_tis", "importance_low": 0.1}, "importance_low 0.1 has no .* or use icepop"),
         ({"importance_correction": "icepop", "importance_high": 0.5}, "greater than 1"),
         ({"importance_correction": "tis"}, "'none', 'token_tis', 'sequence_tis', 'sequence_mis' or 'icepop'"),
+        (
+            {"algorithm": "rloo", "clip_ratio_low": 0.1},
+            "clip_ratio_low 0.1 has no .* loss is reinforce; remove it",
+        ),
+        ({"sapo_temperature_negative": 2.0}, "has no effect with algorithm ppo.* an algorithm with sapo"),
+        ({"dual_clip": 1.0}, "greater than 1"),
+        ({"loss_length": 9}, "no effect with loss_aggregation token_mean; remove it, or use constant_length"),
+        ({"kl_stop": 0.1}, "a single update; remove it, or raise num_epochs or num_minibatches"),
         ({"learning_rate": 1e-6}, "Extra inputs are not permitted"),
     ],
 )
@@ -62,7 +71,12 @@ def test_a_user_s_own_key_comes_before_the_algorithm_s() -> None:
 
 
 @pytest.mark.parametrize(
-    ("setting", "names"), [("proximal", PROXIMAL_POLICIES), ("importance_correction", IMPORTANCE_CORRECTIONS)]
+    ("setting", "names"),
+    [
+        ("proximal", PROXIMAL_POLICIES),
+        ("importance_correction", IMPORTANCE_CORRECTIONS),
+        ("loss_aggregation", AGGREGATIONS),
+    ],
 )
 def test_a_setting_offers_what_its_dict_has(setting: str, names: dict[str, object]) -> None:
     annotation = LearnerConfig.model_fields[setting].annotation
@@ -117,4 +131,15 @@ def test_linear_and_cosine_end_at_zero() -> None:
 def test_stale_samples_are_clipped_against_the_policy_that_drew_them(
     settings: dict[str, str], max_staleness: int, proximal: str
 ) -> None:
-    assert LearnerConfig.model_validate(settings).for_staleness(max_staleness).proximal == proximal
+    config = LearnerConfig.model_validate(settings).for_run(max_staleness=max_staleness, max_completion_tokens=8)
+    assert config.proximal == proximal
+
+
+def test_a_constant_length_is_the_longest_completion_allowed_unless_the_user_says_otherwise() -> None:
+    def resolved(**settings: object) -> int | None:
+        config = LearnerConfig.model_validate(settings)
+        return config.for_run(max_staleness=0, max_completion_tokens=512).loss_length
+
+    assert resolved(loss_aggregation="constant_length") == 512
+    assert resolved(loss_aggregation="constant_length", loss_length=7) == 7
+    assert resolved() is None

@@ -25,6 +25,9 @@ VARIANTS: list[dict[str, Any]] = [
     {"algorithm": "grpo", "kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"},
     {"algorithm": "grpo", "importance_correction": "icepop", "num_minibatches": 2},
     {"algorithm": "rloo", "importance_correction": "sequence_tis", "loss_aggregation": "sequence_mean"},
+    {"algorithm": "gspo", "num_minibatches": 2, "importance_correction": "token_tis"},
+    {"algorithm": "dr_grpo", "num_minibatches": 2, "dual_clip": 3.0, "entropy_coefficient": 0.01},
+    {"value_clip": None, "value_huber_delta": 0.5},
     {"algorithm": "grpo", "proximal": "interpolated", "importance_correction": "sequence_mis", "num_minibatches": 2},
 ]
 
@@ -164,6 +167,38 @@ def test_a_kl_below_its_target_lowers_the_coefficient(tiny_model: Path) -> None:
         first, second = rank.step(random_groups(0)), rank.step(random_groups(1))
     assert first.metrics["kl_coefficient"] == 0.1
     assert second.metrics["kl_coefficient"] == pytest.approx(0.1 * (1 - 0.2 * 12 / 100))
+
+
+def test_updates_after_the_kl_passed_its_stop_are_left_out_and_counted(tiny_model: Path) -> None:
+    options = {"algorithm": "grpo", "num_epochs": 2, "num_minibatches": 2, "lr": 1e-2}
+    with running(tiny_model, **options) as rank:
+        free = rank.step(random_groups(0)).metrics
+        after_four = weights_of(rank)
+    with running(tiny_model, **options, kl_stop=free["kl/old"] / 100) as rank:
+        stopped = rank.step(random_groups(0)).metrics
+        after_fewer = weights_of(rank)
+    with running(tiny_model, **options, kl_stop=1e9) as rank:
+        far = rank.step(random_groups(0)).metrics
+        assert all(torch.equal(weight, after_four[name]) for name, weight in weights_of(rank).items())
+    assert (free["updates"], free["updates_left_out"]) == (far["updates"], far["updates_left_out"]) == (4, 0)
+    # The first update starts at the old policy itself; the second finds that it has moved.
+    assert (stopped["updates"], stopped["updates_left_out"]) == (2, 2)
+    assert 0 < stopped["kl/old"] < free["kl/old"]
+    assert any(not torch.equal(weight, after_four[name]) for name, weight in after_fewer.items())
+
+
+def test_a_constant_length_scales_the_loss_and_none_of_the_metrics(tiny_model: Path) -> None:
+    reports = []
+    for aggregation in ("token_mean", "constant_length"):
+        with running(tiny_model, algorithm="dr_grpo", loss_aggregation=aggregation, entropy_coefficient=0.01) as rank:
+            reports.append(rank.step(random_groups(0)).metrics)
+    mean, constant = reports
+    groups = random_groups(0)
+    tokens = sum(sum(rollout.loss_mask) for group in groups for rollout in group.group.rollouts)
+    scale = tokens / (12 * 32)  # `start_rank` says 32 tokens are the longest.
+    assert constant["gradient_norm/policy"] == pytest.approx(scale * mean["gradient_norm/policy"], rel=1e-4)
+    for name in ("policy_loss", "entropy", "clip_fraction", "kl/old"):
+        assert constant[name] == pytest.approx(mean[name], rel=1e-5, abs=1e-7)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # The infinite reward's own statistics.

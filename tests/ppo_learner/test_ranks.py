@@ -39,11 +39,20 @@ STALE = {
     "num_minibatches": 2,
     "max_tokens_per_micro_batch": 64,
 }
+SEQUENCE_RATIO = {
+    "algorithm": "gspo",
+    "lr": 1e-3,
+    "num_minibatches": 3,
+    "kl_stop": 1e-9,  # Only the second update of a step can find that it is passed.
+    "max_tokens_per_micro_batch": 64,
+}
 CASES: dict[str, dict[str, Any]] = {
     "critic": CRITIC,
     "value_head": VALUE_HEAD,
     "stale": STALE,
     "stale_zero_2": STALE | {"zero_stage": 2, "packing": "on"},
+    "sequence_ratio": SEQUENCE_RATIO,
+    "sequence_ratio_zero_1": SEQUENCE_RATIO | {"zero_stage": 1, "packing": "on"},
     **{f"critic_zero_{stage}": CRITIC | {"zero_stage": stage} for stage in (0, 2, 3)},
     **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
 }
@@ -118,6 +127,11 @@ def test_two_ranks_report_what_one_does_and_agree_to_the_bit(
     ):
         assert without_seconds(here) == without_seconds(there)
         assert without_seconds(here) == pytest.approx(without_seconds(expected), rel=5e-3, abs=2e-4)
+
+
+def test_two_ranks_stop_at_the_same_update(outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    for rank in (*outcomes["sequence_ratio"], *outcomes["sequence_ratio_zero_1"]):
+        assert [(step["updates"], step["updates_left_out"]) for step in rank["metrics"]] == [(2, 1)] * 4
 
 
 @pytest.mark.parametrize("name", CASES)

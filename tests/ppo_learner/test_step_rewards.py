@@ -12,7 +12,7 @@ from torch import Tensor
 from ppo_learner.batching import batch_rollouts
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Evaluation, Experience, make_experience
-from ppo_learner.losses import ppo_clip_loss
+from ppo_learner.losses import ppo_clip
 from ppo_learner.metrics import group_metrics
 from services.contracts.errors import UserError
 from services.contracts.records import ScoredGroup
@@ -125,7 +125,8 @@ def test_the_order_of_groups_and_what_stands_beside_them_changes_nothing() -> No
 def test_a_step_of_the_policy_makes_the_tokens_of_good_steps_likelier() -> None:
     made = experience(pair(), GRPO_PROCESS)
     logprobs = made.behaviour_logprobs.clone().requires_grad_()
-    loss = ppo_clip_loss(logprobs, made.behaviour_logprobs, made.advantages, clip_ratio_low=0.2, clip_ratio_high=0.2)
+    rows = torch.tensor([0, 0, 0, 1, 1])
+    loss = ppo_clip(logprobs, made.behaviour_logprobs, made.advantages, rows, LearnerConfig())
     loss.losses.sum().backward()
     assert logprobs.grad is not None
     assert (-logprobs.grad).sign().tolist() == [1, -1, -1, -1, -1]
