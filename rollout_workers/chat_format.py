@@ -44,6 +44,16 @@ def parse_transcript(text: str, *, system: str | None, where: str) -> tuple[Mess
     return (Message(role="system", content=system), *turns) if system else turns
 
 
+def check_encodable(text: str, where: str) -> None:
+    """Refuse text that is not Unicode. Raises `UserError`, naming `where` it stands."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{where}: the text has a lone surrogate at character {error.start} and is not Unicode"
+        ) from error
+
+
 def _is_turn(turn: object) -> bool:
     return (
         isinstance(turn, Mapping)

@@ -1,4 +1,4 @@
-"""From a data file or hub name to tokenised prompts and demonstrations, with every fault named by file, row and column.
+"""From a data file or hub name to tokenised prompts, with every fault named by file, row and column.
 
 It must not know what happens to a prompt afterwards. Invariants: a prompt's id, text and tokens depend on its row and
 epoch alone, and `RowOrder` gives the same order for the same seed and position, so that a resumed run continues
@@ -9,19 +9,19 @@ import random
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from rollout_workers.chat_format import to_messages
+from rollout_workers.chat_format import check_encodable, to_messages
+from rollout_workers.conversations import ConversationConfig
 from rollout_workers.rows import Row, read_rows
 from services.contracts.errors import UserError
-from services.contracts.records import Demonstration, Json, Message, Prompt
+from services.contracts.records import Json, Message, Prompt
 from services.contracts.reward_text import chat_text
-from services.contracts.settings import Section
 
 
-class DataConfig(Section):
+class DataConfig(ConversationConfig):
     """Where prompts come from and how a row becomes one."""
 
     prompts: str
@@ -52,6 +52,17 @@ class DataConfig(Section):
     """Draw each epoch in a new order that depends on run.seed."""
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many rows."""
+
+    @model_validator(mode="after")
+    def _conversations_stand_alone(self) -> Self:
+        if self.messages_field is not None and self.response_field is not None:
+            raise ValueError(
+                f"messages_field {self.messages_field!r} holds whole conversations, and response_field "
+                f"{self.response_field!r} the answers to prompt_field; set one of them"
+            )
+        if self.messages_field is not None and self.template == "plain":
+            raise ValueError("messages_field is written by the tokenizer's chat template; set template: chat")
+        return self
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,38 +170,26 @@ def load_prompts(data: DataConfig, tokenizer: Any, *, max_prompt_tokens: int) ->
     return PromptSet(prompts=tuple(kept), num_truncated=num_long - dropped, num_dropped=dropped)
 
 
-def load_demonstrations(
-    data: DataConfig, tokenizer: Any, *, max_length: int
-) -> tuple[Demonstration, ...]:  # Any: ditto
-    """Read prompts with their responses for supervised training; the response ends with the end-of-sequence token.
+def text_column(data: DataConfig, row: Row, field: str, number: int) -> str:
+    """A column's text. Raises `UserError`, naming file, row and column, where it is none."""
+    where = f"{data.prompts}, row {number}"
+    value = column(row, field, where)
+    if not isinstance(value, str):
+        raise UserError(f"{where}, column {field!r}: expected a string, found {type(value).__name__}")
+    check_encodable(value, where)
+    return value
 
-    Raises:
-        UserError: naming file, row and column of the first fault.
-    """
-    if data.response_field is None:
-        raise UserError("supervised training needs data.response_field: the column with the response to learn")
-    prompts = load_prompts(data, tokenizer, max_prompt_tokens=max_length)
-    if prompts.num_dropped or prompts.num_truncated:
-        raise UserError(f"{data.prompts}: supervised training keeps every row whole; raise model.max_length")
-    rows = read_rows(data.prompts, subset=data.subset, split=data.split)[: data.limit]
-    demonstrations = []
-    for prompt in prompts.prompts:
-        response = _text(data, rows[prompt.row], data.response_field, prompt.row)
-        response_ids = [*tokenizer.encode(response, add_special_tokens=False), tokenizer.eos_token_id]
-        token_ids = prompt.token_ids + array("i", response_ids)
-        if len(token_ids) > max_length:
-            raise UserError(
-                f"{data.prompts}, row {prompt.row}: prompt and response have {len(token_ids)} tokens and the limit is "
-                f"{max_length}; raise model.max_length or leave the row out"
-            )
-        loss_mask = array("b", [0] * len(prompt.token_ids) + [1] * len(response_ids))
-        demonstrations.append(Demonstration(token_ids=token_ids, loss_mask=loss_mask))
-    return tuple(demonstrations)
+
+def column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
+    """A column's value. Raises `UserError` where the row has none."""
+    if row.get(field) is None:
+        raise UserError(f"{where}: no column {field!r}; the row has {sorted(row)}")
+    return row[field]
 
 
 def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Prompt:  # Any: transformers
     where = f"{data.prompts}, row {number}"
-    value = _format(data.prompt_format, row, where) if data.prompt_format else _column(row, data.prompt_field, where)
+    value = _format(data.prompt_format, row, where) if data.prompt_format else column(row, data.prompt_field, where)
     messages: tuple[Message, ...] = ()
     if data.template == "chat":
         messages = to_messages(value, system=data.system, where=where)
@@ -202,7 +201,7 @@ def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Promp
             f"{where}, column {data.prompt_field!r}: a plain prompt is a string, not {type(value).__name__}; "
             "a list of turns needs data.template: chat"
         )
-    _check_encodable(text, where)
+    check_encodable(text, where)
     # A chat template writes its own special tokens.
     token_ids = tokenizer.encode(text, add_special_tokens=data.template == "plain")
     if not token_ids:
@@ -218,10 +217,10 @@ def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Promp
 
 
 def _reference(data: DataConfig, row: Row, where: str) -> Mapping[str, Json]:
-    columns = {name: _column(row, name, where) for name in data.reference_columns}
+    columns = {name: column(row, name, where) for name in data.reference_columns}
     if data.reference_field is None:
         return columns
-    value = _column(row, data.reference_field, where)
+    value = column(row, data.reference_field, where)
     return {**(value if isinstance(value, dict) else {"answer": value}), **columns}
 
 
@@ -231,28 +230,4 @@ def _format(template: str, row: Row, where: str) -> str:
     except KeyError as error:
         raise UserError(
             f"{where}: data.prompt_format names the column {error}, and the row has {sorted(row)}"
-        ) from error
-
-
-def _text(data: DataConfig, row: Row, field: str, number: int) -> str:
-    where = f"{data.prompts}, row {number}"
-    value = _column(row, field, where)
-    if not isinstance(value, str):
-        raise UserError(f"{where}, column {field!r}: expected a string, found {type(value).__name__}")
-    _check_encodable(value, where)
-    return value
-
-
-def _column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
-    if row.get(field) is None:
-        raise UserError(f"{where}: no column {field!r}; the row has {sorted(row)}")
-    return row[field]
-
-
-def _check_encodable(text: str, where: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            f"{where}: the text has a lone surrogate at character {error.start} and is not Unicode"
         ) from error

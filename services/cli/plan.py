@@ -1,22 +1,26 @@
-"""What `--dry-run` prints: the resolved configuration, the processes a run would start, and the first prompt.
+"""What `--dry-run` prints: the resolved configuration, the processes a run would start, and what it would begin with.
 
 It must not start anything.
 """
+
+from collections.abc import Sequence
 
 import yaml
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from services.control.config import RunConfig
-from services.control.parts import run_demands
-from services.control.preflight import RunInputs
+from rollout_workers.demonstrations import stretches
+from services.control.config import RunConfig, SupervisedRunConfig, TrainerRoot
+from services.control.parts import rank_demands, run_demands
+from services.control.placement import Demand
+from services.control.preflight import RunInputs, SupervisedInputs
 
 
 def print_plan(config: RunConfig, inputs: RunInputs) -> None:
     """Show what `trireme train` would do with this configuration."""
     console = Console()
-    console.print(escape(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
+    _print_settings(console, config)
     console.print(_processes(config))
     prompts = inputs.prompts
     console.print(
@@ -31,12 +35,39 @@ def print_plan(config: RunConfig, inputs: RunInputs) -> None:
     console.print(f"reference: {escape(str(dict(first.reference)))}")
 
 
-def _processes(config: RunConfig) -> Table:
+def print_supervised_plan(config: SupervisedRunConfig, inputs: SupervisedInputs) -> None:
+    """Show what `trireme sft` would do with this configuration, and which tokens it would learn."""
+    console = Console()
+    _print_settings(console, config)
+    console.print(_table(rank_demands(config.learner, config.cluster)))
+    demonstrations = inputs.demonstrations
+    num_tokens = sum(len(demonstration.token_ids) for demonstration in demonstrations)
+    num_learnt = sum(sum(demonstration.loss_mask) for demonstration in demonstrations)
+    console.print(
+        f"{len(demonstrations)} demonstrations of {num_tokens} tokens, {num_learnt} of them learnt; "
+        f"sequences of at most {inputs.max_length} tokens"
+    )
+    console.print("first demonstration, each stretch with its tokens:")
+    for learnt, token_ids in stretches(demonstrations[0]):
+        text = escape(repr(inputs.tokenizer.decode(token_ids)))
+        console.print(f"{'learnt' if learnt else 'given':7}{len(token_ids):5}  {text}", style="green" if learnt else "")
+
+
+def _print_settings(console: Console, config: TrainerRoot) -> None:
+    console.print(escape(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)))
+
+
+def _table(demands: Sequence[Demand]) -> Table:
     table = Table(title="Processes", title_justify="left")
     for column in ("process", "cores", "GPUs"):
         table.add_column(column)
-    for demand in run_demands(config):
+    for demand in demands:
         table.add_row(demand.name, f"{demand.cpus:g}", f"{demand.gpus:g}")
+    return table
+
+
+def _processes(config: RunConfig) -> Table:
+    table = _table(run_demands(config))
     for address in config.reward.addresses:
         table.add_row(f"reward server at {escape(address)} (already running)", "", "")
     if config.reward.services:

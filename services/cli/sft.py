@@ -2,6 +2,7 @@
 
 from services.cli.arguments import load_config, take_switch
 from services.cli.held_run import run_in_folder
+from services.cli.plan import print_supervised_plan
 from services.control import run_folder
 from services.control.config import SupervisedRunConfig
 from services.control.demonstration_job import DemonstrationJob
@@ -10,15 +11,21 @@ from services.control.supervised_training import train_supervised
 
 
 def main(argv: list[str]) -> int:
-    """`trireme sft run.yaml [--section.key value ...] [--resume]`"""
+    """`trireme sft run.yaml [--section.key value ...] [--dry-run] [--resume]`"""
+    dry_run, argv = take_switch(argv, "--dry-run")
     resume, argv = take_switch(argv, "--resume")
     config = load_config(
         SupervisedRunConfig,
         argv,
         prog="trireme sft",
-        summary="Supervised fine-tuning on demonstrations. --resume: go on from the newest checkpoint in run.dir.",
+        summary="Supervised fine-tuning on demonstrations. --dry-run: show which tokens are learnt, start nothing. "
+        "--resume: go on from the newest checkpoint in run.dir.",
     )
-    job = DemonstrationJob(config, check_supervised(config))
+    inputs = check_supervised(config)
+    if dry_run:
+        print_supervised_plan(config, inputs)
+        return 0
+    job = DemonstrationJob(config, inputs.demonstrations)
     code = run_in_folder(
         config,
         argv,

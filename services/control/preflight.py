@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rollout_workers.prompts import DataConfig, PromptSet, load_demonstrations, load_prompts
+from rollout_workers.demonstrations import load_demonstrations
+from rollout_workers.prompts import DataConfig, PromptSet, load_prompts
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
@@ -28,6 +29,15 @@ class RunInputs:
     def decode(self, token_ids: list[int]) -> str:
         """The text of some tokens as rollout workers make it: without special ones."""
         return str(self.tokenizer.decode(token_ids, skip_special_tokens=True))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SupervisedInputs:
+    """What a supervised run learns, the longest sequence (tokens) that its model takes, and the tokenizer."""
+
+    demonstrations: tuple[Demonstration, ...]
+    max_length: int
+    tokenizer: Any  # Any: transformers is untyped
 
 
 def check_run(config: RunConfig) -> RunInputs:
@@ -54,10 +64,11 @@ def check_run(config: RunConfig) -> RunInputs:
     )
 
 
-def check_supervised(config: SupervisedRunConfig) -> tuple[Demonstration, ...]:
+def check_supervised(config: SupervisedRunConfig) -> SupervisedInputs:
     """Load tokenizer and demonstrations of a supervised run. Raises `UserError` likewise."""
     tokenizer, max_length = load_tokenizer(config.model)
-    return load_demonstrations(config.data, tokenizer, max_length=max_length)
+    demonstrations = load_demonstrations(config.data, tokenizer, max_length=max_length)
+    return SupervisedInputs(demonstrations=demonstrations, max_length=max_length, tokenizer=tokenizer)
 
 
 def evaluation_data(config: RunConfig) -> DataConfig | None:

@@ -139,3 +139,17 @@ def test_a_dry_run_shows_settings_processes_and_the_first_prompt(
     for expected in ("samples_per_prompt: 4", "rollout worker 0", "learner rank 0", "24 prompts", "0+1="):
         assert expected in shown
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_of_supervised_training_shows_which_tokens_are_learnt(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = {name: sections[name] for name in ("run", "model")}
+    data = sections["data"] | {"response_field": "answer"}
+    config = write_config(tmp_path / "sft.yaml", **kept, data={k: v for k, v in data.items() if "reference" not in k})
+    assert main(["sft", config, "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    assert "24 demonstrations of" in output
+    assert "given      4  '0+1='" in output
+    assert "learnt     2  '1<eos>'" in output
+    assert not (tmp_path / "run").exists()

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rollout_workers.prompts import DataConfig, load_demonstrations
+from rollout_workers.demonstrations import load_demonstrations
+from rollout_workers.prompts import DataConfig
 from services.cli.__main__ import main
 from services.cli.arguments import load_config
 from services.contracts.errors import UserError

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from rollout_workers.prompts import DataConfig, PromptStream, RowOrder, load_demonstrations, load_prompts
+from rollout_workers.demonstrations import load_demonstrations
+from rollout_workers.prompts import DataConfig, PromptStream, RowOrder, load_prompts
 from services.contracts.errors import UserError
 from services.contracts.records import Message
 from tests.fakes import make_prompt
