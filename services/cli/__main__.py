@@ -14,7 +14,7 @@ from services.contracts.errors import TriremeError, UserError
 COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
-    "sample": "write down completions of a model, for a judge",
+    "sample": "write down completions of a model, and the best as demonstrations",
     "reward-model": "train a reward model on judged completions",
     "label-pairs": "have a judge compare completions, and write preference data",
     "revise": "have a judge revise answers by a constitution",
