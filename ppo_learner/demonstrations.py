@@ -26,7 +26,7 @@ class DemonstrationTask:
 
     metrics = ("loss",)
 
-    def __init__(self, learner: OptimizerConfig, model: ModelConfig) -> None:
+    def __init__(self, learner: OptimizerConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._model = model
         self.network = load_policy(model, learner, temperature=1.0)
         self._language_model = self.network.language_model

@@ -59,7 +59,7 @@ class Policy(nn.Module):
         self, batch: MicroBatch, *, temperature: float | None = None, entropy_gradient: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """Logprobs (N,), entropies (N,) and, with a value head, values (N,) of a micro-batch's sampled tokens."""
-        states = batch.at_targets(_hidden_states(self.language_model.get_decoder(), batch))  # (N, H)
+        states = target_states(self.language_model.get_decoder(), batch)  # (N, H)
         logprobs, entropy = self.token_head(
             states, batch.targets, temperature=temperature, entropy_gradient=entropy_gradient
         )
@@ -80,8 +80,13 @@ class Critic(nn.Module):
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """Values (N,) before each of a micro-batch's sampled tokens."""
-        values: Tensor = self.value_head(batch.at_targets(_hidden_states(self.trunk, batch)))
+        values: Tensor = self.value_head(target_states(self.trunk, batch))
         return values
+
+
+def target_states(transformer: nn.Module, batch: MicroBatch) -> Tensor:
+    """(N, H) last hidden states at the positions that predict a micro-batch's sampled tokens."""
+    return batch.at_targets(transformer(**batch.inputs, use_cache=False).last_hidden_state)
 
 
 def load_policy(
@@ -155,11 +160,6 @@ def load_network(
     if learner.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network
-
-
-def _hidden_states(transformer: nn.Module, batch: MicroBatch) -> Tensor:
-    """(B, T, H) of the last layer."""
-    return transformer(**batch.inputs, use_cache=False).last_hidden_state  # type: ignore[no-any-return]  # untyped
 
 
 def _set_dropout(config: Any, rate: float) -> None:  # Any: transformers

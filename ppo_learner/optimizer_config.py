@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from ppo_learner.teacher_config import TeacherConfig
 from services.contracts.settings import Section
 
 
@@ -54,3 +55,5 @@ class SupervisedConfig(OptimizerConfig):
 
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate of the policy."""
+    teacher: TeacherConfig | None = None
+    """A model whose distribution over each learnt token is learnt beside the token itself, or in its place."""

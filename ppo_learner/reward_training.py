@@ -27,7 +27,7 @@ from services.contracts.settings import ModelConfig
 class RewardModelTask:
     """Implements `Task` for a reward model."""
 
-    def __init__(self, learner: RewardModelConfig, model: ModelConfig) -> None:
+    def __init__(self, learner: RewardModelConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._model = model
         self._objective = learner.parts
         self.metrics = ("loss", "accuracy") if learner.parts.compares else ("loss",)

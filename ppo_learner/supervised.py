@@ -54,9 +54,9 @@ class Work(Protocol):
 
 
 class Task(Protocol):
-    """What is learnt. Made with the sections `learner` and `model`, the same on every rank."""
+    """What is learnt. Made with the sections `learner` and `model`, the same on every rank, and this rank's place."""
 
-    def __init__(self, learner: Any, model: ModelConfig) -> None: ...  # Any: the task's own section
+    def __init__(self, learner: Any, model: ModelConfig, ranks: Ranks) -> None: ...  # Any: the task's own section
 
     @property
     def network(self) -> nn.Module:
@@ -120,7 +120,7 @@ class SupervisedRank:
             timeout_s=learner.collective_timeout_s,
         )
         seed_everything(seed)
-        self._task = task(learner, model)
+        self._task = task(learner, model, self._ranks)
         self._network = Engine(self._task.network, learner, self._ranks)
         # New weights are the same on every rank; what dropout leaves out is not.
         seed_everything(seed + rank)
@@ -191,7 +191,7 @@ class SupervisedRank:
     def read(self, model: ModelConfig, learner: OptimizerConfig) -> None:
         """Give up what was trained, and take up the weights of another model. Raises `UserError`."""
         self._network.close()
-        self._task = type(self._task)(learner, model)
+        self._task = type(self._task)(learner, model, self._ranks)
         self._network = Engine(self._task.network, learner, self._ranks)
 
     def close(self) -> None:

@@ -16,21 +16,20 @@ LOGIT_ELEMENTS = 2**26
 """Most logits in one piece, by default: 256 MiB of float32. Smaller pieces cost launches, larger ones memory."""
 
 
-class TokenHead(nn.Module):
-    """The language-model head, applied at chosen positions only.
+class OutputLayer(nn.Module):
+    """The language-model head as a function from states to logits.
 
     It shares the weight of the model's own head, so that sharded weights are gathered for this module by itself.
 
     Args:
         output: the model's output embedding.
         config: the model's configuration, for the scale and soft cap that some families put on logits.
-        temperature: divides the logits, as it did when the tokens were sampled.
 
     Attributes:
         logit_elements: most logits in one piece.
     """
 
-    def __init__(self, output: nn.Module, config: Any, *, temperature: float) -> None:  # Any: transformers
+    def __init__(self, output: nn.Module, config: Any) -> None:  # Any: transformers
         super().__init__()
         weight, bias = output.weight, getattr(output, "bias", None)
         assert isinstance(weight, nn.Parameter)
@@ -39,8 +38,28 @@ class TokenHead(nn.Module):
         # Cohere multiplies, Granite divides; Gemma squeezes through a tanh afterwards.
         self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
         self._soft_cap = getattr(config, "final_logit_softcapping", None)
-        self._temperature = temperature
         self.logit_elements = LOGIT_ELEMENTS
+
+    def num_pieces(self, num_states: int) -> int:
+        """Into how many pieces so many states are cut, that none has more than `logit_elements` logits."""
+        return max(1, -(-num_states * self.weight.shape[0] // self.logit_elements))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(N, H) → (N, V) float32 at temperature 1, of one piece."""
+        logits = functional.linear(states, self.weight, self.bias).float() * self._scale
+        return logits if self._soft_cap is None else torch.tanh(logits / self._soft_cap) * self._soft_cap
+
+
+class TokenHead(OutputLayer):
+    """The language-model head, applied at chosen positions only.
+
+    Args:
+        temperature: divides the logits, as it did when the tokens were sampled.
+    """
+
+    def __init__(self, output: nn.Module, config: Any, *, temperature: float) -> None:  # Any: transformers
+        super().__init__(output, config)
+        self._temperature = temperature
 
     def forward(
         self, states: Tensor, targets: Tensor, *, temperature: float | None = None, entropy_gradient: bool = False
@@ -57,7 +76,7 @@ class TokenHead(nn.Module):
             (N,) logprobs and (N,) entropies in nats, float32.
         """
         temperature = self._temperature if temperature is None else temperature
-        pieces = max(1, -(-len(states) * self.weight.shape[0] // self.logit_elements))
+        pieces = self.num_pieces(len(states))
         if pieces == 1:
             return self._outcomes(states, targets, temperature, entropy_gradient)
         outcomes = [
@@ -79,10 +98,7 @@ class TokenHead(nn.Module):
     def _outcomes(
         self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
     ) -> tuple[Tensor, Tensor]:
-        logits = functional.linear(states, self.weight, self.bias).float() * self._scale  # (N, V)
-        if self._soft_cap is not None:
-            logits = torch.tanh(logits / self._soft_cap) * self._soft_cap
-        logits = logits / temperature
+        logits = self.logits(states) / temperature  # (N, V)
         normaliser = torch.logsumexp(logits, dim=-1)  # (N,)
         logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
         with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):

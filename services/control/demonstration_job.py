@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ppo_learner.demonstrations import DemonstrationTask
+from ppo_learner.distillation import DistillationTask
+from ppo_learner.supervised import Task
 from services.contracts.records import Demonstration, Json
 from services.control import run_folder
 from services.control.config import SupervisedRunConfig
@@ -15,11 +17,10 @@ from services.control.run_state import RunState
 
 
 class DemonstrationJob:
-    """Implements `Job` for a policy."""
-
-    task = DemonstrationTask
+    """Implements `Job` for a policy, with a teacher beside it or without."""
 
     def __init__(self, config: SupervisedRunConfig, demonstrations: Sequence[Demonstration]) -> None:
+        self.task: type[Task] = DistillationTask if config.learner.teacher else DemonstrationTask
         self.examples = demonstrations
         self.shuffle = config.data.shuffle
         self._export: Path = config.run.dir / run_folder.EXPORT

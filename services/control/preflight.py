@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ppo_learner.teacher_config import TeacherConfig
 from rollout_workers.demonstrations import load_demonstrations
 from rollout_workers.prompts import DataConfig, PromptSet, load_prompts
 from services.contracts.errors import UserError
@@ -68,6 +69,9 @@ def check_supervised(config: SupervisedRunConfig) -> SupervisedInputs:
     """Load tokenizer and demonstrations of a supervised run. Raises `UserError` likewise."""
     tokenizer, max_length = load_tokenizer(config.model)
     demonstrations = load_demonstrations(config.data, tokenizer, max_length=max_length)
+    if config.learner.teacher is not None:
+        longest = max(len(demonstration.token_ids) for demonstration in demonstrations)
+        _check_teacher(config.learner.teacher, config.model, tokenizer, longest)
     return SupervisedInputs(demonstrations=demonstrations, max_length=max_length, tokenizer=tokenizer)
 
 
@@ -80,19 +84,20 @@ def evaluation_data(config: RunConfig) -> DataConfig | None:
 
 
 def load_tokenizer(
-    model: ModelConfig, *, ends_completions: bool = True
+    model: ModelConfig, *, ends_completions: bool = True, setting: str = "model.path"
 ) -> tuple[Any, int]:  # Any: transformers is untyped
     """The tokenizer, and the longest sequence that the model takes.
 
     Args:
         ends_completions: the model generates, so there must be a token that ends it.
+        setting: what names the model, for errors.
 
     Raises:
         UserError: when model or tokenizer cannot be found, or do not fit each other.
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    _refuse_missing_folder(model.path)
+    _refuse_missing_folder(model.path, setting)
     name = model.tokenizer or model.path
     trust = {"trust_remote_code": model.trust_remote_code}
     try:
@@ -113,11 +118,34 @@ def load_tokenizer(
     return tokenizer, model.max_length or longest
 
 
-def _refuse_missing_folder(path: str) -> None:
+def _check_teacher(
+    teacher: TeacherConfig, model: ModelConfig, tokenizer: Any, longest: int
+) -> None:  # Any: transformers is untyped
+    """The teacher can be loaded, means the same by every token, and takes the longest demonstration."""
+    changes = {"path": teacher.path, "revision": teacher.revision, "tokenizer": None, "max_length": None}
+    other, max_length = load_tokenizer(model.model_copy(update=changes), setting="learner.teacher.path")
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    token = next((token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)), None)
+    if token is not None or tokenizer.eos_token_id != other.eos_token_id:
+        token = tokenizer.eos_token if token is None else token
+        raise UserError(
+            f"learner.teacher.path {teacher.path!r} has another tokenizer than model.path {model.path!r} (token "
+            f"{token!r} is number {theirs.get(token)} there and {ours.get(token)} here), and distributions are "
+            "compared token by token; take a teacher of the same family, or learn its answers instead: `trireme sample` "
+            "with the teacher as model.path, then `trireme sft` on what it wrote"
+        )
+    if longest > max_length:
+        raise UserError(
+            f"the longest demonstration has {longest} tokens, and learner.teacher.path {teacher.path!r} takes at most "
+            f"{max_length}; leave long rows out, or take another teacher"
+        )
+
+
+def _refuse_missing_folder(path: str, setting: str) -> None:
     looks_local = path.startswith(("/", ".", "~")) or path.count("/") != 1
     if looks_local and not (Path(path) / "config.json").is_file():
         raise UserError(
-            f"model.path {path!r} is no folder with a config.json; give a folder in Hugging Face format, or a hub name"
+            f"{setting} {path!r} is no folder with a config.json; give a folder in Hugging Face format, or a hub name"
         )
 
 

@@ -10,6 +10,7 @@ from services.cli.__main__ import main
 from services.control.run_folder import METRICS_FILE
 from tests.end_to_end.command import write_config
 from tests.end_to_end.tiny_run import run_sections
+from tests.tiny import CHARACTERS, write_tiny_model
 
 
 @pytest.fixture
@@ -153,3 +154,33 @@ def test_a_dry_run_of_supervised_training_shows_which_tokens_are_learnt(
     assert "given      4  '0+1='" in output
     assert "learnt     2  '1<eos>'" in output
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("characters", "overrides", "messages"),
+    [
+        ("abc", {}, ["has another tokenizer than model.path", "learn its answers instead"]),
+        (CHARACTERS, {"max_position_embeddings": 4}, ["the longest demonstration has 9 tokens", "takes at most 4"]),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused(
+    sections: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    characters: str,
+    overrides: dict[str, int],
+    messages: list[str],
+) -> None:
+    write_tiny_model(tmp_path / "teacher", characters=characters, **overrides)
+    config = write_config(
+        tmp_path / "sft.yaml",
+        model=sections["model"],
+        data={"prompts": sections["data"]["prompts"], "prompt_field": "question", "template": "plain"},
+        learner={"teacher": {"path": str(tmp_path / "teacher")}},
+    )
+    capsys.readouterr()
+    error = refuse(capsys, "sft", config, "--data.response_field", "answer")
+    for message in messages:
+        assert message in error
+    error = refuse(capsys, "sft", config, "--data.response_field", "answer", "--learner.teacher.path", "./nowhere")
+    assert "learner.teacher.path './nowhere' is no folder" in error

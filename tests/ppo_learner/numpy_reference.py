@@ -105,6 +105,11 @@ def log_softmax(logits: Floats) -> Floats:
     return result
 
 
+def kl(p: Floats, q: Floats) -> float:
+    """Σ p · log(p/q) of two rows of probabilities."""
+    return float(sum(a * np.log(a / b) for a, b in zip(p, q, strict=True)))
+
+
 def bradley_terry(scores: Floats, targets: Floats) -> float:
     better, worse = (np.exp(score) for score in (scores[0] - targets[0], scores[1] - targets[1]))
     return float(-np.log(better / (better + worse)))
