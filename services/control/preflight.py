@@ -131,8 +131,8 @@ def _check_teacher(
         raise UserError(
             f"learner.teacher.path {teacher.path!r} has another tokenizer than model.path {model.path!r} (token "
             f"{token!r} is number {theirs.get(token)} there and {ours.get(token)} here), and distributions are "
-            "compared token by token; take a teacher of the same family, or learn its answers instead: `trireme sample` "
-            "with the teacher as model.path, then `trireme sft` on what it wrote"
+            "compared token by token; take a teacher of the same family, or learn its answers instead: `trireme "
+            "sample` with the teacher as model.path, then `trireme sft` on what it wrote"
         )
     if longest > max_length:
         raise UserError(
