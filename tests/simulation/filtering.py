@@ -19,7 +19,7 @@ def check_filtering(events: Sequence[Event], most: int) -> list[str]:
     over = {step: count for step, count in seen.filtered.items() if count > most}
     wrong = [f"step {step} filtered {count} prompts, and {most} may be" for step, count in over.items()]
     early = [step for step in seen.flat_steps if most and seen.filtered[step] < most]
-    return wrong + [f"step {step} trained a flat group after {seen.filtered[step]} of {most} replaced" for step in early]
+    return wrong + [f"step {step} trained a flat group with {seen.filtered[step]} of {most} filtered" for step in early]
 
 
 class _Filtering(Check):
