@@ -13,7 +13,6 @@ the batch leaves, by order and not by arrival, so with staleness 0 a batch is st
 is the shortest run of prompts that holds enough groups once `max_replaced` flat ones are left out.
 """
 
-import heapq
 from bisect import insort
 from collections import Counter
 from dataclasses import dataclass, field
