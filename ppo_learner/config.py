@@ -13,6 +13,7 @@ from ppo_learner.critic_config import CriticConfig
 from ppo_learner.kl_config import KlConfig
 from ppo_learner.off_policy_config import OffPolicyConfig
 from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.overlong_config import OverlongConfig
 from ppo_learner.packing_config import PackingConfig
 from ppo_learner.policy_loss_config import PolicyLossConfig
 from ppo_learner.reward_weights_config import RewardWeightsConfig
@@ -23,6 +24,7 @@ class LearnerConfig(
     CriticConfig,
     AdvantageConfig,
     RewardWeightsConfig,
+    OverlongConfig,
     OffPolicyConfig,
     PolicyLossConfig,
     PackingConfig,
@@ -40,7 +42,7 @@ class LearnerConfig(
         resolved: dict[str, object] = {"proximal": self.proximal or ("sampler" if stale else "recomputed")}
         if self.loss_aggregation == "constant_length":
             resolved["loss_length"] = self.loss_length or max_completion_tokens
-        return self.model_copy(update=resolved)
+        return self.for_length(max_completion_tokens).model_copy(update=resolved)
 
     @model_validator(mode="after")
     def _kl_fits_steps(self) -> Self:

@@ -15,6 +15,7 @@ from ppo_learner.advantages import ADVANTAGES, Episodes, whiten
 from ppo_learner.batching import Batch, sampler_logprobs, sampler_versions
 from ppo_learner.config import LearnerConfig
 from ppo_learner.kl import KL_ESTIMATORS
+from ppo_learner.overlong import length_rewards
 from ppo_learner.proximal import PROXIMAL_POLICIES
 from ppo_learner.step_rewards import StepRewards, step_rewards
 from services.contracts.errors import UserError
@@ -99,6 +100,8 @@ def make_experience(
     mask = batch.mask()
     steps = _steps(groups, batch) if config.uses_steps else None
     totals = _totals(groups, steps if config.total_includes_steps else None)
+    length = length_rewards(groups, config)
+    totals = totals if length is None else totals + length
     values = None if evaluation.values is None else batch.pad(evaluation.values.double())
     episodes = Episodes(
         rewards=_token_rewards(totals, steps, batch, config) - _kl_penalty(batch, evaluation, config, kl_coefficient),

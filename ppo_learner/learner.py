@@ -32,6 +32,7 @@ from ppo_learner.metrics import (
     trace_metrics,
 )
 from ppo_learner.networks import Networks
+from ppo_learner.overlong import learnt_groups, overlong_metrics
 from ppo_learner.publishing import default_canary, export_network, make_transport, publish_policy
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
@@ -105,13 +106,13 @@ class LearnerRank:
         """One learner step on whole groups.
 
         Raises:
-            UserError: a group too small for the algorithm, or no sampled token at all.
+            UserError: a group too small for the algorithm, or no token to learn from at all.
             NonFiniteStep: too many updates in a row were skipped for a gradient that is not finite.
         """
         clock = Stopwatch()
         rates = self._rates()
         with clock.measure("batch"):
-            batch = _nonempty(batch_rollouts(groups))
+            batch = _nonempty(batch_rollouts(learnt_groups(groups, self._config)))
         with clock.measure("evaluate"):
             evaluation = self._networks.evaluate(batch, logprobs=self._needs_logprobs(rates))
         with clock.measure("advantages"):
@@ -123,6 +124,7 @@ class LearnerRank:
         logprobs = trace.logprobs if evaluation.logprobs is None else evaluation.logprobs
         measured = (
             group_metrics(groups)
+            | overlong_metrics(groups, self._config)
             | experience_metrics(experience, logprobs)
             | importance_metrics(experience, logprobs, self._config)
             | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)

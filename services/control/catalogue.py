@@ -98,6 +98,9 @@ METRICS: Mapping[str, Metric] = {
     KL: Metric(title="KL to reference", panel="KL to the reference"),
     "entropy": Metric(title="entropy", panel="Entropy"),
     "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),
+    "completion_tokens/truncated": Metric(
+        title="truncated completions", unit="share", panel="Truncated completions", only_when_it_varies=True
+    ),
     "policy_loss": Metric(title="policy loss", panel="Policy loss"),
     "value_loss": Metric(title="value loss", panel="Value loss"),
     "explained_variance": Metric(title="explained variance", panel="Explained variance"),

@@ -213,6 +213,11 @@ class RunConfig(TrainerRoot):
         return self
 
     @model_validator(mode="after")
+    def _overlong_range_fits(self) -> Self:
+        self.learner.for_length(self.rollout.max_completion_tokens)
+        return self
+
+    @model_validator(mode="after")
     def _what_is_watched_is_measured(self) -> Self:
         if self.gold is not None and not (self.evaluate.prompts and self.evaluate.every):
             raise ValueError("gold is measured in evaluations; set evaluate.prompts and evaluate.every")

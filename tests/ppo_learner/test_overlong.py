@@ -1,0 +1,116 @@
+"""Completions near their limit lose reward; those cut at it may be left out of the loss, but not of baselines."""
+
+from array import array
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_learner.batching import batch_rollouts
+from ppo_learner.config import LearnerConfig
+from ppo_learner.experience import Evaluation, make_experience
+from ppo_learner.overlong import learnt_groups, overlong_metrics, overlong_penalties
+from services.contracts.errors import UserError
+from services.contracts.records import ScoredGroup
+from services.control.config import RunConfig
+from tests.ppo_learner.builders import make_group, random_groups, same_update, start_rank, weights_of
+
+RUN: dict[str, Any] = {"model": {"path": "m"}, "data": {"prompts": "p"}, "reward": {"addresses": ["localhost:1"]}}
+
+
+def truncated(scored: ScoredGroup, *indices: int) -> ScoredGroup:
+    """The group with some of its completions cut at their limit."""
+    rollouts = [
+        replace(rollout, finish_reason="length") if index in indices else rollout
+        for index, rollout in enumerate(scored.group.rollouts)
+    ]
+    return replace(scored, group=replace(scored.group, rollouts=tuple(rollouts)))
+
+
+def advantages(groups: list[ScoredGroup], **settings: Any) -> torch.Tensor:
+    config = LearnerConfig.model_validate({"algorithm": "grpo", **settings})
+    batch = batch_rollouts(learnt_groups(groups, config))
+    return make_experience(groups, batch, Evaluation(), config, version=0, kl_coefficient=0.0).advantages
+
+
+def test_the_penalty_rises_over_the_last_tokens_before_the_limit() -> None:
+    penalties = overlong_penalties(torch.tensor([1, 80, 85, 90, 100, 120]), limit=100, tokens=20)
+    assert penalties.tolist() == [0.0, 0.0, 0.25, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(("limit", "tokens"), [(50, 1), (50, 17), (50, 50)])
+def test_the_penalty_is_that_of_the_papers_three_cases(limit: int, tokens: int) -> None:
+    lengths = np.arange(1, 60)
+    cases = [lengths <= limit - tokens, lengths <= limit]
+    expected = np.select(cases, [np.zeros(59), ((limit - tokens) - lengths) / tokens], default=-1.0)
+    found = overlong_penalties(torch.from_numpy(lengths), limit=limit, tokens=tokens)
+    np.testing.assert_allclose(-found.numpy(), expected, atol=1e-12)
+
+
+def test_length_counts_in_the_advantage_and_leaves_the_reward_as_it_was() -> None:
+    group = make_group([[0, 1], [0, 1, 1, 1, 1]], [1.0, 1.0])
+    settings = {"overlong_tokens": 2, "overlong_limit": 4, "overlong_penalty": 0.5}
+    # Rewards 1 and 1 - 0.5: mean 0.75, unbiased deviation 0.5/√2.
+    expected = torch.tensor([0.25, -0.25, -0.25, -0.25, -0.25]) / (0.5 / 2**0.5)
+    torch.testing.assert_close(advantages([group], **settings), expected, rtol=1e-3, atol=0)
+    config = LearnerConfig.model_validate(settings)
+    assert overlong_metrics([group], config) == {"completion_tokens/truncated": 0.0, "reward/overlong": -0.25}
+    assert [reward.value for reward in group.rewards] == [1.0, 1.0]
+
+
+def test_a_truncated_completion_counts_in_the_baseline_and_not_in_the_loss() -> None:
+    group = truncated(make_group([[0, 1, 1], [0, 1], [0, 1, 1, 1]], [1.0, 0.0, 0.0]), 2)
+    kept = advantages([group], mask_truncated=True)
+    torch.testing.assert_close(kept, advantages([group])[:3])
+    assert kept[0] > 0 > kept[2]
+
+
+def test_a_learner_step_is_that_without_the_masked_tokens(tiny_model: Path) -> None:
+    groups = [truncated(scored, 1) for scored in random_groups(0)]
+    by_hand = []
+    for scored in groups:
+        rollouts = list(scored.group.rollouts)
+        rollouts[1] = replace(rollouts[1], loss_mask=array("b", bytes(len(rollouts[1].loss_mask))))
+        by_hand.append(replace(scored, group=replace(scored.group, rollouts=tuple(rollouts))))
+    outcomes = []
+    for given, masks in ((groups, True), (by_hand, False), (groups, False)):
+        config = LearnerConfig.model_validate({"algorithm": "grpo", "lr": 1e-3, "mask_truncated": masks})
+        rank = start_rank(config, tiny_model)
+        try:
+            before = weights_of(rank)
+            report = rank.step(given)
+            outcomes.append(weights_of(rank))
+        finally:
+            rank.close()
+        assert report.metrics["completion_tokens/truncated"] == pytest.approx(0.25)
+    assert same_update(before, outcomes[0], outcomes[1])
+    assert not same_update(before, outcomes[0], outcomes[2])
+
+
+def test_a_step_of_truncated_completions_alone_is_refused() -> None:
+    group = truncated(make_group([[0, 1], [0, 1]], [1.0, 0.0]), 0, 1)
+    with pytest.raises(UserError, match="all 2 completions of the step were cut at their limit"):
+        advantages([group], mask_truncated=True)
+
+
+def test_the_limit_is_the_longest_completion_by_default() -> None:
+    config = RunConfig.model_validate(
+        RUN | {"rollout": {"max_completion_tokens": 30}, "learner": {"overlong_tokens": 10}}
+    )
+    assert config.learner.for_length(config.rollout.max_completion_tokens).overlong_limit == 30
+
+
+@pytest.mark.parametrize(
+    ("learner", "message"),
+    [
+        ({"overlong_penalty": 2.0}, "overlong_penalty has no effect without overlong_tokens"),
+        ({"overlong_tokens": 40}, "overlong_tokens 40 is more than the limit of 30 completion tokens"),
+        ({"overlong_tokens": 40, "overlong_limit": 20}, "is more than the limit of 20"),
+    ],
+)
+def test_a_range_that_does_not_fit_is_refused(learner: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RunConfig.model_validate(RUN | {"rollout": {"max_completion_tokens": 30}, "learner": learner})
