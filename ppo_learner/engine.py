@@ -19,7 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
 from ppo_learner.ranks import Ranks
+from ppo_learner.weight_average import WeightAverage, share_size
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,9 @@ class Engine:
         module: weights on the CPU, equal on every rank, all of one number format.
         config: optimizer, clipping and ZeRO stage.
         ranks: the group to shard over.
-        groups: parts of the module's parameters that have learning rates of their own; all of them by default.
+        groups: parts of the module's parameters that have learning rates of their own; all of them by default. Frozen
+            ones are neither updated nor saved.
+        averaged: whether the config's moving average is kept of these weights.
     """
 
     def __init__(
@@ -47,24 +51,33 @@ class Engine:
         ranks: Ranks,
         *,
         groups: Sequence[Sequence[nn.Parameter]] | None = None,
+        averaged: bool = True,
     ) -> None:
-        self._max_gradient_norm = config.max_gradient_norm
-        self._world_size = ranks.world_size
+        self._max_gradient_norm = config.clipping
+        self._ranks = ranks
         self._stage = _effective_stage(module, config.zero_stage)
-        parameters = [{"params": list(group)} for group in groups or [list(module.parameters())]]
+        self._all_trained = all(parameter.requires_grad for parameter in module.parameters())
+        if not self._all_trained:
+            module.register_state_dict_post_hook(_leave_frozen_out)  # type: ignore[no-untyped-call]  # torch's
         self._engine = _initialize(
             model=module,
-            model_parameters=parameters,
-            # The fused kernel takes a third of the time of the default one, on the CPU too.
-            optimizer=lambda groups: torch.optim.AdamW(
-                groups, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay, fused=True
+            model_parameters=parameter_groups(module, groups or [list(module.parameters())], config),
+            optimizer=lambda groups: OPTIMIZERS[config.optimizer](groups, config),
+            config=_configuration(
+                module, self._stage, clipping=config.clipping, whole_gradients=config.optimizer == "muon"
             ),
-            config=_configuration(module, self._stage, clipping=config.max_gradient_norm),
         )
+        decay = config.ema_decay
+        self._average = WeightAverage(self._own_parts(), decay, ranks) if decay is not None and averaged else None
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:  # Any: whatever the module takes and gives
         """The module's forward pass."""
         return self._engine(*inputs, **options)
+
+    @property
+    def module(self) -> nn.Module:
+        """What is trained; its weights may be sharded."""
+        return self._engine.module  # type: ignore[no-any-return]  # DeepSpeed is untyped
 
     def train(self, training: bool = True) -> None:
         """Enter training mode, or leave it: only gradient checkpointing and dropout look at it."""
@@ -78,12 +91,11 @@ class Engine:
         loss = loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan)
         self._engine.set_gradient_accumulation_boundary(last)
         # DeepSpeed averages over ranks; the losses given here add up instead.
-        self._engine.backward(loss * self._world_size)
+        self._engine.backward(loss * self._ranks.world_size)
 
     def update(self, *learning_rates: float) -> Update:
-        """One optimizer step, with one learning rate for each parameter group."""
-        for group, lr in zip(self._engine.optimizer.param_groups, learning_rates, strict=True):
-            group["lr"] = lr
+        """One optimizer step, with one learning rate for each of the groups."""
+        set_learning_rates(self._engine.optimizer, learning_rates)
         if self._stage:
             self._engine.step()
             applied = not self._engine.optimizer.overflow
@@ -94,31 +106,64 @@ class Engine:
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole weight, one after the other, tied weights once; valid until the next is asked for."""
         deepspeed = _import_deepspeed()
-        for name, parameter in self._engine.module.named_parameters():
+        for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
                 yield name, parameter.data
 
+    def average(self) -> None:
+        """Take the present weights into their moving average, where one is kept."""
+        if self._average:
+            self._average.update(self._own_parts())
+
+    def averaged_parameters(self) -> Iterator[tuple[str, Tensor]] | None:
+        """As `full_parameters`, with the moving averages of trained weights; None where none are kept."""
+        return self._average.applied(self.full_parameters()) if self._average else None
+
     def save(self, folder: Path) -> None:
-        """Write weights and optimizer state of every rank below `folder`."""
-        self._engine.save_checkpoint(str(folder.parent), tag=folder.name, save_latest=False)
+        """Write trained weights and optimizer state of every rank below `folder`."""
+        self._engine.save_checkpoint(
+            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
+        )
+        if self._average:
+            self._average.save(folder)
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote with the same world size and ZeRO stage, into an engine that has not trained."""
-        self._engine.load_checkpoint(str(folder.parent), tag=folder.name)
+        self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=self._all_trained)
+        if self._average:
+            self._average.load(folder)
 
     def close(self) -> None:
         """Release hooks and buffers."""
         self._engine.destroy()
 
+    def _own_parts(self) -> Iterator[tuple[str, Tensor]]:
+        """Name and this rank's part of each trained weight, flat; at ZeRO-3 it is all that there is of it here."""
+        for name, parameter in self.module.named_parameters():
+            if parameter.requires_grad:
+                if self._stage == 3:
+                    yield name, parameter.ds_tensor.flatten()  # type: ignore[attr-defined]  # DeepSpeed's
+                    continue
+                size = share_size(parameter.numel(), self._ranks.world_size)
+                begin = self._ranks.rank * size
+                yield name, parameter.data.flatten()[begin : begin + size]
+
     def _update_unsharded(self) -> Update:
         limit = self._max_gradient_norm or float("inf")
-        norm = float(nn.utils.clip_grad_norm_(self._engine.module.parameters(), limit))
+        norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
         applied = norm < float("inf")
         if applied:
             self._engine.step()
         else:
             self._engine.zero_grad()
         return Update(gradient_norm=norm, applied=applied)
+
+
+def _leave_frozen_out(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:  # Any: torch's
+    """Keep what is not trained out of checkpoints under all its names, of which DeepSpeed knows the first."""
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if not parameter.requires_grad:
+            state.pop(prefix + name, None)
 
 
 def shard_frozen(module: nn.Module, ranks: Ranks, *, zero_stage: int) -> nn.Module:
@@ -135,14 +180,20 @@ def leave() -> None:
     _import_deepspeed().comm.destroy_process_group()
 
 
-def _configuration(module: nn.Module, stage: int, *, clipping: float) -> dict[str, object]:
+def _configuration(
+    module: nn.Module, stage: int, *, clipping: float, whole_gradients: bool = False
+) -> dict[str, object]:
     configuration: dict[str, object] = {
         # Micro-batches vary in size and number: `backward` counts, not DeepSpeed.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         # Below stage 1 `_update_unsharded` clips, since it needs the norm before the step.
         "gradient_clipping": clipping if stage else 0.0,
-        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": _small_parameter(module)},
+        "zero_optimization": {
+            "stage": stage,
+            "stage3_param_persistence_threshold": _small_parameter(module),
+            "reduce_scatter": not whole_gradients,
+        },
         "zero_allow_untested_optimizer": True,
         "steps_per_print": None,
     }

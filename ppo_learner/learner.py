@@ -121,6 +121,7 @@ class LearnerRank:
             )
         with clock.measure("train"):
             trace = self._updater.train(experience, rates, step=self._step)
+            self._networks.policy.average()
         logprobs = trace.logprobs if evaluation.logprobs is None else evaluation.logprobs
         measured = (
             group_metrics(groups)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_learner.batching import MicroBatch
+from ppo_learner.lora import add_adapters
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.token_head import TokenHead
 from services.contracts.errors import UserError
@@ -94,18 +95,24 @@ def load_policy(
 ) -> Policy:
     """The policy, ready to train. Raises `UserError` when it cannot be read."""
     language_model = load_network("AutoModelForCausalLM", model.path, model, learner)
+    if learner.lora:
+        add_adapters(language_model, learner.lora)
     return Policy(language_model, temperature=temperature, value_head=value_head)
 
 
 def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature: float) -> Policy:
-    """The policy as it was before training, frozen."""
+    """The policy as it was before training, frozen; a policy with adapters needs none, as it is one without them."""
+    assert not learner.lora
     reference = load_policy(model, learner, temperature=temperature)
     return reference.requires_grad_(False).eval()
 
 
 def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig) -> Critic:
     """A critic whose transformer starts from `path`."""
-    return Critic(load_network("AutoModel", path, model, learner))
+    trunk = load_network("AutoModel", path, model, learner)
+    if learner.lora:
+        add_adapters(trunk, learner.lora)
+    return Critic(trunk)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:  # Any: transformers

@@ -4,6 +4,7 @@ They must not know losses or how updates are scheduled. Invariant: every rank ru
 since sharded weights are gathered in each.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from ppo_learner.batching import Batch, MicroBatch, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import Engine, Update, shard_frozen
 from ppo_learner.experience import Evaluation
+from ppo_learner.lora import without_adapters
 from ppo_learner.models import load_critic, load_policy, load_reference
 from ppo_learner.packing import choose_packing
 from ppo_learner.publishing import default_canary
@@ -46,11 +48,10 @@ class Networks:
         if config.parts.needs_critic and not self._has_value_head:
             critic = load_critic(config.critic_path or model.path, model, config)
             transformers.append(critic.trunk)
-            self.critic = Engine(critic, config, ranks)
-        self._reference: torch.nn.Module | None = None
+            self.critic = Engine(critic, config, ranks, averaged=False)
+        self._reference: Callable[[MicroBatch], tuple[Tensor, ...]] | None = None
         if config.kl_coefficient:
-            reference = load_reference(model, config, temperature=temperature)
-            self._reference = shard_frozen(reference, ranks, zero_stage=config.zero_stage)
+            self._reference = self._policy_without_adapters if config.lora else self._load_reference(model, temperature)
         probes = default_canary(policy.language_model.config.vocab_size)
         self.packed = choose_packing(config, model, self.policy, transformers, probes, ranks)
 
@@ -120,6 +121,16 @@ class Networks:
         self.policy.close()
         if self.critic:
             self.critic.close()
+
+    def _load_reference(self, model: ModelConfig, temperature: float) -> torch.nn.Module:
+        reference = load_reference(model, self._config, temperature=temperature)
+        return shard_frozen(reference, self._ranks, zero_stage=self._config.zero_stage)
+
+    def _policy_without_adapters(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+        """The policy before training, whose weights need no second copy."""
+        with without_adapters(self.policy.module):
+            outcome: tuple[Tensor, ...] = self.policy(batch)
+        return outcome
 
     def _outcomes(self, batch: MicroBatch, with_policy: bool) -> dict[int, Tensor]:
         """Row of the columns and what goes into it (N,)."""

@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
+from ppo_learner.lora_config import LoraConfig
 from ppo_learner.teacher_config import TeacherConfig
 from services.contracts.settings import Section
 
@@ -19,14 +20,21 @@ class OptimizerConfig(Section):
     """Learner processes; the batch and, from ZeRO stage 1 on, optimizer states are split over them."""
     zero_stage: int = Field(default=0, ge=0, le=3)
     """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """Rule of the steps: adamw; adamw_8bit, whose moments take a quarter of the memory and which needs the package
+    bitsandbytes; or muon, which orthogonalises the steps of linear layers, of AdamW's size, and is AdamW elsewhere."""
     lr: float = Field(default=1e-6, gt=0)
     """Peak learning rate of the policy."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW's decoupled weight decay."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Keep a moving average of the weights, of which each learner step leaves this much; it is exported beside them."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters in place of the weights; all weights where it is not given."""
     max_gradient_norm: float = Field(default=1.0, ge=0)
-    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    """Gradients are scaled down to this norm; 0 leaves them as they are, which muon always does."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after warm-up; linear and cosine end at 0 with the run."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -41,6 +49,11 @@ class OptimizerConfig(Section):
     """Updates in a row with a NaN or infinite gradient, each skipped, after which the run stops."""
     collective_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait of one rank for the others, in seconds; then the learner fails."""
+
+    @property
+    def clipping(self) -> float:
+        """Norm that gradients are scaled down to; 0 for none: Muon's steps do not depend on it."""
+        return 0.0 if self.optimizer == "muon" else self.max_gradient_norm
 
     @field_validator("betas")
     @classmethod

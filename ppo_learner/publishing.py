@@ -1,14 +1,15 @@
 """The policy leaves the learner: packed for the rollout workers with a canary, or written as a Hugging Face folder.
 
 It must not know how bytes travel. Invariants: names are the Hugging Face ones, tied weights go once, and nothing of a
-critic or value head goes at all. Every function is a collective; only rank 0 receives or writes anything.
+critic or value head goes at all, and adapters are merged. Every function is a collective; only rank 0 receives or
+writes anything.
 """
 
 from __future__ import annotations
 
 import random
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ppo_learner.batching import batch_demonstrations, collate
 from ppo_learner.engine import Engine
+from ppo_learner.lora import ADAPTER_FOLDER, is_adapter, merged, write_adapter
 from ppo_learner.models import LANGUAGE_MODEL, load_tokenizer
 from ppo_learner.ranks import Ranks
 from services.contracts.errors import UserError
@@ -29,6 +31,9 @@ from services.transport.weights import TRANSPORTS, pack
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest mean logprob error of a correct load. The two kernels agree to 1e-6 in float32, and to their rounding in
 bfloat16 (8 bits of mantissa, so up to 0.03 on a logit of 8); a wrong tensor is off by 0.5 and more."""
+
+AVERAGED = "_ema"
+"""What stands behind the name of an export of averaged weights."""
 
 
 def make_transport(name: str, ranks: Ranks, *, host: str) -> WeightTransport | DeviceSender | None:
@@ -80,6 +85,16 @@ def default_canary(vocabulary_size: int) -> tuple[array[int], ...]:
     return tuple(array("i", (draw.randrange(known) for _ in range(24))) for _ in range(4))
 
 
+def _collect(
+    read: Callable[[], Iterator[tuple[str, Tensor]] | None], module: torch.nn.Module, prefix: str, *, keep: bool
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Merged weights and adapters below `prefix`; nothing where `read` gives none, or they are not to be kept."""
+    weights = _below(prefix, merged(read() or (), module))
+    adapters = ((name, tensor) for name, tensor in _below(prefix, read() or ()) if is_adapter(name))
+    kept = [{name: tensor.cpu().clone() for name, tensor in some if keep} for some in (weights, adapters)]
+    return kept[0], kept[1]
+
+
 @torch.no_grad()
 def canary_logprobs(
     policy: Engine, ranks: Ranks, sequences: Sequence[array[int]], *, packed: bool = False
@@ -109,22 +124,29 @@ def export_network(
 ) -> None:
     """Write weights, configuration and tokenizer so that transformers and vLLM load them. Every rank calls it.
 
+    A policy's adapters are merged, and lie by themselves in `ADAPTER_FOLDER` beside. Where a moving average of the
+    weights is kept, it is written likewise to a folder of that name with `AVERAGED` behind it.
+
     Args:
         network: the Hugging Face part of what the engine trains.
         prefix: of its parameters' names there.
     """
-    weights = {}
-    for name, tensor in _parameters(engine, prefix):
-        if ranks.is_first:
-            weights[name] = tensor.cpu().clone()
-    if ranks.is_first:
-        network.save_pretrained(folder, state_dict=weights)  # type: ignore[operator]  # transformers' own
-        load_tokenizer(model).save_pretrained(folder)
+    sources = {folder: engine.full_parameters, folder.with_name(f"{folder.name}{AVERAGED}"): engine.averaged_parameters}
+    for target, read in sources.items():
+        weights, adapter = _collect(read, engine.module, prefix, keep=ranks.is_first)
+        if not weights:
+            continue
+        network.save_pretrained(target, state_dict=weights)  # type: ignore[operator]  # transformers' own
+        load_tokenizer(model).save_pretrained(target)
+        if adapter and prefix == LANGUAGE_MODEL:
+            write_adapter(adapter, network, model.path, target / ADAPTER_FOLDER)
     ranks.wait()
 
 
 def _parameters(engine: Engine, prefix: str = LANGUAGE_MODEL) -> Iterator[tuple[str, Tensor]]:
-    """The weights below `prefix` under their Hugging Face names."""
-    for name, tensor in engine.full_parameters():
-        if name.startswith(prefix):
-            yield name.removeprefix(prefix), tensor
+    """The weights below `prefix` under their Hugging Face names, adapters merged into them."""
+    return _below(prefix, merged(engine.full_parameters(), engine.module))
+
+
+def _below(prefix: str, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    return ((name.removeprefix(prefix), tensor) for name, tensor in weights if name.startswith(prefix))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ppo_learner.lora import add_adapters
 from ppo_learner.models import load_network, load_tokenizer
 from ppo_learner.reward_batching import RewardMicroBatch
 from ppo_learner.reward_config import RewardModelConfig
@@ -64,6 +65,8 @@ def load_reward_model(model: ModelConfig, learner: RewardModelConfig) -> RewardM
             module.p = learner.dropout  # Some heads have a rate that no configuration names.
     if learner.from_scratch or type(classifier).__name__ not in (classifier.config.architectures or ()):
         _start_at_zero(classifier)
+    if learner.lora:
+        add_adapters(classifier.base_model, learner.lora)  # The head is trained whole.
     return RewardModel(classifier, padding=padding)
 
 

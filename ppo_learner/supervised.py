@@ -141,6 +141,7 @@ class SupervisedRank:
             self._network.train()
             metrics = self._means(work, learn=True)
             update = self._network.update(lr)
+            self._network.average()
         self._skips.count({"policy": update})
         self._step += 1
         measured = {

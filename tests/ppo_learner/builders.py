@@ -18,6 +18,7 @@ import torch
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
+from ppo_learner.lora import merged
 from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
 from services.contracts.settings import ModelConfig
 
@@ -118,14 +119,16 @@ def start_rank(
 
 
 def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
-    """A copy of every weight, of policy and critic, on every rank."""
+    """A copy of every weight, of policy and critic, on every rank, and of moving averages; adapters are merged."""
     networks = rank._networks
     engines = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
-    return {
+    weights = {
         f"{label}.{name}": tensor.clone()
         for label, engine in engines.items()
-        for name, tensor in engine.full_parameters()
+        for name, tensor in merged(engine.full_parameters(), engine.module)
     }
+    averages = merged(networks.policy.averaged_parameters() or (), networks.policy.module)
+    return weights | {f"average.{name}": tensor.clone() for name, tensor in averages}
 
 
 def same_update(

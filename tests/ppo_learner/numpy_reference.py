@@ -127,3 +127,24 @@ def cross_entropy(scores: Floats, targets: Floats) -> float:
 
 def squared_error(scores: Floats, targets: Floats) -> float:
     return float(sum((score - target) ** 2 for score, target in zip(scores, targets, strict=True)))
+
+
+def muon_steps(gradients: list[Floats], *, momentum: float, size: float) -> list[Floats]:
+    """Steps of Muon for one weight (m, n), to be multiplied by −lr: Jordan et al. 2024, sized as in arXiv 2502.16982.
+
+    Nesterov momentum, five Newton–Schulz iterations X ← aX + (bXXᵀ + c(XXᵀ)²)X from X = M / ‖M‖, times size·√max(m, n).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    average = np.zeros_like(gradients[0])
+    steps = []
+    for gradient in gradients:
+        average = momentum * average + (1 - momentum) * gradient
+        x = momentum * average + (1 - momentum) * gradient
+        x = x / np.linalg.norm(x)
+        wide = x if x.shape[0] <= x.shape[1] else x.T
+        for _ in range(5):
+            gram = wide @ wide.T
+            wide = a * wide + (b * gram + c * gram @ gram) @ wide
+        x = wide if x.shape[0] <= x.shape[1] else wide.T
+        steps.append(size * max(x.shape) ** 0.5 * x)
+    return steps
