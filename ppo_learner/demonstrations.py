@@ -3,7 +3,7 @@
 It must not know rewards or rollouts. Invariant: the loss is the cross-entropy −mean log π over the trained tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from ppo_learner.models import load_policy
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
-from ppo_learner.supervised import Part
+from ppo_learner.supervised import Part, Questions
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
@@ -57,6 +57,9 @@ class DemonstrationWork:
         micro_batch = collate(self._batch, part, device)
         logprobs, *_ = network(micro_batch)
         return logprobs, micro_batch.actions
+
+    def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
+        """Each part tells all that its loss needs."""
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         return -answers.sum(dim=0, keepdim=True)

@@ -4,7 +4,7 @@ It must not know where judgements come from. Invariant: a loss is the mean over 
 completions or steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_losses import REWARD_LOSSES
 from ppo_learner.reward_models import CLASSIFIER, load_reward_model
 from ppo_learner.reward_objectives import RewardObjective
-from ppo_learner.supervised import Part
+from ppo_learner.supervised import Part, Questions
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 
@@ -58,6 +58,9 @@ class RewardModelWork:
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         micro_batch = self._batch.collate(part, device, padding=self._padding)
         return network(micro_batch), micro_batch.places
+
+    def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
+        """Each part tells all that its loss needs."""
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         num_metrics = 2 if self._objective.compares else 1

@@ -5,7 +5,7 @@ a collective with the same arguments and the same result on every rank; a loss i
 examples of all ranks, so no split of them changes it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,17 +27,13 @@ Part = tuple[int, ...]
 """Numbers of the examples that go through the network at once."""
 
 
-class Work(Protocol):
-    """The examples of one call.
+class Questions(Protocol):
+    """What goes through the network.
 
     Attributes:
-        num_tokens: all tokens of all sequences.
-        num_terms: what sums over the examples are divided by.
         num_answers: numbers that the network gives all examples.
     """
 
-    num_tokens: int
-    num_terms: int
     num_answers: int
 
     def plan(self, *, max_tokens: int, num_ranks: int) -> list[list[Part]]:
@@ -47,6 +43,25 @@ class Work(Protocol):
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         """(n,) what the network says of a part, and (n,) which of all answers these are."""
         ...
+
+
+class Work(Questions, Protocol):
+    """The examples of one call, and what is learnt from the answers.
+
+    Attributes:
+        num_tokens: all tokens of all sequences.
+        num_terms: what sums over the examples are divided by.
+    """
+
+    num_tokens: int
+    num_terms: int
+
+    def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
+        """Called once before `sums`, without gradient: to ask what no part of the examples tells by itself.
+
+        Args:
+            answers_of: all answers of a network as it is, on the CPU; a collective.
+        """
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         """(M,) sums of the task's metrics over a part; the first is the loss and carries the gradient."""
@@ -162,12 +177,7 @@ class SupervisedRank:
     def answers(self, examples: Sequence[Any]) -> list[float]:  # Any: the task's own
         """What the network says of each example's tokens or texts, in order. Raises `UserError`."""
         self._network.train(False)
-        work = self._task.work(examples)
-        column = torch.zeros(work.num_answers, device=self._ranks.device)
-        for part in self._parts(work):
-            answers, places = work.answer(self._network, part, self._ranks.device)
-            column[places] = answers
-        return [float(answer) for answer in self._ranks.sum(column)]
+        return self._answers(self._task.work(examples)).tolist()
 
     def save(self, folder: Path) -> None:
         """Write all that a resumed run needs below `folder`, for the caller to commit. Raises `CheckpointError`."""
@@ -202,6 +212,7 @@ class SupervisedRank:
 
     def _means(self, work: Work, *, learn: bool) -> dict[str, float]:
         """The metrics over all terms of all ranks; the loss's gradient is added if `learn`."""
+        work.prepare(self._answers)
         parts = self._parts(work)
         total = torch.zeros(len(self._task.metrics), dtype=torch.float64)
         for number, part in enumerate(parts):
@@ -212,7 +223,16 @@ class SupervisedRank:
             total += means.detach().cpu()
         return dict(zip(self._task.metrics, self._ranks.sum(total).tolist(), strict=True))
 
-    def _parts(self, work: Work) -> list[Part]:
+    @torch.no_grad()
+    def _answers(self, questions: Questions) -> Tensor:
+        """All answers, of every rank."""
+        column = torch.zeros(questions.num_answers, device=self._ranks.device)
+        for part in self._parts(questions):
+            answers, places = questions.answer(self._network, part, self._ranks.device)
+            column[places] = answers
+        return self._ranks.sum(column)
+
+    def _parts(self, questions: Questions) -> list[Part]:
         """This rank's share."""
         budget = self._config.max_tokens_per_micro_batch
-        return work.plan(max_tokens=budget, num_ranks=self._ranks.world_size)[self._ranks.rank]
+        return questions.plan(max_tokens=budget, num_ranks=self._ranks.world_size)[self._ranks.rank]
