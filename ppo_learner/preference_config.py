@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ppo_learner.config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.preference_algorithms import PREFERENCE_ALGORITHMS, PreferenceAlgorithm
 
 _OF_SOME_ALGORITHMS = (

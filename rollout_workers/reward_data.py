@@ -4,7 +4,6 @@ It must not know losses or models. Invariants: an example depends on its row and
 split a row is on depends on the seed and its prompt, so that no prompt is on both.
 """
 
-import hashlib
 from array import array
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +63,7 @@ def load_reward_examples(
             found.num_empty += 1
         else:
             found.num_truncated += sum(text.num_left_out > 0 for text in texts)
-            is_kept = _draw(judged, seed) < data.validation_share
+            is_kept = judged.answers[0].draw(seed) < data.validation_share
             (found.validation if is_kept else found.training).append(example)
     if not found.training or (data.validation_share and not found.validation):
         raise UserError(
@@ -122,10 +121,3 @@ def _example(judged: JudgedRow, texts: list[RewardText], number: int) -> RewardE
         targets=targets,
         completion_lengths=tuple(len(answer.completion) for answer in judged.answers),
     )
-
-
-def _draw(judged: JudgedRow, seed: int) -> float:
-    """A number in [0, 1) that is the same for all rows of a prompt."""
-    first = judged.answers[0]
-    key = f"{seed}/{first.prompt}/{[(message.role, message.content) for message in first.messages]}"
-    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64

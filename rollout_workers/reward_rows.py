@@ -11,66 +11,27 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from rollout_workers.chat_format import parse_transcript, to_messages
+from rollout_workers.judged_answers import Answer, AnswerReader, JudgedDataConfig, to_text
 from rollout_workers.rows import Row
 from services.contracts.errors import UserError
-from services.contracts.records import Message
 from services.contracts.reward_example import ExampleForm
-from services.contracts.reward_text import Template
-from services.contracts.settings import Section
 
 
-class RewardDataConfig(Section):
+class RewardDataConfig(JudgedDataConfig):
     """Where judged completions come from and how a row becomes an example; learner.objective says which form it has."""
 
-    examples: str
-    """A .jsonl, .json or .parquet file, or a data set's name on the Hugging Face hub."""
-    subset: str | None = None
-    """Configuration name of a hub data set."""
-    split: str = "train"
-    """Split of a hub data set."""
-    prompt_field: str | None = "prompt"
-    """Column with the prompt: a string, or a list of {role, content} turns. None: each completion is a whole
-    transcript, as {role, content} turns or as text with "\\n\\nHuman:" and "\\n\\nAssistant:" before each turn."""
-    chosen_field: str = "chosen"
-    """Pairs: column with the better completion."""
-    rejected_field: str = "rejected"
-    """Pairs: column with the worse completion."""
     margin_field: str | None = None
     """Pairs: column with the margin by which the better one is to be ahead."""
     completions_field: str = "completions"
     """Lists: column with the completions, best first."""
-    completion_field: str = "completion"
-    """Outcomes and steps: column with the completion; steps that have a text need none."""
-    label_field: str = "label"
-    """Outcomes: column with the completion's label: 0 to 1, or any number for a regression."""
     steps_field: str = "steps"
     """Steps: column with a list of {start, end, label} in code points of the completion, or of {text, label}."""
     step_separator: str = Field(default="\n", min_length=1)
     """Steps: what ends a step where the model is served; goes between {text, label} steps that do not end with it."""
-    template: Template = "plain"
-    """plain: the text is prompt and completion as they are; chat: the tokenizer's chat template makes it."""
-    system: str | None = None
-    """System turn put before every chat prompt."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest text, in tokens; the model's limit where it is not given. Also the longest that is served."""
     long_texts: Literal["truncate", "drop", "error"] = "truncate"
     """What to do with a longer one: leave out its beginning, leave the row out, or refuse the data."""
-    validation_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the prompts that is not learnt but tells which weights are best; 0 keeps the last weights."""
-    shuffle: bool = True
-    """Draw each epoch in a new order that depends on run.seed."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many rows."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """A completion and what it answers: a text, or the messages of a chat."""
-
-    prompt: str = ""
-    messages: tuple[Message, ...] = ()
-    completion: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,52 +59,21 @@ def read_judged_row(row: Row, data: RewardDataConfig, *, form: ExampleForm, any_
     Raises:
         UserError: naming `where` and the column at fault.
     """
-    return _READERS[form](_RowReader(row, data, any_label, where))
+    return _READERS[form](_RowReader(row, data, where, any_label))
 
 
 @dataclass(frozen=True, slots=True)
-class _RowReader:
-    """The typed columns of one row."""
+class _RowReader(AnswerReader):
+    """The columns of one row, and its labels."""
 
-    row: Row
     data: RewardDataConfig
     any_label: bool
-    where: str
-
-    def column(self, field: str) -> Any:  # Any: the user's JSON
-        if self.row.get(field) is None:
-            raise UserError(f"{self.where}: no column {field!r}; the row has {sorted(self.row)}")
-        return self.row[field]
-
-    def answer(self, field: str) -> Answer:
-        """The completion in a column."""
-        return self.to_answer(self.column(field), f"{self.where}, column {field!r}")
-
-    def to_answer(self, value: object, place: str) -> Answer:
-        if self.data.prompt_field is None:
-            return self._transcript(value, place)
-        prompt = self.column(self.data.prompt_field)
-        completion = _last_turn(value, place) if isinstance(value, list) else _text(value, place)
-        if self.data.template == "chat":
-            messages = to_messages(prompt, system=self.data.system, where=self.where)
-            return Answer(messages=messages, completion=completion)
-        return Answer(prompt=_text(prompt, f"{self.where}, column {self.data.prompt_field!r}"), completion=completion)
 
     def label(self, value: object, place: str) -> float:
         number = _number(value, place)
         if not self.any_label and not 0 <= number <= 1:
             raise UserError(f"{place}: the label is {number}, and learner.objective takes labels from 0 to 1")
         return number
-
-    def _transcript(self, value: object, place: str) -> Answer:
-        if self.data.template == "plain":
-            context, marker, reply = _text(value, place).rpartition("\n\nAssistant:")
-            return Answer(prompt=context + marker, completion=reply)
-        turns = to_messages(value, system=self.data.system, where=place) if isinstance(value, list) else ()
-        turns = turns or parse_transcript(_text(value, place), system=self.data.system, where=place)
-        if turns[-1].role != "assistant":
-            raise UserError(f"{place}: the last turn is to be judged, and it is the {turns[-1].role}'s")
-        return Answer(messages=turns[:-1], completion=turns[-1].content)
 
 
 def _read_pair(reader: _RowReader) -> JudgedRow:
@@ -178,7 +108,7 @@ def _read_steps(reader: _RowReader) -> JudgedRow:
     places = [f"{place}, step {number}" for number in range(len(steps))]
     labels = tuple(reader.label(step.get("label"), at) for step, at in zip(steps, places, strict=True))
     if all("text" in step for step in steps):
-        texts = [_text(step["text"], at) for step, at in zip(steps, places, strict=True)]
+        texts = [to_text(step["text"], at) for step, at in zip(steps, places, strict=True)]
         completion, ends = _join(texts, data.step_separator)
         if reader.row.get(data.completion_field) not in (None, completion):
             raise UserError(f"{place}: the steps' texts do not make up the column {data.completion_field!r}")
@@ -209,24 +139,6 @@ def _span_ends(steps: Sequence[Mapping[str, Any]], places: Sequence[str], *, len
             )
         before = end
     return tuple(step["end"] for step in steps)
-
-
-def _last_turn(turns: Sequence[object], place: str) -> str:
-    """The completion where it is written as a chat of one turn."""
-    messages = to_messages(turns, system=None, where=place)
-    if len(messages) != 1 or messages[0].role != "assistant":
-        raise UserError(f"{place}: expected the assistant's one turn, as the prompt has a column of its own")
-    return messages[0].content
-
-
-def _text(value: object, place: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{place}: expected a string, found {type(value).__name__}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: a lone surrogate at character {error.start}; the text is not Unicode") from error
-    return value
 
 
 def _number(value: object, place: str) -> float:
