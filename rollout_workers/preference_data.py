@@ -5,6 +5,8 @@ ends with the end-of-sequence token and fits the model whole; as with reward mod
 split.
 """
 
+from __future__ import annotations
+
 from array import array
 from collections import Counter
 from collections.abc import Sequence

@@ -14,6 +14,7 @@ from services.contracts.errors import TriremeError, UserError
 COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
+    "prefer": "train a policy on preferences",
     "sample": "write down completions of a model, and the best as demonstrations",
     "reward-model": "train a reward model on judged completions",
     "label-pairs": "have a judge compare completions, and write preference data",

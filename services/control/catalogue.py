@@ -95,6 +95,11 @@ METRICS: Mapping[str, Metric] = {
     "validation/accuracy": Metric(
         title="validation accuracy", unit="share", panel="Pairs in the right order", label="validation"
     ),
+    "rewards/margin": Metric(title="reward margin", panel="Implicit rewards", label="margin"),
+    "rewards/chosen": Metric(title="implicit reward, chosen", panel="Implicit rewards", label="chosen"),
+    "rewards/rejected": Metric(title="implicit reward, rejected", panel="Implicit rewards", label="rejected"),
+    "logprobs/chosen": Metric(title="logprob, chosen", panel="Logprobs of completions", label="chosen"),
+    "logprobs/rejected": Metric(title="logprob, rejected", panel="Logprobs of completions", label="rejected"),
     KL: Metric(title="KL to reference", panel="KL to the reference"),
     "entropy": Metric(title="entropy", panel="Entropy"),
     "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),

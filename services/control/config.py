@@ -12,9 +12,11 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.optimizer_config import SupervisedConfig
+from ppo_learner.preference_config import PreferenceConfig
 from ppo_learner.reward_config import RewardModelConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
+from rollout_workers.preference_data import PreferenceDataConfig
 from rollout_workers.prompts import DataConfig
 from rollout_workers.reward_rows import RewardDataConfig
 from services.contracts.settings import ModelConfig, Section
@@ -41,7 +43,7 @@ class TrainConfig(Section):
     num_steps: int = Field(default=100, ge=1)
     """Learner steps of the whole run; a resumed run goes on to the same number."""
     prompts_per_step: int = Field(default=64, ge=1)
-    """Prompts (RL), demonstrations (SFT) or judged rows (reward models) that one learner step consumes."""
+    """Prompts (RL), demonstrations (SFT), judged rows or preferences that one learner step consumes."""
     max_staleness: int = Field(default=0, ge=0)
     """How many versions a trained token may lag behind the learner. 0 is strictly on-policy: sampling and learning take
     turns. Above it they overlap, with (this + 1) · prompts_per_step prompts under way."""
@@ -108,7 +110,16 @@ class EvaluateConfig(Section):
         return self
 
 
-class RewardModelEvaluateConfig(Section):
+class ValidationConfig(Section):
+    """Which weights are kept."""
+
+    every: int = Field(default=25, ge=1)
+    """Steps between looks at the validation loss; the weights with the lowest are kept."""
+    patience: int = Field(default=0, ge=0)
+    """Looks in a row without a lower loss after which the run ends early; 0 goes on to the last step."""
+
+
+class RewardModelEvaluateConfig(ValidationConfig):
     """Which weights of a reward model are kept, and what they are judged on."""
 
     examples: str | None = None
@@ -116,10 +127,6 @@ class RewardModelEvaluateConfig(Section):
     are kept. None: the validation rows, by which those weights were chosen."""
     split: str = "test"
     """Split of a hub data set."""
-    every: int = Field(default=25, ge=1)
-    """Steps between looks at the validation loss; the weights with the lowest are kept."""
-    patience: int = Field(default=0, ge=0)
-    """Looks in a row without a lower loss after which the run ends early; 0 goes on to the last step."""
 
 
 class ClusterConfig(Section):
@@ -245,3 +252,15 @@ class RewardModelRunConfig(TrainerRoot):
     data: RewardDataConfig
     learner: RewardModelConfig = RewardModelConfig()
     evaluate: RewardModelEvaluateConfig = RewardModelEvaluateConfig()
+
+
+class PreferenceRunConfig(TrainerRoot):
+    """Everything `trireme prefer` can be told."""
+
+    data: PreferenceDataConfig
+    learner: PreferenceConfig = PreferenceConfig()
+    evaluate: ValidationConfig = ValidationConfig()
+
+
+SupervisedRoot = SupervisedRunConfig | RewardModelRunConfig | PreferenceRunConfig
+"""The configuration of a trainer that learns from examples."""

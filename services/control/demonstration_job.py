@@ -3,7 +3,7 @@
 It must not know how a step is made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ppo_learner.demonstrations import DemonstrationTask
@@ -27,6 +27,9 @@ class DemonstrationJob:
 
     def num_tokens(self, example: Demonstration) -> int:
         return sum(example.loss_mask)
+
+    async def before_steps(self, learner: LearnerGroup, tell: Callable[[str], None]) -> None:
+        """The examples are all that there is to learn from."""
 
     async def after_step(self, state: RunState, learner: LearnerGroup) -> tuple[RunState, Mapping[str, float]]:
         return state, {}

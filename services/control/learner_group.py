@@ -13,12 +13,15 @@ from typing import Any
 
 from ppo_learner.optimizer_config import OptimizerConfig
 from services.contracts.errors import DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
+from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 from services.control.actor import Actor
 from services.control.cluster import put
 
+Examples = Sequence[Demonstration] | Sequence[RewardExample] | Sequence[PreferenceExample]
+"""What a supervised learner learns from."""
 _NEWS_OF_A_DEATH_S = 3.0
 """How long after an unforeseen error of one rank another's death may become known, of which it would be the echo."""
 
@@ -53,21 +56,19 @@ class LearnerGroup:
         """Wait until every rank has loaded its model."""
         await self._call("start", timeout_s=self._start_timeout_s)
 
-    async def step(
-        self, batch: Sequence[ScoredGroup] | Sequence[Demonstration] | Sequence[RewardExample]
-    ) -> LearnerReport:
+    async def step(self, batch: Sequence[ScoredGroup] | Examples) -> LearnerReport:
         if self._before_step is not None:
             await self._before_step()
         report: LearnerReport = await self._call("step", put(list(batch)))
         return report
 
-    async def evaluate(self, examples: Sequence[RewardExample]) -> dict[str, float]:
+    async def evaluate(self, examples: Examples) -> dict[str, float]:
         """The metrics of a step on other examples, without learning them; of a supervised learner only."""
         metrics: dict[str, float] = await self._call("evaluate", put(list(examples)))
         return metrics
 
-    async def answers(self, examples: Sequence[RewardExample]) -> list[float]:
-        """The scores of all completions or steps, example after example; of a reward model only."""
+    async def answers(self, examples: Examples) -> list[float]:
+        """What the network says of all completions or steps, example after example: scores, or logprobs of a policy."""
         scores: list[float] = await self._call("answers", put(list(examples)))
         return scores
 

@@ -17,7 +17,7 @@ from rollout_workers.pool import RolloutPool
 from rollout_workers.sleeping import sleep_all
 from services.control.actor import constructed_by_start
 from services.control.cluster import Cluster, Room
-from services.control.config import ClusterConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig, TrainerRoot
+from services.control.config import ClusterConfig, RunConfig, SupervisedRoot, TrainerRoot
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
@@ -118,9 +118,7 @@ async def start_workers(config: RunConfig) -> AsyncIterator[Fleet]:
 
 
 @asynccontextmanager
-async def start_supervised_learner(
-    config: SupervisedRunConfig | RewardModelRunConfig, task: type[Task]
-) -> AsyncIterator[LearnerGroup]:
+async def start_supervised_learner(config: SupervisedRoot, task: type[Task]) -> AsyncIterator[LearnerGroup]:
     """Start the ranks of a supervised run."""
     ranks = rank_demands(config.learner, config.cluster)
     with Cluster(config.cluster, ranks) as cluster:

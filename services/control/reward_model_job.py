@@ -4,14 +4,10 @@ It must not know how a step is made, nor how a reward model is served. Invariant
 anew; the card is written last, so a folder with a card is whole; held-out rows decide nothing.
 """
 
-import hashlib
 import json
 import math
-import shutil
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 
 from ppo_learner.reward_training import RewardModelTask
@@ -22,12 +18,13 @@ from services.contracts.reward_example import RewardExample
 from services.contracts.reward_model import CanarySample, RewardModelCard, write_canary, write_card
 from services.contracts.settings import ModelConfig
 from services.control import run_folder
+from services.control.best_weights import BestWeights
 from services.control.config import RewardModelRunConfig
 from services.control.learner_group import LearnerGroup
-from services.control.recorder import is_due
 from services.control.reward_evaluation import compare, judge_comparisons, judge_labels, judge_ratings, longer_is_better
 from services.control.reward_model_preflight import RewardModelInputs
 from services.control.run_state import RunState
+from services.control.weights_digest import weights_digest
 
 SPLIT_FILE = "split.json"
 _MOST_FOR_STATISTICS = 4096
@@ -51,6 +48,12 @@ class RewardModelJob:
         self._config = config
         self._inputs = inputs
         self._export = config.run.dir / run_folder.EXPORT
+        self._best = BestWeights(
+            config.evaluate,
+            export=self._export,
+            validation=inputs.examples.validation,
+            num_steps=config.train.num_steps,
+        )
 
     def num_tokens(self, example: RewardExample) -> int:
         return sum(map(len, example.sequences))
@@ -67,25 +70,17 @@ class RewardModelJob:
         }
         (self._config.run.dir / SPLIT_FILE).write_text(json.dumps(split) + "\n")
 
+    async def before_steps(self, learner: LearnerGroup, tell: Callable[[str], None]) -> None:
+        """The examples are all that there is to learn from."""
+
     async def after_step(self, state: RunState, learner: LearnerGroup) -> tuple[RunState, Mapping[str, float]]:
-        is_last = state.step == self._config.train.num_steps
-        validation = self._inputs.examples.validation
-        if not validation or not (is_last or is_due(state.step, self._config.evaluate.every)):
-            return state, {}
-        measured = await learner.evaluate(validation)
-        if state.best_loss is None or measured["loss"] < state.best_loss:
-            await self._keep(learner)
-            state = replace(state, best_loss=measured["loss"], best_step=state.step)
-        return state, {f"validation/{name}": value for name, value in measured.items()}
+        return await self._best.after_step(state, learner)
 
     def is_over(self, state: RunState) -> bool:
-        patience = self._config.evaluate.patience * self._config.evaluate.every
-        return 0 < patience <= state.step - state.best_step and state.best_loss is not None
+        return self._best.is_over(state)
 
     async def finish(self, state: RunState, learner: LearnerGroup) -> Mapping[str, Json]:
-        if state.best_loss is None:
-            state = replace(state, best_step=state.step)
-            await self._keep(learner)
+        state = await self._best.finish(state, learner)
         settings = self._config.learner.model_copy(update={"from_scratch": False})
         await learner.read(ModelConfig(path=str(self._export), dtype=self._config.model.dtype), settings)
         card = await self._card(learner)
@@ -108,14 +103,6 @@ class RewardModelJob:
             "num_truncated": examples.num_truncated,
         }
 
-    async def _keep(self, learner: LearnerGroup) -> None:
-        """Put the present weights in the place of those kept so far."""
-        new = self._export.with_name(".export.partial")
-        shutil.rmtree(new, ignore_errors=True)
-        await learner.export(new)
-        shutil.rmtree(self._export, ignore_errors=True)
-        new.rename(self._export)
-
     async def _card(self, learner: LearnerGroup) -> RewardModelCard:
         scores = await learner.answers(self.examples[:_MOST_FOR_STATISTICS])
         spread = pstdev(scores)
@@ -127,7 +114,7 @@ class RewardModelJob:
         data = self._config.data
         return RewardModelCard(
             head=self._config.learner.parts.head,
-            version=self._config.learner.version or _digest(self._export),
+            version=self._config.learner.version or weights_digest(self._export),
             mean=fmean(scores),
             std=spread,
             template=data.template,
@@ -167,12 +154,3 @@ class RewardModelJob:
 
 def _labels(examples: Sequence[RewardExample]) -> list[float]:
     return [target for example in examples for target in example.targets]
-
-
-def _digest(folder: Path) -> str:
-    """A name for the weights that no others have."""
-    digest = hashlib.blake2b(digest_size=6)
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

@@ -5,7 +5,7 @@ and the step alone, so a resumed run goes on as if it had never stopped.
 """
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ from ppo_learner.supervised import Task
 from rollout_workers.prompts import RowOrder
 from services.contracts.records import Json
 from services.control import run_folder, run_state
-from services.control.config import RewardModelRunConfig, SupervisedRunConfig
+from services.control.config import SupervisedRoot
 from services.control.interrupts import catch_interrupts
 from services.control.learner_group import LearnerGroup
 from services.control.parts import start_supervised_learner
@@ -46,6 +46,13 @@ class Job(Protocol):
         """Tokens that are learnt of an example, for the throughput."""
         ...
 
+    async def before_steps(self, learner: LearnerGroup, tell: Callable[[str], None]) -> None:
+        """Called once, before a checkpoint is loaded: the learner has the initial weights.
+
+        Args:
+            tell: shows a line to whoever watches.
+        """
+
     async def after_step(self, state: RunState, learner: LearnerGroup) -> tuple[RunState, Mapping[str, float]]:
         """Called after each step, before its checkpoint: the state to go on with, and further metrics of the step."""
         ...
@@ -59,7 +66,7 @@ class Job(Protocol):
         ...
 
 
-def train_supervised(config: SupervisedRunConfig | RewardModelRunConfig, job: Job, *, resume: bool) -> bool:
+def train_supervised(config: SupervisedRoot, job: Job, *, resume: bool) -> bool:
     """Train, checkpoint and export. The caller holds the run's folder.
 
     Returns:
@@ -90,7 +97,7 @@ def train_supervised(config: SupervisedRunConfig | RewardModelRunConfig, job: Jo
 
 
 async def _run(
-    config: SupervisedRunConfig | RewardModelRunConfig,
+    config: SupervisedRoot,
     job: Job,
     recorder: Recorder,
     progress: Progress,
@@ -101,6 +108,7 @@ async def _run(
     with catch_interrupts(progress.message) as stop:
         progress.message("starting the learner")
         async with start_supervised_learner(config, job.task) as learner:
+            await job.before_steps(learner, progress.message)
             if checkpoint is not None:
                 await learner.load(checkpoint / run_state.LEARNER_FOLDER)
             stop.finishes_step = True

@@ -174,8 +174,8 @@ def test_a_preference_is_learnt_and_holds_on_other_rows(algorithm: str, tiny_mod
     last = rank.evaluate(others)
     rank.export(tmp_path)
     rank.close()
-    # Without a reference a pair begins far on either side, and a dozen steps do not bring all of them over.
-    assert last["accuracy"] > (first["accuracy"] + 0.1 if algorithm in REFERENCE_FREE else 0.85)
+    # Without a reference, or without a rival, a dozen steps do not bring every row over to its side.
+    assert last["accuracy"] > (first["accuracy"] + 0.1 if algorithm in (*REFERENCE_FREE, "kto") else 0.85)
     assert last["loss"] < first["loss"]
     assert last["rewards/margin"] > first["rewards/margin"]
     again = start(tmp_path, **settings)
