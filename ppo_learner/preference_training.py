@@ -43,7 +43,7 @@ class PreferenceTask:
         "logprobs/rejected",
     )
 
-    def __init__(self, learner: PreferenceConfig, model: ModelConfig) -> None:
+    def __init__(self, learner: PreferenceConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._learner = learner
         self._model = model
         self.network = load_policy(model, learner, temperature=1.0)
