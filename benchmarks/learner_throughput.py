@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from benchmarks.pairs import Ratio, in_turn, report
 from benchmarks.reference_model import write_reference_model
-from ppo_learner.advantages import generalised_advantages, group_normalised_advantages, whiten
+from ppo_learner.advantages import generalised_advantages, whiten
 from ppo_learner.batching import Batch, MicroBatch, batch_rollouts, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
+from ppo_learner.group_advantages import group_normalised_advantages
 from ppo_learner.learner import LearnerRank
 from ppo_learner.losses import ppo_clip
 from ppo_learner.value_losses import value_loss

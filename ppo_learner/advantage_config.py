@@ -1,21 +1,59 @@
-"""Settings of advantages: discounting, and what they are normalised by.
+"""Settings of advantages: discounting, what they are normalised by, and how difficulty and length weigh.
 
-It must not import torch.
+It must not import torch. Invariant: a section that was built weighs nothing that its advantage does not read.
 """
 
-from pydantic import Field
+from typing import Self
 
-from services.contracts.settings import Section
+from pydantic import Field, model_validator
+
+from ppo_learner.algorithm_config import AlgorithmConfig
+
+_READ_BY = {
+    "turn_gamma": ("gae", "monte_carlo", "greedy_baseline"),
+    "turn_gae_lambda": ("gae",),
+    "length_penalty": ("group_normalised",),
+    "difficulty_weighting": ("group_normalised",),
+}
+"""Which advantages read each setting."""
 
 
-class AdvantageConfig(Section):
-    """Discount, GAE, group deviation, whitening."""
+class AdvantageConfig(AlgorithmConfig):
+    """Discount, GAE, group deviation, whitening, difficulty and length."""
 
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount per token of future rewards."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE's trade of bias (0) for variance (1)."""
+    turn_gamma: float | None = Field(default=None, ge=0, le=1)
+    """Discount from a turn's last token to the next turn's first, in place of gamma; by default the same."""
+    turn_gae_lambda: float | None = Field(default=None, ge=0, le=1)
+    """GAE's trade between two turns, in place of gae_lambda; by default the same."""
     whiten_advantages: bool = False
-    """Shift and scale advantages to mean 0, deviation 1 over the batch; ppo does."""
+    """Shift and scale advantages to mean 0, deviation 1 over all tokens of the batch; ppo, reinforce_pp and
+    reinforce_pp_baseline do."""
     normalise_group_std: bool = True
     """Divide GRPO's advantages by the group's standard deviation; off, hard and easy prompts weigh by their spread."""
+    length_penalty: float = Field(default=0.0, ge=0)
+    """How much solutions that are long for their group earn less: e^(-this · z) of their reward, with z the length less
+    the mean of the group's solutions, in deviations (GRPO-LEAD has 0.05); 0: nothing."""
+    difficulty_weighting: bool = False
+    """Weigh advantages by how rare a success, or a failure, is among the completions of the prompt (GRPO-LEAD)."""
+    solved_reward: float = 1.0
+    """Total reward from which a completion counts as a solution, for length_penalty and difficulty_weighting."""
+
+    @model_validator(mode="after")
+    def _weights_are_read(self) -> Self:
+        for name, advantages in _READ_BY.items():
+            value = getattr(self, name)
+            if value != type(self).model_fields[name].default and self.parts.advantage not in advantages:
+                raise ValueError(
+                    f"{name} {value} has no effect with algorithm {self.algorithm}, whose advantage is "
+                    f"{self.parts.advantage}; remove it, or use an algorithm with {' or '.join(advantages)}"
+                )
+        if self.solved_reward != 1.0 and not (self.length_penalty or self.difficulty_weighting):
+            raise ValueError(
+                f"solved_reward {self.solved_reward} has no effect without length_penalty and difficulty_weighting; "
+                "remove it, or set one of them"
+            )
+        return self

@@ -1,4 +1,4 @@
-"""How much better each sampled token was than expected: GAE, leave-one-out, and normalised over completions or steps.
+"""How much better each sampled token was than expected, before it is made a column that is trained on.
 
 It must not know models, ranks or micro-batches. Here T counts sampled tokens only: column t of a row is its t-th
 sampled token, so tool and environment tokens between two turns take no part. Invariant: entries outside `mask` are 0
@@ -12,10 +12,14 @@ import torch
 from torch import Tensor
 
 from ppo_learner.config import LearnerConfig
+from ppo_learner.difficulty import concise_scores, difficulty_weights
+from ppo_learner.group_advantages import (
+    STD_FLOOR,
+    group_normalised_advantages,
+    leave_one_out_advantages,
+    step_normalised_advantages,
+)
 from ppo_learner.step_rewards import StepRewards
-from services.contracts.errors import UserError
-
-_STD_FLOOR = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -26,20 +30,28 @@ class Episodes:
         rewards: (B, T) reward per token; a score of the whole completion stands on its last token.
         mask: (B, T) True on sampled tokens.
         groups: (B,) which group each row belongs to, from 0.
+        totals: (B,) total reward of each completion, unweighted.
+        solved: (B,) True for a completion whose reward makes it a solution.
         values: (B, T) the critic's value before each token; None without a critic.
-        totals: (B,) total reward of each completion, unweighted; only for what learns from steps, as `steps`.
-        steps: the rewards of steps, unweighted.
+        turn_ends: (B, T) True on the last token of each turn that another turn follows.
+        baselines: (B,) weighted reward of the greedy answer to each completion's prompt; only where one is sampled.
+        steps: the rewards of steps, unweighted; only where they count.
     """
 
     rewards: Tensor
     mask: Tensor
     groups: Tensor
+    totals: Tensor
+    solved: Tensor
+    turn_ends: Tensor
     values: Tensor | None = None
-    totals: Tensor | None = None
+    baselines: Tensor | None = None
     steps: StepRewards | None = None
 
 
-def generalised_advantages(rewards: Tensor, values: Tensor, *, gamma: float, gae_lambda: float) -> Tensor:
+def generalised_advantages(
+    rewards: Tensor, values: Tensor, *, gamma: float | Tensor, gae_lambda: float | Tensor
+) -> Tensor:
     """GAE (Schulman et al. 2016, arXiv 1506.02438): A_t = δ_t + γλ·A_{t+1} with δ_t = r_t + γ·V_{t+1} − V_t.
 
     The completion's end is terminal: beyond its last token value and advantage are 0.
@@ -47,80 +59,37 @@ def generalised_advantages(rewards: Tensor, values: Tensor, *, gamma: float, gae
     Args:
         rewards: (B, T), 0 after each row's last token.
         values: (B, T), 0 after each row's last token.
+        gamma: γ, one for all or (B, T) from each token to the next.
+        gae_lambda: λ, likewise.
 
     Returns:
         (B, T).
     """
+    discounts, traces = (
+        torch.as_tensor(given, dtype=rewards.dtype).expand_as(rewards) for given in (gamma, gae_lambda)
+    )
     advantages = torch.zeros_like(rewards)
     following_advantage = torch.zeros_like(rewards[:, 0])  # (B,)
     following_value = torch.zeros_like(rewards[:, 0])
     for t in range(rewards.shape[1] - 1, -1, -1):
-        delta = rewards[:, t] + gamma * following_value - values[:, t]
-        following_advantage = delta + gamma * gae_lambda * following_advantage
+        delta = rewards[:, t] + discounts[:, t] * following_value - values[:, t]
+        following_advantage = delta + discounts[:, t] * traces[:, t] * following_advantage
         following_value = values[:, t]
         advantages[:, t] = following_advantage
     return advantages
 
 
-def group_normalised_advantages(scores: Tensor, groups: Tensor, *, divide_by_std: bool = True) -> Tensor:
-    """GRPO (Shao et al. 2024, arXiv 2402.03300): (R − mean) / std over the group, with the sample deviation (G − 1).
-
-    Without the division this is the unbiased form of Dr. GRPO (Liu et al. 2025, arXiv 2503.20783).
+def returns_to_go(rewards: Tensor, *, gamma: float | Tensor) -> Tensor:
+    """Monte-Carlo returns (Williams 1992): G_t = r_t + γ·G_{t+1}. Less a critic's value, they are GAE with λ = 1.
 
     Args:
-        scores: (B,) total reward of each completion.
-        groups: (B,) group of each.
+        rewards: (B, T), 0 after each row's last token.
+        gamma: γ, one for all or (B, T) from each token to the next.
 
     Returns:
-        (B,).
-
-    Raises:
-        UserError: a group with one completion.
+        (B, T), of tokens after a row's last 0.
     """
-    _refuse_single(groups)
-    return _normalised(scores, groups, divide_by_std=divide_by_std)
-
-
-def step_normalised_advantages(
-    steps: StepRewards, mask: Tensor, groups: Tensor, *, divide_by_std: bool = True
-) -> Tensor:
-    """GRPO with process rewards (arXiv 2402.03300, section 4.1.3): A_t = Σ r̃_j over the steps j that end at t or later.
-
-    r̃ = (r − mean) / std over all steps of all completions of the group. A completion without steps has advantage 0.
-
-    Args:
-        steps: S rewards of steps.
-        mask: (B, T) True on sampled tokens.
-        groups: (B,) group of each completion.
-
-    Returns:
-        (B, T), 0 outside `mask`.
-
-    Raises:
-        UserError: a group with one completion.
-    """
-    _refuse_single(groups)
-    normalised = _normalised(steps.values, groups[steps.rows], divide_by_std=divide_by_std)
-    later = steps.spread(normalised, mask).flip(1).cumsum(1).flip(1)
-    return later * mask
-
-
-def leave_one_out_advantages(scores: Tensor, groups: Tensor) -> Tensor:
-    """RLOO (Ahmadian et al. 2024, arXiv 2402.14740): R_i − mean of the group's others = G/(G − 1)·(R_i − mean).
-
-    Args:
-        scores: (B,) total reward of each completion.
-        groups: (B,) group of each.
-
-    Returns:
-        (B,).
-
-    Raises:
-        UserError: a group with one completion.
-    """
-    _refuse_single(groups)
-    sizes, centred = _centre(scores, groups)
-    return centred * (sizes / (sizes - 1))[groups]
+    return generalised_advantages(rewards, torch.zeros_like(rewards), gamma=gamma, gae_lambda=1.0)
 
 
 def whiten(values: Tensor, mask: Tensor) -> Tensor:
@@ -136,48 +105,50 @@ def whiten(values: Tensor, mask: Tensor) -> Tensor:
     count = mask.sum().clamp(min=1)
     centred = (values - (values * mask).sum() / count) * mask
     std = (centred.square().sum() / count).sqrt()
-    return centred / (std + _STD_FLOOR)
-
-
-def _refuse_single(groups: Tensor) -> None:
-    if torch.bincount(groups).min() < 2:
-        raise UserError(
-            "a group has 1 completion, and group advantages compare at least 2 of the same prompt; "
-            "raise rollout.samples_per_prompt, or use algorithm ppo"
-        )
-
-
-def _normalised(values: Tensor, groups: Tensor, *, divide_by_std: bool) -> Tensor:
-    """(N,) values less their group's mean, over its sample deviation; of a group of one, 0."""
-    sizes, centred = _centre(values, groups)
-    if not divide_by_std:
-        return centred
-    squares = torch.zeros_like(sizes).index_add_(0, groups, centred.square())
-    std = (squares / (sizes - 1).clamp(min=1)).sqrt()
-    return centred / (std[groups] + _STD_FLOOR)
-
-
-def _centre(values: Tensor, groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Group sizes, and (N,) values less their group's mean."""
-    sizes = torch.bincount(groups).to(values.dtype)
-    means = torch.zeros_like(sizes).index_add_(0, groups, values) / sizes
-    return sizes, values - means[groups]
+    return centred / (std + STD_FLOOR)
 
 
 def _gae(episodes: Episodes, config: LearnerConfig) -> Tensor:
     assert episodes.values is not None
-    return generalised_advantages(episodes.rewards, episodes.values, gamma=config.gamma, gae_lambda=config.gae_lambda)
+    return generalised_advantages(
+        episodes.rewards,
+        episodes.values,
+        gamma=_per_turn(config.gamma, config.turn_gamma, episodes),
+        gae_lambda=_per_turn(config.gae_lambda, config.turn_gae_lambda, episodes),
+    )
+
+
+def _monte_carlo(episodes: Episodes, config: LearnerConfig) -> Tensor:
+    return returns_to_go(episodes.rewards, gamma=_per_turn(config.gamma, config.turn_gamma, episodes))
+
+
+def _greedy_baseline(episodes: Episodes, config: LearnerConfig) -> Tensor:
+    """ReMax (Li et al. 2023, arXiv 2310.10505): G_t less the reward of the policy's greedy answer to the prompt."""
+    assert episodes.baselines is not None
+    return (_monte_carlo(episodes, config) - episodes.baselines[:, None]) * episodes.mask
+
+
+def _per_turn(within: float, between: float | None, episodes: Episodes) -> Tensor:
+    """(B, T) a factor from each token to the next: one within a turn, and one between two, as in dual discounting
+    (Verlog, Chen et al. 2025); with the same for both, a turn's end is nothing special."""
+    factors = torch.full_like(episodes.rewards, within)
+    return factors if between is None else factors.masked_fill(episodes.turn_ends, between)
 
 
 def _group_normalised(episodes: Episodes, config: LearnerConfig) -> Tensor:
-    advantages = group_normalised_advantages(
-        episodes.rewards.sum(dim=1), episodes.groups, divide_by_std=config.normalise_group_std
-    )
+    scores, solved = episodes.rewards.sum(dim=1), episodes.solved
+    if config.length_penalty:
+        lengths = episodes.mask.sum(dim=1)
+        shorter = concise_scores(episodes.totals, solved, lengths, episodes.groups, strength=config.length_penalty)
+        scores = scores + config.total_weight * (shorter - episodes.totals)
+    advantages = group_normalised_advantages(scores, episodes.groups, divide_by_std=config.normalise_group_std)
+    if config.difficulty_weighting:
+        advantages = advantages * difficulty_weights(advantages, solved, episodes.groups)
     return advantages[:, None] * episodes.mask
 
 
 def _step_normalised(episodes: Episodes, config: LearnerConfig) -> Tensor:
-    assert episodes.totals is not None and episodes.steps is not None
+    assert episodes.steps is not None
     advantages = config.step_weight * step_normalised_advantages(
         episodes.steps, episodes.mask, episodes.groups, divide_by_std=config.normalise_group_std
     )
@@ -193,6 +164,8 @@ def _leave_one_out(episodes: Episodes, config: LearnerConfig) -> Tensor:
 
 ADVANTAGES: dict[str, Callable[[Episodes, LearnerConfig], Tensor]] = {
     "gae": _gae,
+    "monte_carlo": _monte_carlo,
+    "greedy_baseline": _greedy_baseline,
     "group_normalised": _group_normalised,
     "step_normalised": _step_normalised,
     "leave_one_out": _leave_one_out,

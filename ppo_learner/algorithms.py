@@ -16,12 +16,14 @@ class Algorithm:
         advantage: name in `ADVANTAGES`.
         loss: name in `POLICY_LOSSES`.
         needs_critic: whether a value function is trained beside the policy.
+        needs_greedy_baseline: whether the greedy answer to each prompt is sampled and scored too.
         settings: defaults that the algorithm's paper prescribes, in place of those beside the settings themselves.
     """
 
     advantage: str
     loss: str
     needs_critic: bool = False
+    needs_greedy_baseline: bool = False
     settings: Mapping[str, object] = field(default_factory=dict)
 
 
@@ -32,6 +34,19 @@ ALGORITHMS = {
         advantage="step_normalised", loss="ppo_clip", settings={"total_weight": 0.0, "step_weight": 1.0}
     ),
     "rloo": Algorithm(advantage="leave_one_out", loss="reinforce"),
+    "reinforce": Algorithm(advantage="monte_carlo", loss="reinforce"),
+    "reinforce_pp": Algorithm(advantage="monte_carlo", loss="ppo_clip", settings={"whiten_advantages": True}),
+    "reinforce_pp_baseline": Algorithm(
+        advantage="group_normalised",
+        loss="ppo_clip",
+        settings={
+            "normalise_group_std": False,
+            "whiten_advantages": True,
+            "kl_placement": "loss",
+            "kl_estimator": "k2",
+        },
+    ),
+    "remax": Algorithm(advantage="greedy_baseline", loss="reinforce", needs_greedy_baseline=True),
     "dr_grpo": Algorithm(
         advantage="group_normalised",
         loss="ppo_clip",

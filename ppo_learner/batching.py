@@ -59,6 +59,11 @@ class Batch:
         """(B, T) True on sampled tokens, in the shape that `pad` gives."""
         return torch.arange(int(self.counts.max()))[None, :] < self.counts[:, None]
 
+    def turn_ends(self) -> Tensor:
+        """(B, T) True on a sampled token that tokens of a tool or an environment follow, and then a sampled one."""
+        gaps = [torch.diff(positions, append=positions[-1:]) > 1 for positions in self.positions]
+        return torch.nn.utils.rnn.pad_sequence(gaps, batch_first=True)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MicroBatch:

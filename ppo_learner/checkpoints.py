@@ -8,7 +8,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import torch
 
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
+from ppo_learner.return_moments import ReturnMoments
 from services.contracts.errors import CheckpointError
 
 _STATE_FILE = "learner.json"
@@ -32,11 +33,13 @@ class LearnerState:
         step: learner steps done.
         kl_coefficient: present weight of the KL penalty.
         skipped_in_a_row: updates skipped since the last one that moved the weights.
+        return_moments: of all returns so far, where they are normalised.
     """
 
     step: int
     kl_coefficient: float = 0.0
     skipped_in_a_row: int = 0
+    return_moments: ReturnMoments = field(default_factory=ReturnMoments)
 
 
 def save_state(folder: Path, state: LearnerState, config: OptimizerConfig, ranks: Ranks) -> None:
@@ -82,13 +85,14 @@ def load_state(folder: Path, ranks: Ranks) -> LearnerState:
         step=int(content["step"]),
         kl_coefficient=content["kl_coefficient"],
         skipped_in_a_row=int(content["skipped_in_a_row"]),
+        return_moments=ReturnMoments(**content["return_moments"]),
     )
 
 
-def _read(folder: Path) -> dict[str, int | float]:
+def _read(folder: Path) -> dict[str, Any]:  # Any: JSON
     path = folder / _STATE_FILE
     try:
-        content: dict[str, int | float] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; resume from an older checkpoint") from error
     return content

@@ -26,6 +26,9 @@ class CriticConfig(AlgorithmConfig):
     value_huber_delta: float | None = Field(default=None, gt=0)
     """Errors beyond this count linearly and not as their square (Huber), which spares the critic outliers; None: all as
     their square."""
+    normalise_returns: bool = False
+    """Have the critic predict returns on the scale of all returns so far: less their mean, over their deviation. It
+    keeps the loss of values on one scale, whatever that of the rewards is."""
     value_coefficient: float = Field(default=0.5, gt=0)
     """Weight of the value loss beside the policy loss; with critic: model it scales only the critic's gradient."""
 
@@ -35,6 +38,11 @@ class CriticConfig(AlgorithmConfig):
             raise ValueError(
                 f"critic_path {self.critic_path!r} has no effect with algorithm {self.algorithm} and critic "
                 f"{self.critic}; remove it, or use ppo with critic: model"
+            )
+        if self.normalise_returns and not self.parts.needs_critic:
+            raise ValueError(
+                f"normalise_returns has no effect with algorithm {self.algorithm}, which has no critic; remove it, or "
+                "use ppo"
             )
         if self.critic_warmup_steps and (self.critic != "model" or not self.parts.needs_critic):
             raise ValueError(

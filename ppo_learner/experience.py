@@ -17,6 +17,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.kl import KL_ESTIMATORS
 from ppo_learner.overlong import length_rewards
 from ppo_learner.proximal import PROXIMAL_POLICIES
+from ppo_learner.return_moments import ReturnMoments
 from ppo_learner.step_rewards import StepRewards, step_rewards
 from services.contracts.errors import UserError
 from services.contracts.records import ScoredGroup
@@ -24,7 +25,10 @@ from services.contracts.records import ScoredGroup
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """What the networks say of a batch before an update, as columns (A,); None where nobody asked."""
+    """What the networks say of a batch before an update, as columns (A,); None where nobody asked.
+
+    `values` are on the critic's own scale, which is that of rewards unless returns are normalised.
+    """
 
     logprobs: Tensor | None = None
     reference_logprobs: Tensor | None = None
@@ -43,8 +47,11 @@ class Experience:
         staleness: the version that this step makes, less that of the policy that sampled: 1 for a fresh token.
         start_logprobs: of the policy before this step; None where nobody asked, as with a single update.
         reference_logprobs: of the reference; None without a KL penalty.
-        old_values: of the critic before this step; None without a critic.
-        returns: targets of the critic; None without one.
+        old_values: of the critic before this step, on its own scale; None without a critic.
+        targets: what the critic is to predict, on its own scale; None without one.
+        values: the old values on the scale of rewards; None without a critic.
+        returns: the targets on the scale of rewards; None without a critic.
+        return_moments: with this step's returns taken in; where nothing is normalised, as they were.
     """
 
     batch: Batch
@@ -55,7 +62,10 @@ class Experience:
     start_logprobs: Tensor | None
     reference_logprobs: Tensor | None
     old_values: Tensor | None
+    targets: Tensor | None
+    values: Tensor | None
     returns: Tensor | None
+    return_moments: ReturnMoments
 
     def proximal_logprobs(self, current: Tensor, actions: Tensor, config: LearnerConfig) -> Tensor:
         """(N,) of the policy that the ratio compares with.
@@ -87,32 +97,44 @@ def make_experience(
     *,
     version: int,
     kl_coefficient: float,
+    return_moments: ReturnMoments,
 ) -> Experience:
     """Rewards, less the KL penalty where it belongs there, to advantages and returns.
 
     Args:
         version: the learner's before this step.
         kl_coefficient: the penalty's present weight.
+        return_moments: of all returns before this step, on whose scale the critic predicted; read only where returns
+            are normalised.
 
     Raises:
         UserError: a group too small for the algorithm, or steps that count and none that was given.
     """
     mask = batch.mask()
+    sizes = torch.tensor([len(scored.rewards) for scored in groups])
     steps = _steps(groups, batch) if config.uses_steps else None
     totals = _totals(groups, steps if config.total_includes_steps else None)
     length = length_rewards(groups, config)
     totals = totals if length is None else totals + length
-    values = None if evaluation.values is None else batch.pad(evaluation.values.double())
+    values = _values(batch, evaluation, config, return_moments)
     episodes = Episodes(
         rewards=_token_rewards(totals, steps, batch, config) - _kl_penalty(batch, evaluation, config, kl_coefficient),
         mask=mask,
-        groups=torch.repeat_interleave(torch.tensor([len(scored.rewards) for scored in groups])),
-        values=values,
+        groups=torch.repeat_interleave(sizes),
         totals=totals,
+        solved=_given_totals(groups) >= config.solved_reward,
+        turn_ends=batch.turn_ends(),
+        values=values,
+        baselines=_baselines(groups, sizes, config) if config.parts.needs_greedy_baseline else None,
         steps=steps,
     )
     raw = ADVANTAGES[config.parts.advantage](episodes, config)
     advantages = whiten(raw, mask) if config.whiten_advantages else raw
+    returns = None if values is None else batch.unpad(raw + values)
+    targets = returns
+    if returns is not None and config.normalise_returns:
+        return_moments = return_moments.merged(returns)
+        targets = return_moments.normalise(returns)
     return Experience(
         batch=batch,
         advantages=batch.unpad(advantages).float(),
@@ -122,8 +144,32 @@ def make_experience(
         start_logprobs=evaluation.logprobs,
         reference_logprobs=evaluation.reference_logprobs,
         old_values=evaluation.values,
-        returns=None if values is None else batch.unpad(raw + values).float(),
+        targets=None if targets is None else targets.float(),
+        values=None if values is None else batch.unpad(values).float(),
+        returns=None if returns is None else returns.float(),
+        return_moments=return_moments,
     )
+
+
+def _values(
+    batch: Batch, evaluation: Evaluation, config: LearnerConfig, return_moments: ReturnMoments
+) -> Tensor | None:
+    """(B, T) what the critic said, on the scale of rewards."""
+    if evaluation.values is None:
+        return None
+    values = evaluation.values.double()
+    return batch.pad(return_moments.restore(values) if config.normalise_returns else values)
+
+
+def _baselines(groups: Sequence[ScoredGroup], sizes: Tensor, config: LearnerConfig) -> Tensor:
+    """(B,) the weighted reward of the greedy answer to each completion's prompt."""
+    baselines = [scored.baseline for scored in groups]
+    if None in baselines:
+        raise UserError(
+            f"{baselines.count(None)} of {len(groups)} groups have no reward of a greedy answer, and learner.algorithm "
+            f"{config.algorithm} takes it for its baseline; use an algorithm that needs none, such as rloo"
+        )
+    return config.total_weight * torch.tensor(baselines, dtype=torch.float64).repeat_interleave(sizes)
 
 
 def _steps(groups: Sequence[ScoredGroup], batch: Batch) -> StepRewards:
@@ -138,8 +184,13 @@ def _steps(groups: Sequence[ScoredGroup], batch: Batch) -> StepRewards:
 
 def _totals(groups: Sequence[ScoredGroup], included: StepRewards | None) -> Tensor:
     """(B,) what each completion earned as a whole, less the steps that are included in it."""
-    totals = torch.tensor([reward.value for scored in groups for reward in scored.rewards], dtype=torch.float64)
+    totals = _given_totals(groups)
     return totals if included is None else totals - included.sums(len(totals))
+
+
+def _given_totals(groups: Sequence[ScoredGroup]) -> Tensor:
+    """(B,) as the reward service gave them."""
+    return torch.tensor([reward.value for scored in groups for reward in scored.rewards], dtype=torch.float64)
 
 
 def _token_rewards(totals: Tensor, steps: StepRewards | None, batch: Batch, config: LearnerConfig) -> Tensor:

@@ -35,6 +35,7 @@ from ppo_learner.networks import Networks
 from ppo_learner.overlong import learnt_groups, overlong_metrics
 from ppo_learner.publishing import default_canary, export_network, make_transport, publish_policy
 from ppo_learner.ranks import join, seed_everything
+from ppo_learner.return_moments import ReturnMoments
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.updates import Rates, Updater
 from services.contracts.errors import UserError
@@ -100,6 +101,7 @@ class LearnerRank:
         self._updater = Updater(self._networks, learner, self._ranks, seed=seed)
         self._canary_sequences = canary_sequences or default_canary(self._networks.language_model.config.vocab_size)
         self._kl_coefficient = learner.kl_coefficient
+        self._return_moments = ReturnMoments()
         self._step = 0
 
     def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
@@ -117,8 +119,15 @@ class LearnerRank:
             evaluation = self._networks.evaluate(batch, logprobs=self._needs_logprobs(rates))
         with clock.measure("advantages"):
             experience = make_experience(
-                groups, batch, evaluation, self._config, version=self._step, kl_coefficient=self._kl_coefficient
+                groups,
+                batch,
+                evaluation,
+                self._config,
+                version=self._step,
+                kl_coefficient=self._kl_coefficient,
+                return_moments=self._return_moments,
             )
+        self._return_moments = experience.return_moments
         with clock.measure("train"):
             trace = self._updater.train(experience, rates, step=self._step)
             self._networks.policy.average()
@@ -156,6 +165,7 @@ class LearnerRank:
                 step=self._step,
                 kl_coefficient=self._kl_coefficient,
                 skipped_in_a_row=self._updater.skips.in_a_row,
+                return_moments=self._return_moments,
             )
             checkpoints.save_state(folder, state, self._config, self._ranks)
 
@@ -166,6 +176,7 @@ class LearnerRank:
         state = checkpoints.load_state(folder, self._ranks)
         self._step = state.step
         self._kl_coefficient = state.kl_coefficient
+        self._return_moments = state.return_moments
         self._updater.skips.in_a_row = state.skipped_in_a_row
 
     def export(self, folder: Path) -> None:

@@ -74,7 +74,8 @@ def sapo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tenso
     `sapo_temperature_positive` where A > 0 and `sapo_temperature_negative` elsewhere.
     """
     ratio = _ratio(logprobs - old_logprobs)
-    temperature = torch.where(advantages > 0, config.sapo_temperature_positive, config.sapo_temperature_negative)
+    temperature = torch.full_like(advantages, config.sapo_temperature_negative)
+    temperature = temperature.masked_fill(advantages > 0, config.sapo_temperature_positive)
     gate = torch.sigmoid(temperature * (ratio - 1))
     return TokenLoss(-4 / temperature * gate * advantages, torch.zeros_like(ratio, dtype=torch.bool))
 

@@ -87,11 +87,11 @@ def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, fl
     if experience.reference_logprobs is not None:
         metrics["kl/reference"] = float(k3(logprobs, experience.reference_logprobs).mean())
         metrics["kl/completion"] = kl_per_completion(experience.batch, logprobs, experience.reference_logprobs)
-    if experience.returns is not None and experience.old_values is not None:
-        residual = (experience.returns - experience.old_values).var(correction=0)
+    if experience.returns is not None and experience.values is not None:
+        residual = (experience.returns - experience.values).var(correction=0)
         variance = experience.returns.var(correction=0)
         metrics["explained_variance"] = float(1 - residual / variance) if variance > 0 else 0.0
-        metrics["value/mean"] = float(experience.old_values.mean())
+        metrics["value/mean"] = float(experience.values.mean())
         metrics["return/mean"] = float(experience.returns.mean())
     return metrics
 

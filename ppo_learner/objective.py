@@ -76,9 +76,9 @@ def value_objective(
         values: (N,) of the critic being trained.
         weights: (N,) what each token counts.
     """
-    assert experience.old_values is not None and experience.returns is not None
-    old_values, returns = experience.old_values[batch.actions], experience.returns[batch.actions]
-    losses, clipped = value_loss(values, old_values, returns, config)
+    assert experience.old_values is not None and experience.targets is not None
+    old_values, targets = experience.old_values[batch.actions], experience.targets[batch.actions]
+    losses, clipped = value_loss(values, old_values, targets, config)
     loss = (weights * losses).sum()
     return Objective(
         loss=config.value_coefficient * loss, sums=_sums(None, None, None, None, loss, (weights * clipped).sum())

@@ -37,6 +37,11 @@ class RewardWeightsConfig(AlgorithmConfig):
             raise ValueError(f"step_weight 0 leaves nothing of {self.algorithm}; use algorithm grpo, or raise it")
         if not self.total_weight and not self.step_weight:
             raise ValueError("total_weight and step_weight are both 0, which leaves nothing to learn from; raise one")
+        if self.parts.needs_greedy_baseline and self.uses_steps:
+            raise ValueError(
+                f"{self.algorithm} compares a completion's total with the greedy answer's, and its steps with nothing; "
+                "set step_weight to 0"
+            )
         if self.total_includes_steps and not self.uses_steps:
             raise ValueError("total_includes_steps has no effect with step_weight 0; remove it, or raise step_weight")
         return self

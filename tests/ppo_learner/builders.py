@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal
 
 import torch
@@ -41,13 +42,14 @@ def make_rollout(mask: Sequence[int], *, draw: random.Random, sample_index: int 
 
 
 def make_group(masks: Sequence[Sequence[int]], rewards: Sequence[float], *, seed: int = 0) -> ScoredGroup:
-    """One group with a rollout for each mask."""
+    """One group with a rollout for each mask; the greedy answer to its prompt earned their mean."""
     draw = random.Random(seed)
     rollouts = tuple(make_rollout(mask, draw=draw, sample_index=index) for index, mask in enumerate(masks))
     prompt = Prompt(id="0-0", text="", token_ids=rollouts[0].token_ids[: rollouts[0].num_prompt_tokens])
     return ScoredGroup(
         group=RolloutGroup(prompt=prompt, rollouts=rollouts),
         rewards=tuple(Reward(value=value, components={"shape": value / 2}) for value in rewards),
+        baseline=fmean(rewards),
     )
 
 

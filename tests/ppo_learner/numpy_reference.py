@@ -19,6 +19,44 @@ def gae(rewards: Floats, values: Floats, gamma: float, gae_lambda: float) -> Flo
     )
 
 
+def gae_of_turns(
+    rewards: Floats, values: Floats, ends: list[bool], token: tuple[float, float], turn: tuple[float, float]
+) -> Floats:
+    """A_t = Σ_k (∏ γλ from t to k)·δ_k, with (γ, λ) of the turn's end where one lies between two tokens."""
+    pairs = [turn if end else token for end in ends]
+    num_tokens = len(rewards)
+    following = np.append(values[1:], 0.0)
+    deltas = [rewards[t] + pairs[t][0] * following[t] - values[t] for t in range(num_tokens)]
+    return np.array(
+        [
+            sum(np.prod([gamma * lam for gamma, lam in pairs[t:k]]) * deltas[k] for k in range(t, num_tokens))
+            for t in range(num_tokens)
+        ]
+    )
+
+
+def returns_to_go(rewards: Floats, gamma: float) -> Floats:
+    num_tokens = len(rewards)
+    return np.array([sum(gamma ** (k - t) * rewards[k] for k in range(t, num_tokens)) for t in range(num_tokens)])
+
+
+def difficulty_weight(advantage: float, solved: list[bool]) -> float:
+    share = sum(solved) / len(solved)
+    x = share if advantage > 0 else 1 - share
+    return 0.4 + (1.5 - 0.4) / (1 + np.exp(10.0 * (x - 0.75)))
+
+
+def concise(scores: Floats, solved: list[bool], lengths: list[int], alpha: float) -> Floats:
+    of_solutions = [length for length, is_solution in zip(lengths, solved, strict=True) if is_solution]
+    mean, deviation = np.mean(of_solutions or [0.0]), np.std(of_solutions or [0.0])
+    return np.array(
+        [
+            score * np.exp(-alpha * (length - mean) / (deviation or 1.0)) if is_solution else score
+            for score, length, is_solution in zip(scores, lengths, solved, strict=True)
+        ]
+    )
+
+
 def group_normalised(scores: Floats) -> Floats:
     return (scores - scores.mean()) / (scores.std(ddof=1) + 1e-6)
 

@@ -1,24 +1,17 @@
 """Advantages against hand-worked numbers and a second implementation in NumPy loops."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from ppo_learner.advantages import (
-    ADVANTAGES,
-    Episodes,
-    generalised_advantages,
-    group_normalised_advantages,
-    leave_one_out_advantages,
-    whiten,
-)
+from ppo_learner.advantages import ADVANTAGES, Episodes, generalised_advantages, returns_to_go, whiten
 from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
 from ppo_learner.step_rewards import StepRewards
-from services.contracts.errors import UserError
 from tests.ppo_learner import numpy_reference
-
-GROUPS = torch.tensor([0, 0, 1, 1, 1])
 
 
 def test_gae_of_two_tokens_worked_by_hand() -> None:
@@ -53,43 +46,6 @@ def test_gae_agrees_with_the_written_out_sums() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-12)
 
 
-def test_grpo_of_a_pair_is_plus_and_minus_one_over_root_two() -> None:
-    # mean 0.5, sample deviation √0.5: ±0.5/√0.5
-    advantages = group_normalised_advantages(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]))
-    torch.testing.assert_close(advantages, torch.tensor([0.5**0.5, -(0.5**0.5)]), rtol=1e-5, atol=1e-5)
-
-
-def test_grpo_without_division_leaves_the_centred_scores() -> None:
-    advantages = group_normalised_advantages(torch.tensor([3.0, 1.0]), torch.tensor([0, 0]), divide_by_std=False)
-    torch.testing.assert_close(advantages, torch.tensor([1.0, -1.0]))
-
-
-def test_grpo_of_equal_scores_is_zero() -> None:
-    advantages = group_normalised_advantages(torch.full((8,), 0.1, dtype=torch.float64), torch.zeros(8).long())
-    torch.testing.assert_close(advantages, torch.zeros(8, dtype=torch.float64))
-
-
-def test_rloo_subtracts_the_mean_of_the_others() -> None:
-    # 1 − mean(0, 2) = 0; 0 − mean(1, 2) = −1.5; 2 − mean(1, 0) = 1.5
-    advantages = leave_one_out_advantages(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([0, 0, 0]))
-    torch.testing.assert_close(advantages, torch.tensor([0.0, -1.5, 1.5]))
-
-
-def test_groups_of_unequal_size_agree_with_numpy() -> None:
-    scores = torch.randn(5, dtype=torch.float64)
-    parts = [scores[:2].numpy(), scores[2:].numpy()]
-    grpo = np.concatenate([numpy_reference.group_normalised(part) for part in parts])
-    rloo = np.concatenate([numpy_reference.leave_one_out(part) for part in parts])
-    np.testing.assert_allclose(group_normalised_advantages(scores, GROUPS).numpy(), grpo, rtol=1e-9)
-    np.testing.assert_allclose(leave_one_out_advantages(scores, GROUPS).numpy(), rloo, rtol=1e-9, atol=1e-12)
-
-
-@pytest.mark.parametrize("advantages", [group_normalised_advantages, leave_one_out_advantages])
-def test_a_group_of_one_is_refused_with_the_setting_to_change(advantages) -> None:
-    with pytest.raises(UserError, match="samples_per_prompt"):
-        advantages(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 0, 1]))
-
-
 def test_whitening_looks_at_masked_tokens_only() -> None:
     mask = torch.tensor([[True, True, False], [True, False, False]])
     values = torch.tensor([[1.0, 2.0, 99.0], [6.0, 99.0, 99.0]], dtype=torch.float64)
@@ -98,20 +54,83 @@ def test_whitening_looks_at_masked_tokens_only() -> None:
     assert not found[~mask].any()
 
 
+def test_returns_to_go_worked_by_hand() -> None:
+    # From the end: 4; 2 + ½·4 = 4; 1 + ½·4 = 3. After a row's last reward there is nothing to come.
+    found = returns_to_go(torch.tensor([[1.0, 2.0, 4.0], [0.0, 3.0, 0.0]]), gamma=0.5)
+    torch.testing.assert_close(found, torch.tensor([[3.0, 4.0, 4.0], [1.5, 3.0, 0.0]]))
+
+
+def test_returns_to_go_agree_with_the_written_out_sums() -> None:
+    rewards = torch.randn(4, 9, dtype=torch.float64)
+    expected = [numpy_reference.returns_to_go(row, 0.9) for row in rewards.numpy()]
+    np.testing.assert_allclose(returns_to_go(rewards, gamma=0.9).numpy(), expected, rtol=1e-12)
+
+
+def episodes_of(rewards: Tensor, mask: Tensor, **fields: Any) -> Episodes:
+    """A single group whose every reward is that of a step too."""
+    rows, columns = rewards.nonzero(as_tuple=True)
+    given: dict[str, Any] = {
+        "rewards": rewards,
+        "mask": mask,
+        "groups": torch.zeros(len(mask)).long(),
+        "totals": rewards.sum(dim=1),
+        "solved": rewards.sum(dim=1) >= 1,
+        "turn_ends": torch.zeros_like(mask),
+        "values": torch.zeros_like(rewards),
+        "baselines": rewards.sum(dim=1).mean().expand(len(mask)),
+        "steps": StepRewards(rows=rows, columns=columns, values=rewards[rows, columns]),
+    }
+    return Episodes(**given | fields)
+
+
+TURNS = torch.tensor([[False, True, False, True, False]])
+"""Two tokens, two tokens, one token."""
+
+
+def test_gae_between_turns_has_a_discount_and_a_trace_of_its_own() -> None:
+    rewards, values = torch.randn(2, 1, 5, dtype=torch.float64)
+    episodes = episodes_of(rewards, torch.ones(1, 5).bool(), values=values, turn_ends=TURNS)
+    config = LearnerConfig(gamma=1.0, gae_lambda=1.0, turn_gamma=0.9, turn_gae_lambda=0.5)
+    expected = numpy_reference.gae_of_turns(
+        rewards[0].numpy(), values[0].numpy(), TURNS[0].tolist(), token=(1.0, 1.0), turn=(0.9, 0.5)
+    )
+    np.testing.assert_allclose(ADVANTAGES["gae"](episodes, config)[0].numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["gae", "monte_carlo"])
+def test_without_settings_of_their_own_turns_change_nothing(name: str) -> None:
+    rewards, values = torch.randn(2, 1, 5, dtype=torch.float64)
+    config = LearnerConfig(gamma=0.9, gae_lambda=0.8)
+    one, three = (
+        episodes_of(rewards, torch.ones(1, 5).bool(), values=values, turn_ends=ends)
+        for ends in (torch.zeros_like(TURNS), TURNS)
+    )
+    assert torch.equal(ADVANTAGES[name](one, config), ADVANTAGES[name](three, config))
+
+
+def test_a_discount_per_turn_leaves_the_number_of_a_turn_s_tokens_without_effect() -> None:
+    # γ = 1 within turns and ½ between them: whatever their lengths, the first of three turns sees ¼ of the reward.
+    config = LearnerConfig(algorithm="reinforce", turn_gamma=0.5)
+    for ends in ([0, 1, 0, 1, 0], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]):
+        rewards = torch.tensor([[0.0, 0.0, 0.0, 0.0, 8.0]], dtype=torch.float64)
+        episodes = episodes_of(rewards, torch.ones(1, 5).bool(), turn_ends=torch.tensor([ends]).bool())
+        assert ADVANTAGES["monte_carlo"](episodes, config)[0, 0] == 2.0
+
+
+def test_remax_is_the_return_less_the_greedy_answer_s_reward() -> None:
+    mask = torch.tensor([[True, True], [True, False]])
+    rewards = torch.tensor([[0.0, 1.0], [0.25, 0.0]], dtype=torch.float64)
+    found = ADVANTAGES["greedy_baseline"](
+        episodes_of(rewards, mask, baselines=torch.tensor([0.5, 0.5])), LearnerConfig(algorithm="remax")
+    )
+    assert found.tolist() == [[0.5, 0.5], [-0.25, 0.0]]
+
+
 @pytest.mark.parametrize("name", ADVANTAGES)
 def test_every_estimator_prefers_the_better_completion_and_keeps_to_the_mask(name: str) -> None:
     mask = torch.tensor([[True, True, True], [True, True, False]])
     rewards = torch.tensor([[0.0, 0.0, 1.0], [0.0, -1.0, 0.0]], dtype=torch.float64)
-    rows, columns = rewards.nonzero(as_tuple=True)
-    episodes = Episodes(
-        rewards=rewards,
-        mask=mask,
-        groups=torch.tensor([0, 0]),
-        values=torch.zeros(2, 3, dtype=torch.float64),
-        totals=rewards.sum(dim=1),
-        steps=StepRewards(rows=rows, columns=columns, values=rewards[rows, columns]),
-    )
-    advantages = ADVANTAGES[name](episodes, LearnerConfig())
+    advantages = ADVANTAGES[name](episodes_of(rewards, mask), LearnerConfig())
     assert (advantages[0][mask[0]] > 0).all()
     assert advantages[1][0] < 0 and (advantages[1][mask[1]] <= 0).all()
     assert not advantages[~mask].any()

@@ -49,6 +49,11 @@ from ppo_learner.schedule import learning_rate_factor
         ({"dual_clip": 1.0}, "greater than 1"),
         ({"loss_length": 9}, "no effect with loss_aggregation token_mean; remove it, or use constant_length"),
         ({"kl_stop": 0.1}, "a single update; remove it, or raise num_epochs or num_minibatches"),
+        ({"algorithm": "grpo", "turn_gamma": 0.9}, "advantage is group_normalised; .* with gae or monte_carlo"),
+        ({"length_penalty": 0.1}, "length_penalty 0.1 has no effect with algorithm ppo, whose advantage is gae"),
+        ({"algorithm": "grpo", "solved_reward": 0.5}, "without length_penalty and difficulty_weighting"),
+        ({"algorithm": "grpo", "normalise_returns": True}, "grpo, which has no critic"),
+        ({"algorithm": "remax", "step_weight": 1.0}, "its steps with nothing; set step_weight to 0"),
         ({"learning_rate": 1e-6}, "Extra inputs are not permitted"),
     ],
 )

@@ -27,7 +27,8 @@ VARIANTS: list[dict[str, Any]] = [
     {"algorithm": "rloo", "importance_correction": "sequence_tis", "loss_aggregation": "sequence_mean"},
     {"algorithm": "gspo", "num_minibatches": 2, "importance_correction": "token_tis"},
     {"algorithm": "dr_grpo", "num_minibatches": 2, "dual_clip": 3.0, "entropy_coefficient": 0.01},
-    {"value_clip": None, "value_huber_delta": 0.5},
+    {"value_clip": None, "value_huber_delta": 0.5, "normalise_returns": True, "turn_gamma": 0.5},
+    {"algorithm": "dapo", "difficulty_weighting": True, "length_penalty": 0.1, "solved_reward": 0.5},
     {"algorithm": "grpo", "proximal": "interpolated", "importance_correction": "sequence_mis", "num_minibatches": 2},
 ]
 

@@ -18,6 +18,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS
 from ppo_learner.objective import policy_objective
+from ppo_learner.return_moments import ReturnMoments
 from tests.ppo_learner import numpy_reference
 
 LENGTHS = [4, 1, 7]
@@ -52,7 +53,10 @@ def loss_of(
         start_logprobs=start,
         reference_logprobs=None,
         old_values=None,
+        targets=None,
+        values=None,
         returns=None,
+        return_moments=ReturnMoments(),
     )
     nothing = torch.empty(0, dtype=torch.int64)
     batch = MicroBatch(

@@ -29,7 +29,12 @@ CRITIC = {
     "num_minibatches": 2,
     "max_tokens_per_micro_batch": 64,
 }
-VALUE_HEAD = CRITIC | {"critic": "value_head", "gradient_checkpointing": True, "ema_decay": 0.5}
+VALUE_HEAD = CRITIC | {
+    "critic": "value_head",
+    "gradient_checkpointing": True,
+    "ema_decay": 0.5,
+    "normalise_returns": True,
+}
 STALE = {
     "algorithm": "grpo_process",
     "total_weight": 0.5,

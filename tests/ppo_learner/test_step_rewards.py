@@ -14,6 +14,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Evaluation, Experience, make_experience
 from ppo_learner.losses import ppo_clip
 from ppo_learner.metrics import group_metrics
+from ppo_learner.return_moments import ReturnMoments
 from services.contracts.errors import UserError
 from services.contracts.records import ScoredGroup
 from tests.ppo_learner import numpy_reference
@@ -32,6 +33,7 @@ def experience(groups: Sequence[ScoredGroup], config: dict[str, Any]) -> Experie
         LearnerConfig.model_validate({"gae_lambda": 1.0, "whiten_advantages": False} | config),
         version=0,
         kl_coefficient=0.0,
+        return_moments=ReturnMoments(),
     )
 
 
@@ -163,3 +165,21 @@ def test_a_group_of_one_is_refused_with_the_setting_to_change() -> None:
     group = with_steps(make_group([[0, 1, 1]], [1.0]), [[(0, 1.0)]])
     with pytest.raises(UserError, match="samples_per_prompt"):
         advantages([group], GRPO_PROCESS)
+
+
+def test_remax_subtracts_the_greedy_answer_s_reward_of_each_prompt_and_refuses_to_do_without() -> None:
+    groups = [replace(make_group([[0, 1, 1], [0, 1]], [1.0, 0.0]), baseline=0.25), make_group([[0, 1]], [3.0])]
+    assert advantages(groups, {"algorithm": "remax"}).tolist() == [[0.75, 0.75], [-0.25, 0.0], [0.0, 0.0]]
+    with pytest.raises(UserError, match="1 of 2 groups have no reward of a greedy answer"):
+        advantages([groups[0], replace(groups[1], baseline=None)], {"algorithm": "remax"})
+
+
+def test_between_two_turns_there_is_one_discount_and_none_for_what_the_tool_said() -> None:
+    # Turns of two tokens and of one, with three tokens of a tool between them.
+    group = make_group([[0, 1, 1, 0, 0, 0, 1], [0, 1]], [1.0, 0.0])
+    plain = {"algorithm": "reinforce", "gamma": 0.5}
+    assert advantages([group], plain)[0].tolist() == [0.25, 0.5, 1.0]
+    assert advantages([group], plain | {"turn_gamma": 0.1})[0].tolist() == pytest.approx([0.05, 0.1, 1.0])
+    assert advantages([group], {"algorithm": "reinforce", "turn_gamma": 0.1})[0].tolist() == pytest.approx(
+        [0.1, 0.1, 1.0]
+    )
