@@ -79,6 +79,7 @@ class MicroBatch:
         targets: (N,) the sampled tokens.
         actions: (N,) where each lies in the batch's columns.
         packing: where each sequence lies in the single row; None where each has a row of its own.
+        num_real: (B,) tokens of each row that are not padding; None where there is none.
     """
 
     token_ids: Tensor
@@ -87,6 +88,14 @@ class MicroBatch:
     targets: Tensor
     actions: Tensor
     packing: "Packing | None" = None
+    num_real: Tensor | None = None
+
+    @property
+    def is_real(self) -> Tensor:
+        """(B, T) False on padding."""
+        if self.num_real is None:
+            return torch.ones_like(self.token_ids, dtype=torch.bool)
+        return torch.arange(self.token_ids.shape[1], device=self.token_ids.device) < self.num_real[:, None]
 
     @property
     def inputs(self) -> dict[str, Any]:  # Any: tensors and numbers
@@ -251,7 +260,8 @@ def collate(batch: Batch, sequences: Sequence[int], device: torch.device, *, pac
     counts = torch.tensor([len(p) for p in positions], dtype=torch.int64)
     nothing = torch.empty(0, dtype=torch.int64)
     starts = [int(batch.action_offsets[i]) for i in sequences]
-    bounds = [0, *accumulate(map(len, token_ids))]
+    lengths = list(map(len, token_ids))
+    bounds = [0, *accumulate(lengths)]
     columns = [p + begin for p, begin in zip(positions, bounds, strict=False)] if packed else positions
     actions = [torch.arange(start, start + len(p)) for start, p in zip(starts, positions, strict=True)]
     targets = [batch.token_ids[i][batch.positions[i]] for i in sequences]
@@ -263,6 +273,7 @@ def collate(batch: Batch, sequences: Sequence[int], device: torch.device, *, pac
         targets=torch.cat([nothing, *targets]).to(device),
         actions=torch.cat([nothing, *actions]).to(device),
         packing=_packing(bounds, device) if packed else None,
+        num_real=torch.tensor(lengths if sequences else [0], device=device) if not (packed and sequences) else None,
     )
 
 

@@ -11,6 +11,7 @@ from pydantic import model_validator
 from ppo_learner.advantage_config import AdvantageConfig
 from ppo_learner.critic_config import CriticConfig
 from ppo_learner.kl_config import KlConfig
+from ppo_learner.moe_config import MoeConfig
 from ppo_learner.off_policy_config import OffPolicyConfig
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.overlong_config import OverlongConfig
@@ -28,6 +29,7 @@ class LearnerConfig(
     OffPolicyConfig,
     PolicyLossConfig,
     PackingConfig,
+    MoeConfig,
     OptimizerConfig,
 ):
     """How the policy learns from scored rollouts; here are the rules that span groups."""

@@ -12,7 +12,8 @@ from torch import Tensor
 from ppo_learner.batching import batch_demonstrations, collate, plan_micro_batches
 from ppo_learner.engine import Engine
 from ppo_learner.models import load_policy
-from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.moe import check_experts
+from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
 from ppo_learner.supervised import Part, Questions
@@ -22,16 +23,19 @@ from services.contracts.settings import ModelConfig
 
 
 class DemonstrationTask:
-    """Implements `Task` for a policy."""
+    """Implements `Task` for a policy; that of a mixture of experts is kept balanced, too."""
 
-    metrics = ("loss",)
-
-    def __init__(self, learner: OptimizerConfig, model: ModelConfig, ranks: Ranks) -> None:
+    def __init__(self, learner: SupervisedConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._model = model
+        self._coefficient = learner.router_loss_coefficient
         self.network = load_policy(model, learner, temperature=1.0)
+        check_experts(self.network.experts_per_token, self._coefficient, model.path)
+        self.metrics = ("loss", *(["router/balance_loss"] if self.network.experts_per_token else []))
         self._language_model = self.network.language_model
 
     def work(self, examples: Sequence[Demonstration]) -> "DemonstrationWork":
+        if self.network.experts_per_token:
+            return RoutedDemonstrationWork(examples, self._coefficient)
         return DemonstrationWork(examples)
 
     def export(self, network: Engine, ranks: Ranks, folder: Path) -> None:
@@ -63,3 +67,25 @@ class DemonstrationWork:
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         return -answers.sum(dim=0, keepdim=True)
+
+
+class RoutedDemonstrationWork(DemonstrationWork):
+    """Implements `Work` for a mixture of experts.
+
+    The answers are first all log-probabilities, then for each the balance loss of the micro-batch that it was in.
+    """
+
+    def __init__(self, demonstrations: Sequence[Demonstration], coefficient: float) -> None:
+        super().__init__(demonstrations)
+        self.num_answers = 2 * self.num_terms
+        self._coefficient = coefficient
+
+    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+        micro_batch = collate(self._batch, part, device)
+        said = network(micro_batch)
+        answers = torch.cat([said.logprobs, said.routing.balance_loss.expand_as(said.logprobs)])
+        return answers, torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms])
+
+    def sums(self, answers: Tensor, part: Part) -> Tensor:
+        logprobs, balance_losses = answers.reshape(2, len(answers) // 2)
+        return torch.stack([self._coefficient * balance_losses.sum() - logprobs.sum(), balance_losses.sum().detach()])

@@ -5,7 +5,7 @@ be those that were sampled; no attention mask is passed, so inputs are padded at
 below `language_model` are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from ppo_learner.batching import MicroBatch
 from ppo_learner.lora import add_adapters
+from ppo_learner.moe import Routing, experts_per_token, routing
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.token_head import TokenHead
 from services.contracts.errors import UserError
@@ -40,6 +41,22 @@ class ValueHead(nn.Module):
         return functional.linear(states.float(), self.weight.float(), self.bias.float())[:, 0]
 
 
+class PolicyOutcome(NamedTuple):
+    """What a policy says of the N sampled tokens of a micro-batch.
+
+    Attributes:
+        logprobs: (N,).
+        entropy: (N,) of each token's distribution, in nats.
+        values: (N,); None without a value head.
+        routing: of all tokens; None without experts.
+    """
+
+    logprobs: Tensor
+    entropy: Tensor
+    values: Tensor | None
+    routing: Routing | None
+
+
 class Policy(nn.Module):
     """A causal language model that answers with logprobs of given tokens instead of logits.
 
@@ -47,6 +64,9 @@ class Policy(nn.Module):
         language_model: a transformers causal language model.
         temperature: the sampling temperature; divides the logits.
         value_head: also predict values from the same hidden states.
+
+    Attributes:
+        experts_per_token: where it is a mixture of experts, how many each token goes to.
     """
 
     def __init__(self, language_model: Any, *, temperature: float, value_head: bool = False) -> None:  # Any: ditto
@@ -55,16 +75,26 @@ class Policy(nn.Module):
         self.language_model = language_model
         self.token_head = TokenHead(language_model.get_output_embeddings(), config, temperature=temperature)
         self.value_head = ValueHead(config.hidden_size, language_model.dtype) if value_head else None
+        self.experts_per_token = experts_per_token(language_model)
 
     def forward(
         self, batch: MicroBatch, *, temperature: float | None = None, entropy_gradient: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logprobs (N,), entropies (N,) and, with a value head, values (N,) of a micro-batch's sampled tokens."""
-        states = target_states(self.language_model.get_decoder(), batch)  # (N, H)
+    ) -> PolicyOutcome:
+        """What it says of a micro-batch's sampled tokens."""
+        options = {"output_router_logits": True} if self.experts_per_token else {}
+        outputs = self.language_model.get_decoder()(**batch.inputs, use_cache=False, **options)
+        states = batch.at_targets(outputs.last_hidden_state)  # (N, H)
         logprobs, entropy = self.token_head(
             states, batch.targets, temperature=temperature, entropy_gradient=entropy_gradient
         )
-        return logprobs, entropy, self.value_head(states) if self.value_head is not None else None
+        return PolicyOutcome(
+            logprobs=logprobs,
+            entropy=entropy,
+            values=self.value_head(states) if self.value_head is not None else None,
+            routing=routing(outputs.router_logits, batch.is_real.flatten(), self.experts_per_token)
+            if self.experts_per_token
+            else None,
+        )
 
 
 class Critic(nn.Module):

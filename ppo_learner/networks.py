@@ -15,7 +15,8 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import Engine, Update, shard_frozen
 from ppo_learner.experience import Evaluation
 from ppo_learner.lora import without_adapters
-from ppo_learner.models import load_critic, load_policy, load_reference
+from ppo_learner.models import PolicyOutcome, load_critic, load_policy, load_reference
+from ppo_learner.moe import check_experts
 from ppo_learner.packing import choose_packing
 from ppo_learner.publishing import default_canary
 from ppo_learner.ranks import Ranks
@@ -38,6 +39,7 @@ class Networks:
         self._ranks = ranks
         self._has_value_head = config.parts.needs_critic and config.critic == "value_head"
         policy = load_policy(model, config, temperature=temperature, value_head=self._has_value_head)
+        check_experts(policy.experts_per_token, config.router_loss_coefficient, model.path)
         groups = None
         if policy.value_head is not None:
             groups = [list(policy.language_model.parameters()), list(policy.value_head.parameters())]
@@ -49,7 +51,7 @@ class Networks:
             critic = load_critic(config.critic_path or model.path, model, config)
             transformers.append(critic.trunk)
             self.critic = Engine(critic, config, ranks, averaged=False)
-        self._reference: Callable[[MicroBatch], tuple[Tensor, ...]] | None = None
+        self._reference: Callable[[MicroBatch], PolicyOutcome] | None = None
         if config.kl_coefficient:
             self._reference = self._policy_without_adapters if config.lora else self._load_reference(model, temperature)
         probes = default_canary(policy.language_model.config.vocab_size)
@@ -65,11 +67,9 @@ class Networks:
         if self.critic:
             self.critic.train()
 
-    def act(self, batch: MicroBatch) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Logprobs, entropies and values (N,) with gradient; values only from a value head."""
-        outcome: tuple[Tensor, Tensor, Tensor | None] = self.policy(
-            batch, entropy_gradient=self._config.entropy_coefficient != 0
-        )
+    def act(self, batch: MicroBatch) -> PolicyOutcome:
+        """What the policy says of sampled tokens, with gradient."""
+        outcome: PolicyOutcome = self.policy(batch, entropy_gradient=self._config.entropy_coefficient != 0)
         return outcome
 
     def update_policy(self, lr: float, value_head_lr: float) -> Update:
@@ -126,20 +126,20 @@ class Networks:
         reference = load_reference(model, self._config, temperature=temperature)
         return shard_frozen(reference, self._ranks, zero_stage=self._config.zero_stage)
 
-    def _policy_without_adapters(self, batch: MicroBatch) -> tuple[Tensor, ...]:
+    def _policy_without_adapters(self, batch: MicroBatch) -> PolicyOutcome:
         """The policy before training, whose weights need no second copy."""
         with without_adapters(self.policy.module):
-            outcome: tuple[Tensor, ...] = self.policy(batch)
+            outcome: PolicyOutcome = self.policy(batch)
         return outcome
 
     def _outcomes(self, batch: MicroBatch, with_policy: bool) -> dict[int, Tensor]:
         """Row of the columns and what goes into it (N,)."""
         outcomes: dict[int, Tensor] = {}
         if with_policy:
-            logprobs, _, values = self.policy(batch)
-            outcomes = {0: logprobs} | ({2: values} if values is not None else {})
+            said = self.policy(batch)
+            outcomes = {0: said.logprobs} | ({2: said.values} if said.values is not None else {})
         if self._reference:
-            outcomes[1] = self._reference(batch)[0]
+            outcomes[1] = self._reference(batch).logprobs
         if self.critic:
             outcomes[2] = self.critic(batch)
         return outcomes

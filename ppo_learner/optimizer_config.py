@@ -4,11 +4,12 @@ It must not import torch: the command line reads it for help texts, as it does e
 no loss and no algorithm.
 """
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from ppo_learner.lora_config import LoraConfig
+from ppo_learner.moe_config import MoeConfig
 from ppo_learner.teacher_config import TeacherConfig
 from services.contracts.settings import Section
 
@@ -63,10 +64,18 @@ class OptimizerConfig(Section):
         return betas
 
 
-class SupervisedConfig(OptimizerConfig):
+class SupervisedConfig(MoeConfig, OptimizerConfig):
     """How the policy learns from demonstrations."""
 
     lr: float = Field(default=1e-5, gt=0)
     """Peak learning rate of the policy."""
     teacher: TeacherConfig | None = None
     """A model whose distribution over each learnt token is learnt beside the token itself, or in its place."""
+
+    @model_validator(mode="after")
+    def _router_loss_fits(self) -> Self:
+        if self.teacher and self.router_loss_coefficient:
+            raise ValueError(
+                f"router_loss_coefficient {self.router_loss_coefficient} has no effect beside a teacher; set it to 0"
+            )
+        return self

@@ -144,8 +144,15 @@ def export_network(
 
 
 def _parameters(engine: Engine, prefix: str = LANGUAGE_MODEL) -> Iterator[tuple[str, Tensor]]:
-    """The weights below `prefix` under their Hugging Face names, adapters merged into them."""
-    return _below(prefix, merged(engine.full_parameters(), engine.module))
+    """The weights below `prefix` under the names that they are stored under, adapters merged into them.
+
+    In memory transformers keeps experts as one weight, and some weights under other names.
+    """
+    from transformers.core_model_loading import revert_weight_conversion  # Late, as in `models.load_network`.
+
+    network = engine.module.get_submodule(prefix.removesuffix("."))
+    for name, tensor in _below(prefix, merged(engine.full_parameters(), engine.module)):
+        yield from revert_weight_conversion(network, {name: tensor}).items()
 
 
 def _below(prefix: str, weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:

@@ -15,6 +15,8 @@ from ppo_learner.aggregation import AGGREGATIONS
 from ppo_learner.batching import Batch, MicroBatch, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
+from ppo_learner.models import PolicyOutcome
+from ppo_learner.moe import Routing
 from ppo_learner.networks import Networks
 from ppo_learner.objective import SUMS, policy_objective, value_objective
 from ppo_learner.ranks import Ranks
@@ -42,6 +44,7 @@ class Trace:
         num_updates: optimizer steps, skipped ones included.
         num_skipped: optimizer steps skipped for a non-finite gradient.
         num_left_out: updates that never began, because the KL had passed `kl_stop`.
+        routing: the balance loss as `sums`, and the loads of all updates; None without experts.
     """
 
     sums: Tensor
@@ -50,6 +53,14 @@ class Trace:
     num_updates: int = 0
     num_skipped: int = 0
     num_left_out: int = 0
+    routing: Routing | None = None
+
+    def add_routing(self, routing: Routing, *, share: Tensor) -> None:
+        """Count in a micro-batch that has this share of its update's tokens."""
+        balance_loss, loads = share * routing.balance_loss.detach(), routing.loads
+        if self.routing:
+            balance_loss, loads = self.routing.balance_loss + balance_loss, self.routing.loads + loads
+        self.routing = Routing(balance_loss=balance_loss, loads=loads)
 
 
 class Updater:
@@ -88,6 +99,9 @@ class Updater:
                 break
         trace.sums = self._ranks.sum(trace.sums)
         trace.logprobs = self._ranks.sum(trace.logprobs)
+        if trace.routing:
+            balance_loss, loads = self._ranks.sum(trace.routing.balance_loss), self._ranks.sum(trace.routing.loads)
+            trace.routing = Routing(balance_loss=balance_loss, loads=loads)
         return trace
 
     def _minibatches(self, num_sequences: int, *, step: int, epoch: int) -> tuple[Tensor, ...]:
@@ -109,15 +123,18 @@ class Updater:
         sums = torch.zeros_like(trace.sums)
         weights = self._weight_column(experience.batch, sequences)
         total, column = float(weights.sum()), weights.float().to(self._ranks.device)
+        num_tokens = sum(experience.batch.lengths[i] for i in sequences.tolist())
         micro_batches = self._micro_batches(experience.batch, sequences.tolist())
         for number, part in enumerate(micro_batches, start=1):
             batch = collate(experience.batch, part, self._ranks.device, packed=self._networks.packed)
             here, last = column[batch.actions], number == len(micro_batches)
             if rates.train_policy:
-                logprobs, parts = self._descend_policy(batch, experience, here, rates, last=last)
+                said, parts = self._descend_policy(batch, experience, here, rates, num_tokens, last=last)
                 sums += parts
                 if first_sight:
-                    trace.logprobs[batch.actions] = logprobs
+                    trace.logprobs[batch.actions] = said.logprobs.detach()
+                if said.routing:
+                    trace.add_routing(said.routing, share=batch.is_real.sum() / num_tokens)
             if self._networks.critic:
                 objective = value_objective(self._networks.critic(batch), batch, experience, here, self._config)
                 self._networks.critic.backward(objective.loss, last=last)
@@ -143,20 +160,34 @@ class Updater:
         return [[sequences[i] for i in part] for part in plan[self._ranks.rank]]
 
     def _descend_policy(
-        self, batch: MicroBatch, experience: Experience, weights: Tensor, rates: Rates, *, last: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Add the gradient of the policy, and of the value head on it; returns the logprobs (N,) and the sums."""
-        logprobs, entropy, values = self._networks.act(batch)
+        self,
+        batch: MicroBatch,
+        experience: Experience,
+        weights: Tensor,
+        rates: Rates,
+        num_tokens: int,
+        *,
+        last: bool,
+    ) -> tuple[PolicyOutcome, Tensor]:
+        """Add the gradient of the policy, and of what is beside it; returns what it said, and the sums.
+
+        Args:
+            num_tokens: of all sequences of the update, trained or not: what a router's loss is a mean over.
+        """
+        said = self._networks.act(batch)
         objective = policy_objective(
-            logprobs, entropy, batch, experience, weights, self._config, kl_coefficient=rates.kl_coefficient
+            said.logprobs, said.entropy, batch, experience, weights, self._config, kl_coefficient=rates.kl_coefficient
         )
         loss, sums = objective.loss, objective.sums
-        if values is not None:
-            beside = value_objective(values, batch, experience, weights, self._config)
+        if said.values is not None:
+            beside = value_objective(said.values, batch, experience, weights, self._config)
             loss = loss + beside.loss
             sums = sums + beside.sums
+        if said.routing:
+            share = batch.is_real.sum() / num_tokens
+            loss = loss + self._config.router_loss_coefficient * share * said.routing.balance_loss
         self._networks.policy.backward(loss, last=last)
-        return logprobs.detach(), sums
+        return said, sums
 
     def _apply(self, rates: Rates, trace: Trace) -> None:
         updates = {}

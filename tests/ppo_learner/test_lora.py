@@ -20,7 +20,7 @@ from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.learner import LearnerRank
 from ppo_learner.lora import ADAPTER_FOLDER, add_adapters, is_adapter, merged, without_adapters
 from ppo_learner.lora_config import LoraConfig
-from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig, SupervisedConfig
 from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_training import RewardModelTask
 from ppo_learner.supervised import SupervisedRank, Task
@@ -176,13 +176,13 @@ def start_supervised(task: type[Task], model: Path, learner: OptimizerConfig) ->
 
 def test_demonstrations_are_learnt_by_adapters_and_the_export_has_learnt_them(tiny_model: Path, tmp_path: Path) -> None:
     demonstrations = make_demonstrations(1)
-    rank = start_supervised(DemonstrationTask, tiny_model, OptimizerConfig(lr=1e-2, lora=LoraConfig(rank=8)))
+    rank = start_supervised(DemonstrationTask, tiny_model, SupervisedConfig(lr=1e-2, lora=LoraConfig(rank=8)))
     losses = [rank.step(demonstrations).metrics["loss"] for _ in range(8)]
     rank.export(tmp_path)
     final = rank.evaluate(demonstrations)["loss"]
     rank.close()
     assert final < losses[0] / 2
-    again = start_supervised(DemonstrationTask, tmp_path, OptimizerConfig())
+    again = start_supervised(DemonstrationTask, tmp_path, SupervisedConfig())
     assert again.evaluate(demonstrations)["loss"] == pytest.approx(final, rel=1e-4)
     again.close()
 

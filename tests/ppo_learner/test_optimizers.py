@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.models import Policy
-from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.optimizer_config import OptimizerConfig, SupervisedConfig
 from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
 from tests.ppo_learner import numpy_reference
 from tests.ppo_learner.builders import random_groups, same_update, start_rank, weights_of
@@ -81,7 +81,7 @@ def test_muon_steps_linear_layers_and_adamw_the_rest(model: str, request: pytest
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_every_optimizer_learns_and_resumes_to_the_bit(optimizer: Any, tiny_model: Path, tmp_path: Path) -> None:
     demonstrations = make_demonstrations(1)
-    learner = OptimizerConfig(optimizer=optimizer, lr=3e-3)
+    learner = SupervisedConfig(optimizer=optimizer, lr=3e-3)
     rank = start_supervised(DemonstrationTask, tiny_model, learner)
     losses = []
     for step in range(8):

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo_learner.demonstrations import DemonstrationTask
-from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.errors import NonFiniteStep, UserError
 from services.contracts.records import Demonstration
@@ -35,7 +35,7 @@ def make_demonstrations(seed: int, count: int = 12) -> list[Demonstration]:
 def start(model: Path, **settings: Any) -> SupervisedRank:
     return SupervisedRank(
         task=DemonstrationTask,
-        learner=OptimizerConfig.model_validate({"lr": 1e-2} | settings),
+        learner=SupervisedConfig.model_validate({"lr": 1e-2} | settings),
         model=ModelConfig(path=str(model), dtype="float32"),
         rank=0,
         world_size=1,

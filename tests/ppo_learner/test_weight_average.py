@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
-from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.ranks import Ranks
 from ppo_learner.weight_average import WeightAverage
 from tests.ppo_learner.builders import random_groups, start_rank, weights_of
@@ -70,14 +70,14 @@ def raw(rank) -> list[tuple[str, torch.Tensor]]:
 
 def test_a_supervised_run_keeps_and_exports_one_too(tiny_model: Path, tmp_path: Path) -> None:
     demonstrations = make_demonstrations(0)
-    rank = start_supervised(DemonstrationTask, tiny_model, OptimizerConfig(lr=3e-3, ema_decay=0.5))
+    rank = start_supervised(DemonstrationTask, tiny_model, SupervisedConfig(lr=3e-3, ema_decay=0.5))
     start = rank.evaluate(demonstrations)["loss"]
     for _ in range(3):
         rank.step(demonstrations)
     end = rank.evaluate(demonstrations)["loss"]
     rank.export(tmp_path / "export")
     rank.close()
-    average = start_supervised(DemonstrationTask, tmp_path / "export_ema", OptimizerConfig())
+    average = start_supervised(DemonstrationTask, tmp_path / "export_ema", SupervisedConfig())
     assert end < average.evaluate(demonstrations)["loss"] < start
     average.close()
 
