@@ -16,8 +16,10 @@ class AlgorithmConfig(Section):
     """Which algorithm; the base of every group of settings whose rules depend on it."""
 
     algorithm: str = "ppo"
-    """Name of the algorithm: ppo (GAE and a critic), grpo (group mean and deviation), grpo_process (the same of steps,
-    each token by the steps after it) or rloo (leave-one-out). It brings defaults of its own for other settings."""
+    """Name of the algorithm: ppo (GAE and a critic); grpo, dr_grpo, dapo, gspo, cispo or sapo (normalised over the
+    group, each with a loss of its own); grpo_process (the same of steps, each token by the steps after it); rloo
+    (leave-one-out); reinforce, reinforce_pp or reinforce_pp_baseline (returns, normalised over the batch in the latter
+    two); remax (the greedy answer as baseline). It brings defaults of its own for other settings."""
 
     @property
     def parts(self) -> Algorithm:

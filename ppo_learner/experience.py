@@ -110,26 +110,11 @@ def make_experience(
     Raises:
         UserError: a group too small for the algorithm, or steps that count and none that was given.
     """
-    mask = batch.mask()
-    sizes = torch.tensor([len(scored.rewards) for scored in groups])
-    steps = _steps(groups, batch) if config.uses_steps else None
-    totals = _totals(groups, steps if config.total_includes_steps else None)
-    length = length_rewards(groups, config)
-    totals = totals if length is None else totals + length
     values = _values(batch, evaluation, config, return_moments)
-    episodes = Episodes(
-        rewards=_token_rewards(totals, steps, batch, config) - _kl_penalty(batch, evaluation, config, kl_coefficient),
-        mask=mask,
-        groups=torch.repeat_interleave(sizes),
-        totals=totals,
-        solved=_given_totals(groups) >= config.solved_reward,
-        turn_ends=batch.turn_ends(),
-        values=values,
-        baselines=_baselines(groups, sizes, config) if config.parts.needs_greedy_baseline else None,
-        steps=steps,
-    )
+    kl_penalty = _kl_penalty(batch, evaluation, config, kl_coefficient)
+    episodes = _episodes(groups, batch, config, values=values, kl_penalty=kl_penalty)
     raw = ADVANTAGES[config.parts.advantage](episodes, config)
-    advantages = whiten(raw, mask) if config.whiten_advantages else raw
+    advantages = whiten(raw, episodes.mask) if config.whiten_advantages else raw
     returns = None if values is None else batch.unpad(raw + values)
     targets = returns
     if returns is not None and config.normalise_returns:
@@ -148,6 +133,27 @@ def make_experience(
         values=None if values is None else batch.unpad(values).float(),
         returns=None if returns is None else returns.float(),
         return_moments=return_moments,
+    )
+
+
+def _episodes(
+    groups: Sequence[ScoredGroup], batch: Batch, config: LearnerConfig, *, values: Tensor | None, kl_penalty: Tensor
+) -> Episodes:
+    sizes = torch.tensor([len(scored.rewards) for scored in groups])
+    steps = _steps(groups, batch) if config.uses_steps else None
+    totals = _totals(groups, steps if config.total_includes_steps else None)
+    length = length_rewards(groups, config)
+    totals = totals if length is None else totals + length
+    return Episodes(
+        rewards=_token_rewards(totals, steps, batch, config) - kl_penalty,
+        mask=batch.mask(),
+        groups=torch.repeat_interleave(sizes),
+        totals=totals,
+        solved=_given_totals(groups) >= config.solved_reward,
+        turn_ends=batch.turn_ends(),
+        values=values,
+        baselines=_baselines(groups, sizes, config) if config.parts.needs_greedy_baseline else None,
+        steps=steps,
     )
 
 
