@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a policy by reinforcement learning",
     "sft": "train a policy on demonstrations",
     "prefer": "train a policy on preferences",
+    "pipeline": "run a recipe of several commands, each on what earlier ones made",
     "sample": "write down completions of a model, and the best as demonstrations",
     "reward-model": "train a reward model on judged completions",
     "label-pairs": "have a judge compare completions, and write preference data",

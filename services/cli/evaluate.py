@@ -5,6 +5,8 @@ import json
 
 from services.cli.arguments import load_config
 from services.contracts.errors import UserError
+from services.contracts.records import Json
+from services.control import run_folder
 from services.control.config import RunConfig
 from services.control.evaluation import Evaluation
 from services.control.evaluation import evaluate as measure
@@ -13,7 +15,7 @@ from services.control.preflight import RunInputs, check_run
 
 
 def main(argv: list[str]) -> int:
-    """`trireme evaluate run.yaml [--section.key value ...]`: prints one JSON object."""
+    """`trireme evaluate run.yaml [--section.key value ...]`: prints JSON, also into evaluation.json."""
     config = load_config(
         RunConfig,
         argv,
@@ -25,7 +27,10 @@ def main(argv: list[str]) -> int:
         raise UserError("evaluate.prompts names no data; give a file or hub name with held-out prompts")
     evaluation = asyncio.run(_evaluate(config, inputs))
     metrics = {name.removeprefix("evaluation/"): round(value, 4) for name, value in evaluation.metrics().items()}
-    print(json.dumps({"model": config.model.path, "prompts": len(evaluation.completions), **metrics}))
+    found: dict[str, Json] = {"model": config.model.path, "prompts": len(evaluation.completions), **metrics}
+    config.run.dir.mkdir(parents=True, exist_ok=True)
+    run_folder.write_summary(config.run.dir, found, name=run_folder.EVALUATION_FILE)
+    print(json.dumps(found))
     return 0
 
 

@@ -20,6 +20,7 @@ from services.contracts.records import Json
 CONFIG_FILE = "config.yaml"
 METRICS_FILE = "metrics.jsonl"
 SUMMARY_FILE = "summary.json"
+EVALUATION_FILE = "evaluation.json"
 CHECKPOINTS = "checkpoints"
 EXPORT = "export"
 _LOCK_FILE = ".lock"
@@ -39,16 +40,20 @@ def hold(folder: Path, *, resume: bool) -> Iterator[None]:
         raise UserError(f"the run's folder {folder} cannot be written: {error.strerror}; set run.dir") from error
     with lock:
         _lock(lock.fileno(), folder)
-        metrics = folder / METRICS_FILE
-        has_run = (folder / CHECKPOINTS).exists() or (metrics.exists() and metrics.stat().st_size > 0)
-        if has_run and not resume:
+        if has_run(folder) and not resume:
             raise UserError(f"{folder} already holds a run; go on with --resume, or set run.dir to a new folder")
-        if resume and not has_run:
+        if resume and not has_run(folder):
             raise UserError(f"--resume: {folder} holds no run to go on with; check run.dir")
         lock.truncate(0)
         lock.write(f"process {os.getpid()}")
         lock.flush()
         yield
+
+
+def has_run(folder: Path) -> bool:
+    """Whether a run has begun in `folder`, whole or not."""
+    metrics = folder / METRICS_FILE
+    return (folder / CHECKPOINTS).exists() or (metrics.exists() and metrics.stat().st_size > 0)
 
 
 def is_held(folder: Path) -> bool:
@@ -70,8 +75,8 @@ def write_config(folder: Path, config: BaseModel) -> None:
     (folder / CONFIG_FILE).write_text(text)
 
 
-def write_summary(folder: Path, summary: Mapping[str, Json]) -> None:
-    (folder / SUMMARY_FILE).write_text(json.dumps(dict(summary), indent=2) + "\n")
+def write_summary(folder: Path, summary: Mapping[str, Json], *, name: str = SUMMARY_FILE) -> None:
+    (folder / name).write_text(json.dumps(dict(summary), indent=2) + "\n")
 
 
 def _lock(descriptor: int, folder: Path) -> None:
