@@ -1,7 +1,7 @@
 """All benchmarks, one after the other, each in a process of its own: `make bench`, or python -m benchmarks [NAME ...].
 
-Results are printed, and written as JSON to runs/benchmarks/. Two more are run by hand: `calibrate`, which measures
-what the simulator is held against, and `staleness_curve`.
+Results are printed, and written as JSON to runs/benchmarks/. Three more are run by hand: `calibrate`, which
+measures what the simulator is held against, `staleness_curve` and `algorithm_table`.
 """
 
 import subprocess

@@ -1,4 +1,4 @@
-"""Line charts side by side, with bands, as one small SVG for the documents.
+"""Line charts in rows, with bands, as one small SVG for the documents.
 
 It must not know what is drawn. Invariant: the same numbers give the same bytes.
 """
@@ -38,17 +38,21 @@ class Chart:
     log: bool = False
 
 
-def draw(charts: Sequence[Chart], path: Path) -> None:
-    """Write the charts from left to right."""
+def draw(charts: Sequence[Chart], path: Path, *, num_rows: int = 1) -> None:
+    """Write the charts from left to right, in rows of one length. Raises ValueError for more lines than colours."""
     style = {"font.size": 9, "text.color": _INK, "svg.fonttype": "none", "svg.hashsalt": "trireme"}
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=(_INCHES[0] * len(charts), _INCHES[1]), layout="constrained", facecolor="white")
-        for axes, chart in zip(figure.subplots(1, len(charts), squeeze=False).flat, charts, strict=True):
+        num_columns = len(charts) // num_rows
+        size = (_INCHES[0] * num_columns, _INCHES[1] * num_rows)
+        figure = Figure(figsize=size, layout="constrained", facecolor="white")
+        for axes, chart in zip(figure.subplots(num_rows, num_columns, squeeze=False).flat, charts, strict=True):
             _draw(axes, chart)
         figure.savefig(path, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
 
 
 def _draw(axes: Axes, chart: Chart) -> None:
+    if len(chart.lines) > len(COLOURS):
+        raise ValueError(f"{chart.title}: {len(chart.lines)} lines, and there are {len(COLOURS)} colours")
     for colour, line in zip(COLOURS, chart.lines, strict=False):
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)

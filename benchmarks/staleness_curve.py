@@ -10,20 +10,16 @@ goes on. Seconds on a small machine: about 70 for a warm-up, 60 for a run.
 
 import argparse
 import json
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 
 from benchmarks.charts import Chart, Line, draw
+from benchmarks.quickstart_runs import accuracies, spread, train, warm_up
 from benchmarks.reference_task import read_lines
 
-QUICKSTART = Path("examples/quickstart")
-REWARD, ACCURACY = "reward/mean", "evaluation/accuracy"
-TIMEOUT_S = 1800
+REWARD = "reward/mean"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,38 +35,14 @@ class Learning:
     seconds: float
 
 
-def warm_up(folder: Path, seed: int) -> None:
-    """The task and the model that every run of this seed starts from."""
-    if (folder / "sft" / "summary.json").exists():
-        return
-    _run(str(QUICKSTART / "prepare.py"), str(folder), "--seed", str(seed))
-    _trireme(
-        "sft", QUICKSTART / "sft.yaml", folder / "sft", seed,
-        "--model.path", str(folder / "model"), "--data.prompts", str(folder / "train.jsonl"),
-    )  # fmt: skip
-
-
-def train(folder: Path, seed: int, max_staleness: int) -> Path:
-    """The folder of a finished run with this bound."""
-    run = folder / f"staleness_{max_staleness}"
-    if not (run / "summary.json").exists():
-        _trireme(
-            "train", QUICKSTART / "ppo.yaml", run, seed,
-            "--model.path", str(folder / "sft" / "export"), "--data.prompts", str(folder / "train.jsonl"),
-            "--evaluate.prompts", str(folder / "held_out.jsonl"), "--train.max_staleness", str(max_staleness),
-        )  # fmt: skip
-    return run
-
-
 def read(run: Path, *, seed: int, max_staleness: int) -> Learning:
     steps = read_lines(run / "metrics.jsonl")
     summary = json.loads((run / "summary.json").read_text())
-    accuracies = {number: step[ACCURACY] for number, step in enumerate(steps, start=1) if ACCURACY in step}
     return Learning(
         seed=seed,
         max_staleness=max_staleness,
         rewards={number: step[REWARD] for number, step in enumerate(steps, start=1)},
-        accuracies={0: summary["accuracy_before"], **accuracies, len(steps): summary["accuracy_after"]},
+        accuracies=accuracies(steps, summary),
         staleness_mean=fmean(step["staleness/mean"] for step in steps),
         staleness_largest=max(step["staleness/max"] for step in steps),
         seconds=summary["seconds"],
@@ -88,11 +60,6 @@ def line(runs: Sequence[Learning], label: str, curve: Callable[[Learning], dict[
         low=[mean - half for mean, half in zip(means, spreads, strict=True)],
         high=[mean + half for mean, half in zip(means, spreads, strict=True)],
     )  # fmt: skip
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation; 0 of a single value."""
-    return stdev(values) if len(values) > 1 else 0.0
 
 
 def charts(runs: Sequence[Learning]) -> list[Chart]:
@@ -124,17 +91,6 @@ def table(runs: Sequence[Learning]) -> None:
         )
 
 
-def _trireme(command: str, config: Path, run: Path, seed: int, *settings: str) -> None:
-    shutil.rmtree(run, ignore_errors=True)  # It was interrupted.
-    _run("-m", "services.cli", command, str(config), "--run.dir", str(run), "--run.seed", str(seed), *settings)
-
-
-def _run(*arguments: str) -> None:
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    if done.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)} failed with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/staleness_curve"))
@@ -148,7 +104,8 @@ def main() -> None:
         folder = arguments.folder / f"seed_{seed}"
         warm_up(folder, seed)
         for bound in arguments.staleness:
-            runs.append(read(train(folder, seed, bound), seed=seed, max_staleness=bound))
+            run = train(folder, f"staleness_{bound}", seed, "--train.max_staleness", str(bound))
+            runs.append(read(run, seed=seed, max_staleness=bound))
             print(f"seed {seed}, max_staleness {bound}: accuracy {runs[-1].accuracies[max(runs[-1].accuracies)]:.1%}")
     table(runs)
     if arguments.output is not None:
