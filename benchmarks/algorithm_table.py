@@ -94,7 +94,7 @@ def _mean_if_all(costs: Iterable[float | None]) -> str:
 
 
 def charts(runs: Sequence[Learning]) -> list[Chart]:
-    """A row of accuracy against samples and one against seconds; a chart has as many algorithms as there are colours."""
+    """A row of accuracy against samples, and one against seconds; a chart has a colour for each of its algorithms."""
     by_algorithm = list(_by_algorithm(runs).items())
     parts = [by_algorithm[begin : begin + len(COLOURS)] for begin in range(0, len(by_algorithm), len(COLOURS))]
     costs: dict[str, Callable[[Learning], dict[int, float]]] = {
