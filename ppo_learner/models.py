@@ -22,6 +22,9 @@ from services.contracts.settings import ModelConfig
 LANGUAGE_MODEL = "language_model."
 """Prefix of the policy's Hugging Face parameter names inside `Policy`."""
 
+HEAD_TOLERANCE = 0.05
+"""Largest mean difference, in nats, of logprobs by head and by model: rounding in bfloat16, on the same states."""
+
 
 class ValueHead(nn.Module):
     """One float32 number per hidden state; starts at 0, so that untrained values push nothing.
@@ -127,7 +130,9 @@ def load_policy(
     language_model = load_network("AutoModelForCausalLM", model.path, model, learner)
     if learner.lora:
         add_adapters(language_model, learner.lora)
-    return Policy(language_model, temperature=temperature, value_head=value_head)
+    policy = Policy(language_model, temperature=temperature, value_head=value_head)
+    check_head(policy, model.path)
+    return policy
 
 
 def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature: float) -> Policy:
@@ -197,6 +202,39 @@ def load_network(
     if learner.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network
+
+
+@torch.no_grad()
+def check_head(policy: Policy, path: str) -> None:
+    """Refuse a family that does to its logits what `TokenHead` does not know: it would be trained on wrong ones."""
+    network, head = policy.language_model, policy.token_head
+    # The head alone, on states that no transformer made: whose kernels may want a GPU, and whose size would cost time.
+    states = torch.linspace(-1, 1, 4 * head.weight.shape[1], dtype=head.weight.dtype).view(4, -1)
+    decoder = network.get_decoder()
+    decoder.forward = lambda *_, **__: _DecoderOutput(states[None])
+    try:
+        expected = network(input_ids=torch.zeros(1, 4, dtype=torch.int64)).logits[0].float().log_softmax(dim=-1)
+    finally:
+        del decoder.forward
+    error = float((head.logits(states).log_softmax(dim=-1) - expected).abs().mean())
+    if not error < HEAD_TOLERANCE:
+        raise UserError(
+            f"{path!r} ({type(network).__name__}) makes its logits in a way of its own: from its head alone, its "
+            f"logprobs are off by {error:.2g}; models of this kind cannot be trained"
+        )
+
+
+class _DecoderOutput:
+    """Last hidden states as transformers' decoders return them, and None for whatever else is asked of the output."""
+
+    def __init__(self, states: Tensor) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, index: int | slice) -> Any:  # Any: as of a tuple
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
 
 
 def _set_dropout(config: Any, rate: float) -> None:  # Any: transformers

@@ -35,9 +35,10 @@ class OutputLayer(nn.Module):
         assert isinstance(weight, nn.Parameter)
         self.weight = weight
         self.bias = bias
-        # Cohere multiplies, Granite divides; Gemma squeezes through a tanh afterwards.
-        self._scale = getattr(config, "logit_scale", None) or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
-        self._soft_cap = getattr(config, "final_logit_softcapping", None)
+        # Cohere and Falcon-H1 multiply, Granite divides; both Gemmas squeeze through a tanh afterwards.
+        factor = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None)
+        self._scale = factor or 1.0 / (getattr(config, "logits_scaling", None) or 1.0)
+        self._soft_cap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
         self.logit_elements = LOGIT_ELEMENTS
 
     def num_pieces(self, num_states: int) -> int:
