@@ -71,8 +71,10 @@ def merged(parameters: Iterable[tuple[str, Tensor]], network: nn.Module) -> Iter
         network: where the adapters are; without any, `parameters` go through as they are.
     """
     layers = _adapted_layers(network)
+    in_4_bits = {name: weight for name, weight in network.named_parameters() if hasattr(weight, "quant_state")}
     base, down = torch.empty(0), torch.empty(0)
-    for name, tensor in parameters:
+    for name, held in parameters:
+        tensor = _from_4_bits(held, in_4_bits[name]) if name in in_4_bits else held
         owner, is_base, part = name.partition(_BASE)
         if name.endswith(_DOWN):
             down = tensor.float().clone()  # (r, n); `tensor` is valid until the next is asked for.
@@ -85,6 +87,22 @@ def merged(parameters: Iterable[tuple[str, Tensor]], network: nn.Module) -> Iter
             base = tensor.clone()
         else:
             yield name.replace(_BASE, "."), tensor
+
+
+def quantisation(dtype: str) -> Any:  # Any: transformers
+    """How transformers is to hold weights in 4 bits: NF4 with scales of 8 bits (QLoRA, arXiv 2305.14314).
+
+    Args:
+        dtype: number format that they are computed with.
+    """
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
 
 
 def is_adapter(name: str) -> bool:
@@ -106,6 +124,13 @@ def write_adapter(weights: dict[str, Tensor], network: Any, base: str, folder: P
     config.save_pretrained(str(folder))
     named = {f"base_model.model.{name.replace('.default.', '.')}": weight for name, weight in weights.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _from_4_bits(packed: Tensor, weight: Any) -> Tensor:  # Any: bitsandbytes
+    """The weight that its layer computes with."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(packed, weight.quant_state)  # type: ignore[no-any-return]  # untyped
 
 
 def _adapted_layers(network: nn.Module) -> dict[str, Any]:  # Any: peft is untyped

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_learner.batching import MicroBatch
-from ppo_learner.lora import add_adapters
+from ppo_learner.lora import add_adapters, quantisation
 from ppo_learner.moe import Routing, experts_per_token, routing
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.token_head import TokenHead
@@ -127,7 +127,7 @@ def load_policy(
     model: ModelConfig, learner: OptimizerConfig, *, temperature: float, value_head: bool = False
 ) -> Policy:
     """The policy, ready to train. Raises `UserError` when it cannot be read."""
-    language_model = load_network("AutoModelForCausalLM", model.path, model, learner)
+    language_model = load_network("AutoModelForCausalLM", model.path, model, learner, quantised=_in_4_bits(learner))
     if learner.lora:
         add_adapters(language_model, learner.lora)
     policy = Policy(language_model, temperature=temperature, value_head=value_head)
@@ -144,7 +144,7 @@ def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature:
 
 def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig) -> Critic:
     """A critic whose transformer starts from `path`."""
-    trunk = load_network("AutoModel", path, model, learner)
+    trunk = load_network("AutoModel", path, model, learner, quantised=_in_4_bits(learner))
     if learner.lora:
         add_adapters(trunk, learner.lora)
     return Critic(trunk)
@@ -167,6 +167,7 @@ def load_network(
     *,
     dropout: float = 0.0,
     from_scratch: bool = False,
+    quantised: bool = False,
     **changes: object,
 ) -> Any:  # Any: transformers
     """Read a network of one of transformers' automatic classes.
@@ -175,6 +176,7 @@ def load_network(
         kind: name of the class.
         dropout: every dropout rate of its configuration (`attention_dropout`, `resid_pdrop`, …).
         from_scratch: draw random weights instead of reading any.
+        quantised: hold the weights of linear layers in 4 bits, which cannot be trained.
         changes: to its configuration.
 
     Raises:
@@ -188,7 +190,9 @@ def load_network(
         "revision": model.revision if path == model.path else None,
         "trust_remote_code": model.trust_remote_code,
     }
-    numbers = {"dtype": getattr(torch, model.dtype), "attn_implementation": learner.attention}
+    numbers: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "attn_implementation": learner.attention}
+    if quantised:
+        numbers["quantization_config"] = quantisation(model.dtype)
     automatic = getattr(transformers, kind)
     try:
         config = transformers.AutoConfig.from_pretrained(path, **source, **changes)
@@ -235,6 +239,10 @@ class _DecoderOutput:
 
     def __getattr__(self, name: str) -> None:
         return None
+
+
+def _in_4_bits(learner: OptimizerConfig) -> bool:
+    return learner.lora is not None and learner.lora.quantise is not None
 
 
 def _set_dropout(config: Any, rate: float) -> None:  # Any: transformers

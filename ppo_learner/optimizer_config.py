@@ -56,6 +56,24 @@ class OptimizerConfig(Section):
         """Norm that gradients are scaled down to; 0 for none: Muon's steps do not depend on it."""
         return 0.0 if self.optimizer == "muon" else self.max_gradient_norm
 
+    @property
+    def packages(self) -> dict[str, str]:
+        """Packages that the settings need beside the common ones, and the setting that needs each."""
+        needs = {
+            "learner.lora.quantise": "bitsandbytes" if self.lora and self.lora.quantise else None,
+            "learner.optimizer": "bitsandbytes" if self.optimizer == "adamw_8bit" else None,
+        }
+        return {package: setting for setting, package in needs.items() if package}
+
+    @model_validator(mode="after")
+    def _quantised_weights_stay_whole(self) -> Self:
+        if self.zero_stage == 3 and self.lora and self.lora.quantise:
+            raise ValueError(
+                f"lora.quantise {self.lora.quantise} does not go with zero_stage 3, which would cut packed weights up; "
+                "use zero_stage 2, where each rank holds all of them"
+            )
+        return self
+
     @field_validator("betas")
     @classmethod
     def _betas_below_one(cls, betas: tuple[float, float]) -> tuple[float, float]:

@@ -10,8 +10,10 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import deepcopy
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +87,16 @@ def default_canary(vocabulary_size: int) -> tuple[array[int], ...]:
     return tuple(array("i", (draw.randrange(known) for _ in range(24))) for _ in range(4))
 
 
+def _unquantised(network: Any) -> Any:  # Any: transformers
+    """What saves whole weights and their configuration: a shape without weights where the network's are in 4 bits."""
+    if not hasattr(network.config, "quantization_config"):
+        return network
+    config = deepcopy(network.config)
+    del config.quantization_config
+    with torch.device("meta"):
+        return type(network)(config)
+
+
 def _collect(
     read: Callable[[], Iterator[tuple[str, Tensor]] | None], module: torch.nn.Module, prefix: str, *, keep: bool
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -136,7 +148,7 @@ def export_network(
         weights, adapter = _collect(read, engine.module, prefix, keep=ranks.is_first)
         if not weights:
             continue
-        network.save_pretrained(target, state_dict=weights)  # type: ignore[operator]  # transformers' own
+        _unquantised(network).save_pretrained(target, state_dict=weights)
         load_tokenizer(model).save_pretrained(target)
         if adapter and prefix == LANGUAGE_MODEL:
             write_adapter(adapter, network, model.path, target / ADAPTER_FOLDER)

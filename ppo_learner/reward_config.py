@@ -4,7 +4,9 @@ It must not import torch: the command line reads it for help texts. Invariant: a
 objective that exists.
 """
 
-from pydantic import Field, field_validator
+from typing import Self
+
+from pydantic import Field, field_validator, model_validator
 
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.reward_objectives import REWARD_OBJECTIVES, RewardObjective
@@ -36,3 +38,12 @@ class RewardModelConfig(OptimizerConfig):
         if name not in REWARD_OBJECTIVES:
             raise ValueError(f"objective {name!r} does not exist; choose one of {', '.join(REWARD_OBJECTIVES)}")
         return name
+
+    @model_validator(mode="after")
+    def _weights_are_whole(self) -> Self:
+        if self.lora and self.lora.quantise:
+            raise ValueError(
+                f"lora.quantise {self.lora.quantise} is for policies and critics; a reward model's weights stay whole: "
+                "remove it"
+            )
+        return self

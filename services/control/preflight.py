@@ -5,9 +5,11 @@ shows up after the cluster, the engines or the learner were started.
 """
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.teacher_config import TeacherConfig
 from rollout_workers.demonstrations import load_demonstrations
 from rollout_workers.prompts import DataConfig, PromptSet, load_prompts
@@ -49,6 +51,7 @@ def check_run(config: RunConfig) -> RunInputs:
     """
     _check_transport(config)
     _check_security(config)
+    check_packages(config.learner)
     tokenizer, max_length = load_tokenizer(config.model)
     room = max_length - config.rollout.max_completion_tokens
     if room < 1:
@@ -67,12 +70,23 @@ def check_run(config: RunConfig) -> RunInputs:
 
 def check_supervised(config: SupervisedRunConfig) -> SupervisedInputs:
     """Load tokenizer and demonstrations of a supervised run. Raises `UserError` likewise."""
+    check_packages(config.learner)
     tokenizer, max_length = load_tokenizer(config.model)
     demonstrations = load_demonstrations(config.data, tokenizer, max_length=max_length)
     if config.learner.teacher is not None:
         longest = max(len(demonstration.token_ids) for demonstration in demonstrations)
         _check_teacher(config.learner.teacher, config.model, tokenizer, longest)
     return SupervisedInputs(demonstrations=demonstrations, max_length=max_length, tokenizer=tokenizer)
+
+
+def check_packages(learner: OptimizerConfig) -> None:
+    """Raise `UserError` when the learner's settings need a package that is not installed."""
+    for package, setting in learner.packages.items():
+        if find_spec(package) is None:
+            raise UserError(
+                f"{setting} needs the package {package}, which is not installed: pip install {package}, or use another "
+                "value"
+            )
 
 
 def evaluation_data(config: RunConfig) -> DataConfig | None:

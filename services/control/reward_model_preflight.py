@@ -11,7 +11,7 @@ from rollout_workers.reward_data import RewardExamples, load_reward_examples
 from rollout_workers.reward_rows import RewardDataConfig
 from services.contracts.errors import UserError
 from services.control.config import RewardModelRunConfig
-from services.control.preflight import load_tokenizer
+from services.control.preflight import check_packages, load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +37,7 @@ def check_reward_model(config: RewardModelRunConfig) -> RewardModelInputs:
     Raises:
         UserError: naming the value, the rule and the fix.
     """
+    check_packages(config.learner)
     tokenizer, longest = load_tokenizer(config.model, ends_completions=False)
     _check_head(config)
     _check_weights(config)

@@ -225,3 +225,41 @@ def test_chosen_targets_alone_are_adapted(tiny_model: Path) -> None:
         rank.step(random_groups(0))
         moved = {name for name, weight in weights_of(rank).items() if not torch.equal(weight, start[name])}
     assert moved and moved == {name for name in start if "q_proj" in name or "v_proj" in name}
+
+
+FOUR_BITS = {"lora": {"rank": 4, "quantise": "4bit"}}
+
+
+@pytest.mark.parametrize(("dtype", "zero_stage"), [("float32", 0), ("bfloat16", 2)])
+def test_weights_of_4_bits_are_published_whole_and_pass_the_canary(
+    dtype: str, zero_stage: int, untied_model: Path, tmp_path: Path
+) -> None:
+    with running(untied_model, dtype=dtype, zero_stage=zero_stage, kl_coefficient=0.1, **FOUR_BITS) as rank:
+        held = {weight.dtype for name, weight in rank._networks.policy.full_parameters() if "base_layer" in name}
+        assert rank.step(random_groups(0)).metrics["kl/reference"] == pytest.approx(0, abs=1e-6)
+        rank.save(tmp_path / "checkpoint")
+        assert rank.step(random_groups(1)).metrics["kl/reference"] > 0
+        publication = rank.publish(2)
+        rank.export(tmp_path / "export")
+    assert publication and held == {torch.uint8}
+    canary = publication.manifest.canary
+    loaded = AutoModelForCausalLM.from_pretrained(untied_model, dtype=getattr(torch, dtype))
+    sent = dict(unpack(publication.manifest, TRANSPORTS["disk"]().fetch(publication, timeout_s=5)))
+    assert sent.keys() == dict(loaded.named_parameters()).keys()
+    loaded.load_state_dict({name: tensor.clone() for name, tensor in sent.items()}, strict=False)
+    check_canary(canary, found(loaded, canary), version=1)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+    assert not hasattr(exported.config, "quantization_config")
+    check_canary(canary, found(exported, canary), version=1)
+    with running(untied_model, dtype=dtype, zero_stage=zero_stage, kl_coefficient=0.1, **FOUR_BITS) as resumed:
+        resumed.load(tmp_path / "checkpoint")
+        resumed.step(random_groups(1))
+        again = resumed.publish(2)
+    assert again and again.manifest.canary == canary
+
+
+def test_4_bits_are_refused_where_weights_would_be_cut_up_and_for_reward_models() -> None:
+    with pytest.raises(ValueError, match="does not go with zero_stage 3"):
+        OptimizerConfig.model_validate(FOUR_BITS | {"zero_stage": 3})
+    with pytest.raises(ValueError, match="a reward model's weights stay whole"):
+        RewardModelConfig.model_validate(FOUR_BITS)
