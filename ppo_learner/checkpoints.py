@@ -1,7 +1,8 @@
 """The full state of the learner below one folder, such that a resumed run continues bit for bit.
 
 It must not know how networks are sharded, nor when a checkpoint counts as whole: the control layer commits it.
-Invariant: a folder is loaded only by as many ranks, at the same ZeRO stage, as wrote it.
+Invariant: any number of ranks loads a folder. A rank that was there before goes on with its own random states, and one
+that was not keeps those that its seed gave it; what is drawn from them (dropout) is all that a new number changes.
 """
 
 import json
@@ -15,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
 from ppo_learner.return_moments import ReturnMoments
 from services.contracts.errors import CheckpointError
@@ -42,12 +42,12 @@ class LearnerState:
     return_moments: ReturnMoments = field(default_factory=ReturnMoments)
 
 
-def save_state(folder: Path, state: LearnerState, config: OptimizerConfig, ranks: Ranks) -> None:
+def save_state(folder: Path, state: LearnerState, ranks: Ranks) -> None:
     """Write counters and each rank's random states. Every rank calls it."""
     torch.save(_random_states(), folder / f"random_rank_{ranks.rank}.pt")
     if ranks.is_first:
-        layout = {"world_size": ranks.world_size, "zero_stage": config.zero_stage}
-        (folder / _STATE_FILE).write_text(json.dumps(layout | asdict(state), indent=2))
+        content = {"world_size": ranks.world_size} | asdict(state)
+        (folder / _STATE_FILE).write_text(json.dumps(content, indent=2))
 
 
 @contextmanager
@@ -61,26 +61,14 @@ def writing(folder: Path) -> Iterator[None]:
         raise CheckpointError(f"{folder} could not be written: {error}") from error
 
 
-def check_layout(folder: Path, config: OptimizerConfig, ranks: Ranks) -> None:
-    """Raise `CheckpointError` unless this many ranks at this ZeRO stage wrote `folder`."""
-    written = _read(folder)
-    present = {"world_size": ranks.world_size, "zero_stage": config.zero_stage}
-    settings = {"world_size": "learner.num_ranks", "zero_stage": "learner.zero_stage"}
-    for key, value in present.items():
-        if written[key] != value:
-            raise CheckpointError(
-                f"{folder} was written with {settings[key]} {written[key]}, and this run has {value}; "
-                f"resume with {settings[key]} {written[key]}"
-            )
-
-
 def load_state(folder: Path, ranks: Ranks) -> LearnerState:
-    """Restore this rank's random states, and return the rest. Raises `CheckpointError`."""
+    """Restore this rank's random states where it has any, and return the rest. Raises `CheckpointError`."""
     content = _read(folder)
     path = folder / f"random_rank_{ranks.rank}.pt"
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing: the checkpoint is incomplete; resume from an older one")
-    _restore_random_states(torch.load(path, weights_only=True))
+    if ranks.rank < content["world_size"]:
+        if not path.exists():
+            raise CheckpointError(f"{path} is missing: the checkpoint is incomplete; resume from an older one")
+        _restore_random_states(torch.load(path, weights_only=True))
     return LearnerState(
         step=int(content["step"]),
         kl_coefficient=content["kl_coefficient"],

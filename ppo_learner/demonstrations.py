@@ -59,7 +59,7 @@ class DemonstrationWork:
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         micro_batch = collate(self._batch, part, device)
-        logprobs, *_ = network(micro_batch)
+        logprobs, *_ = network(micro_batch, entropy=False)
         return logprobs, micro_batch.actions
 
     def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""The only file that knows DeepSpeed: a module with its optimizer, sharded over the ranks.
+"""A module with its optimizer, sharded over the ranks: the only file that knows DeepSpeed, but for `partitions`.
 
 It must not know losses, batches or algorithms. Invariants: an update is the gradient of the *sum* of all losses given
 to `backward` since the last one, on every rank; an update with a non-finite gradient is skipped by every rank or by
@@ -18,10 +18,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppo_learner import partitions
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
 from ppo_learner.ranks import Ranks
+from ppo_learner.shards import read_shards, write_shards
 from ppo_learner.weight_average import WeightAverage, share_size
+
+_AVERAGE = "average"
+"""Folder of the moving average below an engine's own."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,9 +61,6 @@ class Engine:
         self._max_gradient_norm = config.clipping
         self._ranks = ranks
         self._stage = _effective_stage(module, config.zero_stage)
-        self._all_trained = all(parameter.requires_grad for parameter in module.parameters())
-        if not self._all_trained:
-            module.register_state_dict_post_hook(_leave_frozen_out)  # type: ignore[no-untyped-call]  # torch's
         self._engine = _initialize(
             model=module,
             model_parameters=parameter_groups(module, groups or [list(module.parameters())], config),
@@ -120,18 +122,24 @@ class Engine:
         return self._average.applied(self.full_parameters()) if self._average else None
 
     def save(self, folder: Path) -> None:
-        """Write trained weights and optimizer state of every rank below `folder`."""
-        self._engine.save_checkpoint(
-            str(folder.parent), tag=folder.name, save_latest=False, exclude_frozen_parameters=True
-        )
+        """Write trained weights and optimizer state of every rank below `folder`. Raises `CheckpointError`."""
+        if self._stage or self._ranks.is_first:
+            states = partitions.states_of(self._engine, self._stage)
+            write_shards(folder, partitions.shards_of(self._engine, self._stage), states, rank=self._ranks.rank)
         if self._average:
-            self._average.save(folder)
+            write_shards(folder / _AVERAGE, self._average.shards(self._sizes()), {}, rank=self._ranks.rank)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote with the same world size and ZeRO stage, into an engine that has not trained."""
-        self._engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=self._all_trained)
+        """Restore what any number of ranks at any ZeRO stage saved, into an engine that has not trained.
+
+        Raises:
+            CheckpointError: it was another network, or part of it is missing.
+        """
+        shards = list(partitions.shards_of(self._engine, self._stage))
+        read_shards(folder, shards, partitions.states_of(self._engine, self._stage))
+        partitions.spread_weights(self._engine, self._stage)
         if self._average:
-            self._average.load(folder)
+            read_shards(folder / _AVERAGE, self._average.shards(self._sizes()), {})
 
     def close(self) -> None:
         """Release hooks and buffers."""
@@ -148,6 +156,10 @@ class Engine:
                 begin = self._ranks.rank * size
                 yield name, parameter.data.flatten()[begin : begin + size]
 
+    def _sizes(self) -> dict[str, int]:
+        """Elements of each whole weight."""
+        return {name: getattr(weight, "ds_numel", weight.numel()) for name, weight in self.module.named_parameters()}
+
     def _update_unsharded(self) -> Update:
         limit = self._max_gradient_norm or float("inf")
         norm = float(nn.utils.clip_grad_norm_(self.module.parameters(), limit))
@@ -157,13 +169,6 @@ class Engine:
         else:
             self._engine.zero_grad()
         return Update(gradient_norm=norm, applied=applied)
-
-
-def _leave_frozen_out(module: nn.Module, state: dict[str, Any], prefix: str, _: object) -> None:  # Any: torch's
-    """Keep what is not trained out of checkpoints under all its names, of which DeepSpeed knows the first."""
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        if not parameter.requires_grad:
-            state.pop(prefix + name, None)
 
 
 def shard_frozen(module: nn.Module, ranks: Ranks, *, zero_stage: int) -> nn.Module:

@@ -167,13 +167,12 @@ class LearnerRank:
                 skipped_in_a_row=self._updater.skips.in_a_row,
                 return_moments=self._return_moments,
             )
-            checkpoints.save_state(folder, state, self._config, self._ranks)
+            checkpoints.save_state(folder, state, self._ranks)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, into a rank that has not trained yet. Raises `CheckpointError`."""
-        checkpoints.check_layout(folder, self._config, self._ranks)
-        self._networks.load(folder)
+        """Restore what any number of ranks saved, into a rank that has not trained yet. Raises `CheckpointError`."""
         state = checkpoints.load_state(folder, self._ranks)
+        self._networks.load(folder)
         self._step = state.step
         self._kl_coefficient = state.kl_coefficient
         self._return_moments = state.return_moments

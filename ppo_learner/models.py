@@ -81,18 +81,33 @@ class Policy(nn.Module):
         self.experts_per_token = experts_per_token(language_model)
 
     def forward(
-        self, batch: MicroBatch, *, temperature: float | None = None, entropy_gradient: bool = False
+        self,
+        batch: MicroBatch,
+        *,
+        temperature: float | None = None,
+        logprobs: bool = True,
+        entropy: bool = True,
+        entropy_gradient: bool = False,
     ) -> PolicyOutcome:
-        """What it says of a micro-batch's sampled tokens."""
+        """What it says of a micro-batch's sampled tokens.
+
+        Args:
+            temperature: another one than the policy's own.
+            logprobs: whether logprobs and entropies are asked for; both are 0 without, and cost nothing.
+            entropy: whether entropies are asked for; they are 0 without.
+            entropy_gradient: whether the entropy is to be trained on.
+        """
         options = {"output_router_logits": True} if self.experts_per_token else {}
         outputs = self.language_model.get_decoder()(**batch.inputs, use_cache=False, **options)
         states = batch.at_targets(outputs.last_hidden_state)  # (N, H)
-        logprobs, entropy = self.token_head(
-            states, batch.targets, temperature=temperature, entropy_gradient=entropy_gradient
-        )
+        found, entropies = states.new_zeros((2, len(states)), dtype=torch.float32)
+        if logprobs:
+            found, entropies = self.token_head(
+                states, batch.targets, temperature=temperature, entropy=entropy, entropy_gradient=entropy_gradient
+            )
         return PolicyOutcome(
-            logprobs=logprobs,
-            entropy=entropy,
+            logprobs=found,
+            entropy=entropies,
             values=self.value_head(states) if self.value_head is not None else None,
             routing=routing(outputs.router_logits, batch.is_real.flatten(), self.experts_per_token)
             if self.experts_per_token

@@ -82,8 +82,7 @@ class Networks:
 
         Every rank evaluates its share and receives all.
         """
-        with_policy = logprobs or self._has_value_head
-        if not (with_policy or self.critic or self._reference):
+        if not (logprobs or self._has_value_head or self.critic or self._reference):
             return Evaluation()
         # Rows: logprobs, reference logprobs, values. Each rank fills its own entries of zeros.
         columns = torch.zeros(3, batch.num_actions, device=self._ranks.device)
@@ -95,11 +94,11 @@ class Networks:
         )
         for part in parts[self._ranks.rank]:
             micro_batch = collate(batch, part, self._ranks.device, packed=self.packed)
-            for row, outcome in self._outcomes(micro_batch, with_policy).items():
+            for row, outcome in self._outcomes(micro_batch, logprobs).items():
                 columns[row, micro_batch.actions] = outcome
         columns = self._ranks.sum(columns)
         return Evaluation(
-            logprobs=columns[0] if with_policy else None,
+            logprobs=columns[0] if logprobs else None,
             reference_logprobs=columns[1] if self._reference else None,
             values=columns[2] if self._config.parts.needs_critic else None,
         )
@@ -126,20 +125,20 @@ class Networks:
         reference = load_reference(model, self._config, temperature=temperature)
         return shard_frozen(reference, self._ranks, zero_stage=self._config.zero_stage)
 
-    def _policy_without_adapters(self, batch: MicroBatch) -> PolicyOutcome:
+    def _policy_without_adapters(self, batch: MicroBatch, *, entropy: bool) -> PolicyOutcome:
         """The policy before training, whose weights need no second copy."""
         with without_adapters(self.policy.module):
-            outcome: PolicyOutcome = self.policy(batch)
+            outcome: PolicyOutcome = self.policy(batch, entropy=entropy)
         return outcome
 
-    def _outcomes(self, batch: MicroBatch, with_policy: bool) -> dict[int, Tensor]:
+    def _outcomes(self, batch: MicroBatch, with_logprobs: bool) -> dict[int, Tensor]:
         """Row of the columns and what goes into it (N,)."""
         outcomes: dict[int, Tensor] = {}
-        if with_policy:
-            said = self.policy(batch)
+        if with_logprobs or self._has_value_head:
+            said = self.policy(batch, logprobs=with_logprobs, entropy=False)
             outcomes = {0: said.logprobs} | ({2: said.values} if said.values is not None else {})
         if self._reference:
-            outcomes[1] = self._reference(batch).logprobs
+            outcomes[1] = self._reference(batch, entropy=False).logprobs
         if self.critic:
             outcomes[2] = self.critic(batch)
         return outcomes

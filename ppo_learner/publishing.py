@@ -121,7 +121,7 @@ def canary_logprobs(
     whole = [Demonstration(token_ids=ids, loss_mask=array("b", [1] * len(ids))) for ids in sequences]
     batch = batch_demonstrations(whole)
     micro_batch = collate(batch, range(len(sequences)), ranks.device, packed=packed)
-    logprobs: Tensor = policy(micro_batch, temperature=1.0)[0]
+    logprobs: Tensor = policy(micro_batch, temperature=1.0, entropy=False)[0]
     return tuple(array("f", logprobs[begin:end].tolist()) for begin, end in pairwise(batch.action_offsets.tolist()))
 
 

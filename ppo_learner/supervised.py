@@ -185,13 +185,12 @@ class SupervisedRank:
             folder.mkdir(parents=True, exist_ok=True)
             self._network.save(folder / "policy")
             state = LearnerState(step=self._step, skipped_in_a_row=self._skips.in_a_row)
-            checkpoints.save_state(folder, state, self._config, self._ranks)
+            checkpoints.save_state(folder, state, self._ranks)
 
     def load(self, folder: Path) -> None:
-        """Restore what `save` wrote, into a rank that has not trained yet. Raises `CheckpointError`."""
-        checkpoints.check_layout(folder, self._config, self._ranks)
-        self._network.load(folder / "policy")
+        """Restore what any number of ranks saved, into a rank that has not trained yet. Raises `CheckpointError`."""
         state = checkpoints.load_state(folder, self._ranks)
+        self._network.load(folder / "policy")
         self._step = state.step
         self._skips.in_a_row = state.skipped_in_a_row
 

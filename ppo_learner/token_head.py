@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
+
+from ppo_learner.token_outcomes import LogitShape, TokenOutcomes
 
 LOGIT_ELEMENTS = 2**26
 """Most logits in one piece, by default: 256 MiB of float32. Smaller pieces cost launches, larger ones memory."""
@@ -63,7 +64,13 @@ class TokenHead(OutputLayer):
         self._temperature = temperature
 
     def forward(
-        self, states: Tensor, targets: Tensor, *, temperature: float | None = None, entropy_gradient: bool = False
+        self,
+        states: Tensor,
+        targets: Tensor,
+        *,
+        temperature: float | None = None,
+        entropy: bool = True,
+        entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each target and entropy of its distribution.
 
@@ -71,38 +78,19 @@ class TokenHead(OutputLayer):
             states: (N, H) last hidden states at the positions that predict the targets.
             targets: (N,) token ids.
             temperature: another one than the head's own.
-            entropy_gradient: whether the entropy is to be trained on; without, it costs no memory.
+            entropy: whether it is asked for; it costs a pass over all logits, and is 0 without.
+            entropy_gradient: whether it is to be trained on.
 
         Returns:
             (N,) logprobs and (N,) entropies in nats, float32.
         """
-        temperature = self._temperature if temperature is None else temperature
-        pieces = self.num_pieces(len(states))
-        if pieces == 1:
-            return self._outcomes(states, targets, temperature, entropy_gradient)
-        outcomes = [
-            self._recomputed(states_piece, targets_piece, temperature, entropy_gradient)
-            for states_piece, targets_piece in zip(states.chunk(pieces), targets.chunk(pieces), strict=True)
-        ]
-        return torch.cat([logprobs for logprobs, _ in outcomes]), torch.cat([entropy for _, entropy in outcomes])
-
-    def _recomputed(
-        self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        if not torch.is_grad_enabled():
-            return self._outcomes(states, targets, temperature, entropy_gradient)
-        outcome: tuple[Tensor, Tensor] = checkpoint(
-            self._outcomes, states, targets, temperature, entropy_gradient, use_reentrant=False
+        shape = LogitShape(
+            scale=self._scale,
+            soft_cap=self._soft_cap,
+            temperature=self._temperature if temperature is None else temperature,
+            tokens_at_once=max(1, self.logit_elements // self.weight.shape[0]),
+            entropy=entropy,
+            entropy_gradient=entropy_gradient,
         )
-        return outcome
-
-    def _outcomes(
-        self, states: Tensor, targets: Tensor, temperature: float, entropy_gradient: bool
-    ) -> tuple[Tensor, Tensor]:
-        logits = self.logits(states) / temperature  # (N, V)
-        normaliser = torch.logsumexp(logits, dim=-1)  # (N,)
-        logprobs = logits.gather(1, targets[:, None])[:, 0] - normaliser
-        with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-            # H = log Z − Σ p·logit
-            entropy = normaliser - (torch.softmax(logits, dim=-1) * logits).sum(dim=-1)
-        return logprobs, entropy
+        outcomes: tuple[Tensor, Tensor] = TokenOutcomes.apply(states, self.weight, self.bias, targets, shape)
+        return outcomes

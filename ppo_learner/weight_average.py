@@ -4,13 +4,13 @@ It must not know networks or how their weights are sharded. Invariant: each rank
 so that averaging sends nothing; the parts of all ranks, one after the other, are the weight.
 """
 
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
 from ppo_learner.ranks import Ranks
+from ppo_learner.shards import Shard
 
 
 class WeightAverage:
@@ -37,24 +37,29 @@ class WeightAverage:
         for name, weight in weights:
             yield name, (self._whole(self._parts[name], weight) if name in self._parts else weight)
 
-    def save(self, folder: Path) -> None:
-        """Write this rank's parts."""
-        torch.save(self._parts, self._path(folder))
+    def shards(self, sizes: Mapping[str, int]) -> list[Shard]:
+        """This rank's share of each average, to be saved or restored.
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote on as many ranks."""
-        for name, part in torch.load(self._path(folder), weights_only=True, map_location="cpu").items():
-            self._parts[name].copy_(part)
+        Args:
+            sizes: elements of each whole weight.
+        """
+        shards = []
+        for name, part in self._parts.items():
+            begin = self._begin(sizes[name])
+            held = part[: max(sizes[name] - begin, 0)]  # ZeRO-3 fills the last part up.
+            if len(held):
+                shards.append(Shard(name=name, numel=sizes[name], begin=begin, weight=held, stepped=held, offset=0))
+        return shards
 
     def _whole(self, part: Tensor, like: Tensor) -> Tensor:
-        begin = self._ranks.rank * share_size(like.numel(), self._ranks.world_size)
+        begin = self._begin(like.numel())
         flat = torch.zeros(like.numel(), device=part.device)
         own = flat[begin : begin + len(part)]
         own.copy_(part[: len(own)])
         return self._ranks.sum(flat).view(like.shape).to(like)
 
-    def _path(self, folder: Path) -> Path:
-        return folder / f"average_rank_{self._ranks.rank}.pt"
+    def _begin(self, num_elements: int) -> int:
+        return self._ranks.rank * share_size(num_elements, self._ranks.world_size)
 
 
 def share_size(num_elements: int, world_size: int) -> int:

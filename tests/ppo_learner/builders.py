@@ -150,23 +150,23 @@ def same_update(
 def outcomes_of_ranks(
     cases: Iterable[str], train: Callable[..., None], model: Path, folder: Path, *, deadline_s: float
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each case what every rank found: two ranks where its name has "zero" in it, and one elsewhere.
+    """For each case what every rank found: two ranks where its name has "zero" in it, and before them one elsewhere.
 
     Args:
-        train: called with case, model, folder, `rank`, `world_size` and two free `ports`; leaves `outcome_RANK.pt` in
+        train: called with case, model, folder, `rank`, `world_size` and three free `ports`; leaves `outcome_RANK.pt` in
             the folder.
     """
     cases = list(cases)
-    ports = {name: [free_port(), free_port()] for name in cases}
     for name in cases:
         (folder / name).mkdir()
     two = [name for name in cases if "zero" in name]
+    for name in cases:
+        if name not in two:
+            train(name, model, folder / name, rank=0, world_size=1, ports=[free_port() for _ in range(3)])
+    ports = {name: [free_port() for _ in range(3)] for name in two}
     run_in_processes(
         _train_as_one_of_two, [(train, two, rank, model, folder, ports) for rank in range(2)], deadline_s=deadline_s
     )
-    for name in cases:
-        if name not in two:
-            train(name, model, folder / name, rank=0, world_size=1, ports=ports[name])
     return {name: [torch.load(path) for path in sorted((folder / name).glob("outcome_*.pt"))] for name in cases}
 
 

@@ -23,7 +23,7 @@ SHAPE = {
     "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 128, "initializer_range": 0.2,
     "pad_token_id": 0, "dtype": "float32",
 }  # fmt: skip
-FAMILIES = ["Qwen2", "Qwen3", "Mistral", "Gemma2", "Olmo2", "Granite", "Cohere", "Phi3", "Mixtral", "Qwen3Moe"]
+FAMILIES = ["Qwen2", "Qwen3", "Mistral", "Gemma2", "Olmo2", "Granite", "Cohere", "Phi3", "Mixtral"]
 FAST = {"lr": 1e-3, "critic_lr": 1e-3, "max_tokens_per_micro_batch": 64}
 
 

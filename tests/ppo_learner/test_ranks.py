@@ -11,7 +11,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo_learner.config import LearnerConfig
-from services.contracts.errors import CheckpointError
 from tests.ppo_learner.builders import (
     outcomes_of_ranks,
     random_groups,
@@ -68,6 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"lora_zero_{stage}": LORA | {"zero_stage": stage} for stage in (0, 2, 3)},
 }
 TWO_RANKS = [name for name in CASES if "zero" in name]
+RESHARDED = ["critic_zero_0", "critic_zero_2", "critic_zero_3", "value_head_zero_1"]
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
@@ -90,17 +90,29 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     resumed = start_rank(config, model, port=ports[1], **place)
     resumed.load(folder / "checkpoint")
     reports_after = [resumed.step(random_groups(step)) for step in (2, 3)]
+    resumed_weights = weights_of(resumed)
+    resumed.close()
     outcome = {
         "start": start,
         "weights": weights,
-        "resumed": weights_of(resumed),
+        "resumed": resumed_weights,
         "metrics": [report.metrics for report in reports],
         "metrics_resumed": [report.metrics for report in reports_after],
         "steps": [report.step for report in (*reports, *reports_after)],
         "canary": [list(logprobs) for logprobs in publication.manifest.canary.logprobs] if publication else None,
     }
-    resumed.close()
+    if name in RESHARDED:
+        outcome["metrics_resharded"] = finish(name, model, folder.parent / alone(name), port=ports[2], **place)
     torch.save(outcome, folder / f"outcome_{rank}.pt")
+
+
+def finish(name: str, model: Path, folder: Path, **place: int) -> list[dict[str, float]]:
+    """Go on from another case's checkpoint."""
+    learner = start_rank(LearnerConfig.model_validate(CASES[name]), model, **place)
+    learner.load(folder / "checkpoint")
+    reports = [learner.step(random_groups(step)) for step in (2, 3)]
+    learner.close()
+    return [report.metrics for report in reports]
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +188,22 @@ def test_the_canary_is_the_one_of_a_single_rank(name: str, outcomes: dict[str, l
         torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=2e-3)
 
 
-def test_a_checkpoint_of_two_ranks_is_refused_by_one_with_both_numbers(
-    tiny_model: Path, outcomes: dict[str, list[dict[str, Any]]]
+@pytest.mark.parametrize("name", RESHARDED)
+def test_two_ranks_go_on_where_one_was(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
+    expected = outcomes[alone(name)][0]["metrics"][2:]
+    for rank in outcomes[name]:
+        for found, straight in zip(rank["metrics_resharded"], expected, strict=True):
+            assert losses(found) == pytest.approx(losses(straight), rel=0, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", RESHARDED)
+def test_one_rank_goes_on_where_two_were(
+    name: str, tiny_model: Path, outcomes: dict[str, list[dict[str, Any]]]
 ) -> None:
-    config = LearnerConfig.model_validate(CASES["critic"])
-    folder = outcomes["folder"][0]
-    rank = start_rank(config, tiny_model)
-    with pytest.raises(CheckpointError, match=r"num_ranks 2, and this run has 1"):
-        rank.load(folder["critic_zero_0"] / "checkpoint")
-    rank.close()
+    resharded = finish(alone(name), tiny_model, outcomes["folder"][0][name])
+    for found, straight in zip(resharded, outcomes[name][0]["metrics"][2:], strict=True):
+        assert losses(found) == pytest.approx(losses(straight), rel=0, abs=1e-5)
+
+
+def losses(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: metrics[name] for name in ("policy_loss", "value_loss", "entropy", "kl_coefficient")}

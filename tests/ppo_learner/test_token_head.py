@@ -1,11 +1,14 @@
 """Logprobs and entropies from hidden states: against NumPy, in pieces, with the quirks of some model families."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ppo_learner import token_head
 from ppo_learner.token_head import TokenHead
@@ -57,22 +60,89 @@ def test_pieces_give_the_values_and_gradients_of_the_whole() -> None:
         torch.testing.assert_close(pieced, whole)
 
 
-def test_the_gradient_is_that_of_finite_differences() -> None:
-    head = make_head(dtype=torch.float64, final_logit_softcapping=3.0).double()
-    head.logit_elements = 60
+@pytest.mark.parametrize("limit", [60, 10_000], ids=["pieces", "whole"])
+@pytest.mark.parametrize("options", [{"entropy_gradient": False}, {"entropy_gradient": True}], ids=str)
+@pytest.mark.parametrize("quirks", [{}, {"final_logit_softcapping": 3.0}], ids=str)
+def test_the_gradient_is_that_of_finite_differences(
+    quirks: dict[str, float], options: dict[str, bool], limit: int
+) -> None:
+    torch.manual_seed(0)
+    output = nn.Linear(8, 30, dtype=torch.float64)
+    head = TokenHead(output, SimpleNamespace(logit_scale=0.5, **quirks), temperature=0.7)
+    head.logit_elements = limit
 
-    def outcomes(states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return head(states, TARGETS[:4], entropy_gradient=True)
+    def outcomes(states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        here = torch.func.functional_call(head, {"weight": weight, "bias": bias}, (states, TARGETS[:4]), options)
+        return here if options["entropy_gradient"] else here[:1]  # type: ignore[no-any-return]
 
-    # The head computes in float32, so the step and the tolerance are coarse.
     states = STATES[:4].double().requires_grad_()
-    assert torch.autograd.gradcheck(outcomes, (states,), eps=1e-2, atol=1e-2)
+    assert torch.autograd.gradcheck(outcomes, (states, output.weight, output.bias))
 
 
 def test_without_entropy_gradient_only_logprobs_reach_the_weights() -> None:
     head = make_head()
-    _, entropy = head(STATES, TARGETS)
-    assert not entropy.requires_grad
+    logprobs, entropy = head(STATES, TARGETS)
+    assert logprobs.requires_grad and not entropy.requires_grad
+
+
+def test_an_entropy_that_nobody_asks_for_is_0_and_changes_no_gradient() -> None:
+    gradients = []
+    for entropy in (True, False):
+        head = make_head()
+        logprobs, entropies = head(STATES, TARGETS, entropy=entropy)
+        logprobs.sum().backward()
+        gradients.append(head.weight.grad)
+    assert not entropies.any()
+    assert torch.equal(*gradients)
+
+
+def test_a_frozen_head_passes_gradients_on_and_gets_none() -> None:
+    head, states = make_head(), STATES.clone().requires_grad_()
+    head.weight.requires_grad_(False)
+    head(states, TARGETS)[0].sum().backward()
+    assert head.weight.grad is None and states.grad is not None and states.grad.any()
+
+
+class LargestTensor(TorchDispatchMode):
+    """Elements of the largest tensor that any operation made."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        tensors = [value for value in tree_leaves(made) if isinstance(value, torch.Tensor)]
+        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
+        return made
+
+
+@pytest.mark.parametrize("options", [{}, {"entropy_gradient": True}], ids=str)
+def test_a_vocabulary_of_150_000_never_shows_as_logits_of_all_tokens(options: dict[str, bool]) -> None:
+    vocabulary, num_tokens = 150_000, 600
+    head = TokenHead(nn.Linear(4, vocabulary, bias=False), SimpleNamespace(), temperature=1.0)
+    head.logit_elements = 2**24
+    states = torch.randn(num_tokens, 4, requires_grad=True)
+    with LargestTensor() as largest:
+        logprobs, entropy = head(states, torch.arange(num_tokens), **options)
+        (logprobs.sum() + (entropy.sum() if options else 0.0)).backward()
+    assert vocabulary * 100 < largest.elements <= 2**24 < vocabulary * num_tokens
+
+
+def test_in_bfloat16_logprobs_are_off_by_the_rounding_of_inputs_and_logits_alone() -> None:
+    torch.manual_seed(0)
+    weight, states = torch.randn(2000, 64) / 4, torch.randn(300, 64)
+    logprobs = []
+    for dtype in (torch.float32, torch.bfloat16):
+        output = nn.Linear(64, 2000, bias=False, dtype=dtype)
+        # The same numbers in both formats, so that only the head's own rounding is left.
+        output.weight.data = weight.bfloat16().to(dtype)
+        head = TokenHead(output, SimpleNamespace(), temperature=1.0)
+        logprobs.append(head(states.bfloat16().to(dtype), torch.arange(300))[0].detach())
+    largest_logit = float((states @ weight.T).abs().max())
+    assert logprobs[1].dtype == torch.float32
+    # Half a unit in bfloat16's last place on the target's logit, and less on the average over the vocabulary.
+    error = (logprobs[0] - logprobs[1]).abs()
+    assert float(error.max()) < 2 * largest_logit * 2**-9
+    assert float(error.mean()) < 0.25 * largest_logit * 2**-9
 
 
 def test_no_tokens_give_no_outcomes_but_a_gradient_of_zero() -> None:

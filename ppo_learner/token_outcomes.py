@@ -1,0 +1,112 @@
+"""Logprob and entropy of given tokens as one differentiable step, whose backward pass is written out.
+
+It must not know models. Invariants: logits are float32 before the softmax; between the passes there are two numbers a
+token, and the logits only where they fit one piece, so that none is computed twice without need. What automatic
+differentiation would keep are several copies of each piece. N tokens, n tokens of a piece, H hidden size, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitShape:
+    """How logits come from states: z = c·tanh(s·(W h + b) / c) / T, without the tanh where there is no cap c.
+
+    Attributes:
+        scale: s.
+        soft_cap: c.
+        temperature: T.
+        tokens_at_once: most tokens of a piece.
+        entropy: whether entropies are asked for; they are 0 without.
+        entropy_gradient: whether they are trained on.
+    """
+
+    scale: float
+    soft_cap: float | None
+    temperature: float
+    tokens_at_once: int
+    entropy: bool
+    entropy_gradient: bool
+
+    def of(self, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(n, V) logits, in float32 or finer."""
+        logits = functional.linear(states, weight, bias)
+        logits = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
+        if self.soft_cap is None:
+            return logits.mul_(self.scale / self.temperature)
+        return logits.mul_(self.scale / self.soft_cap).tanh_().mul_(self.soft_cap / self.temperature)
+
+    def through(self, gradient: Tensor, logits: Tensor) -> Tensor:
+        """(n, V) ∂/∂(W h + b) from ∂/∂z, in place."""
+        if self.soft_cap is not None:
+            squeezed = logits * (self.temperature / self.soft_cap)  # tanh, whose derivative is 1 - tanh²
+            gradient.mul_(squeezed.square_().neg_().add_(1.0))
+        return gradient.mul_(self.scale / self.temperature)
+
+
+class TokenOutcomes(torch.autograd.Function):
+    """log p(target) and H = log Z − Σ p·z of softmax(z), where Z = Σ exp z.
+
+    ∂log p(t)/∂z_i = [i = t] − p_i and ∂H/∂z_i = −p_i·(log p_i + H).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # Any: torch's own
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shape: LogitShape,
+    ) -> tuple[Tensor, Tensor]:
+        logprobs, entropies, normalisers = [], [], []
+        for piece, wanted in zip(states.split(shape.tokens_at_once), targets.split(shape.tokens_at_once), strict=True):
+            logits = shape.of(piece, weight, bias)
+            normaliser = torch.logsumexp(logits, dim=-1)
+            normalisers.append(normaliser)
+            logprobs.append(logits.gather(1, wanted[:, None])[:, 0] - normaliser)
+            if shape.entropy:
+                probabilities = torch.exp(logits - normaliser[:, None])
+                entropies.append(normaliser - torch.linalg.vecdot(probabilities, logits))
+        normaliser = torch.cat(normalisers)
+        entropy = torch.cat(entropies) if shape.entropy else torch.zeros_like(normaliser)
+        only_piece = logits if len(states) <= shape.tokens_at_once else None
+        ctx.save_for_backward(states, weight, bias, targets, normaliser, entropy, only_piece)
+        ctx.shape = shape
+        ctx.set_materialize_grads(False)
+        if not shape.entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
+        return torch.cat(logprobs), entropy
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_logprobs: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Gradients of states, weight and bias; those of an outcome that is not trained on are None."""
+        states, weight, bias, targets, normaliser, entropy, only_piece = ctx.saved_tensors
+        shape: LogitShape = ctx.shape
+        of_logprobs = torch.zeros_like(normaliser) if of_logprobs is None else of_logprobs
+        of_states = torch.empty_like(states)
+        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        for begin in range(0, len(states), shape.tokens_at_once):
+            here = slice(begin, begin + shape.tokens_at_once)
+            logits = shape.of(states[here], weight, bias) if only_piece is None else only_piece
+            gradient = (logits - normaliser[here, None]).exp_()  # p
+            if of_entropy is None:
+                gradient.mul_(-of_logprobs[here, None])
+            else:
+                pull = logits + (entropy - normaliser)[here, None]  # log p + H
+                gradient.mul_(pull.mul_(of_entropy[here, None]).add_(of_logprobs[here, None]).neg_())
+            gradient.scatter_add_(1, targets[here, None], of_logprobs[here, None])
+            gradient = shape.through(gradient, logits).to(states.dtype)
+            torch.mm(gradient, weight, out=of_states[here])
+            if of_weight is not None:
+                of_weight.addmm_(gradient.T, states[here])
+            if of_bias is not None:
+                of_bias += gradient.sum(dim=0)
+        return of_states, of_weight, of_bias, None, None
