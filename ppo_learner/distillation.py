@@ -58,7 +58,7 @@ class Teacher:
         # A head that is also the embedding would be cut up with it.
         output = deepcopy(output) if learner.zero_stage == 3 else output
         self.head = OutputLayer(output, network.config).to(ranks.device)
-        self._transformer = shard_frozen(_Transformer(network.get_decoder()), ranks, zero_stage=learner.zero_stage)
+        self._transformer = shard_frozen(_Transformer(network.get_decoder()), ranks, learner)
 
     @torch.no_grad()
     def states(self, batch: MicroBatch) -> Tensor:

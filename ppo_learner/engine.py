@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_learner import partitions
+from ppo_learner.memory_config import MemoryConfig
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
 from ppo_learner.ranks import Ranks
@@ -66,7 +67,11 @@ class Engine:
             model_parameters=parameter_groups(module, groups or [list(module.parameters())], config),
             optimizer=lambda groups: OPTIMIZERS[config.optimizer](groups, config),
             config=_configuration(
-                module, self._stage, clipping=config.clipping, whole_gradients=config.optimizer == "muon"
+                module,
+                self._stage,
+                config.offload,
+                clipping=config.clipping,
+                whole_gradients=config.optimizer == "muon",
             ),
         )
         decay = config.ema_decay
@@ -171,11 +176,11 @@ class Engine:
         return Update(gradient_norm=norm, applied=applied)
 
 
-def shard_frozen(module: nn.Module, ranks: Ranks, *, zero_stage: int) -> nn.Module:
+def shard_frozen(module: nn.Module, ranks: Ranks, config: MemoryConfig) -> nn.Module:
     """A network that is only evaluated: sharded over the ranks at ZeRO stage 3, whole on the device below it."""
-    if zero_stage < 3:
+    if config.zero_stage < 3:
         return module.to(ranks.device)
-    engine = _initialize(model=module, config=_configuration(module, 3, clipping=0.0))
+    engine = _initialize(model=module, config=_configuration(module, 3, config.offload, clipping=0.0))
     assert isinstance(engine, nn.Module)
     return engine
 
@@ -186,8 +191,14 @@ def leave() -> None:
 
 
 def _configuration(
-    module: nn.Module, stage: int, *, clipping: float, whole_gradients: bool = False
+    module: nn.Module, stage: int, offload: str, *, clipping: float, whole_gradients: bool = False
 ) -> dict[str, object]:
+    host = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+    moved_out = {
+        "none": {},
+        "optimizer": {"offload_optimizer": host},
+        "parameters_and_optimizer": {"offload_optimizer": host, "offload_param": host},
+    }[offload]
     configuration: dict[str, object] = {
         # Micro-batches vary in size and number: `backward` counts, not DeepSpeed.
         "train_micro_batch_size_per_gpu": 1,
@@ -198,8 +209,11 @@ def _configuration(
             "stage": stage,
             "stage3_param_persistence_threshold": _small_parameter(module),
             "reduce_scatter": not whole_gradients,
+            **moved_out,
         },
         "zero_allow_untested_optimizer": True,
+        # On the CPU torch's fused AdamW steps, too; DeepSpeed's own would have to be compiled first.
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
     }
     if _dtype(module) == torch.bfloat16:

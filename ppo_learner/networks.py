@@ -123,7 +123,7 @@ class Networks:
 
     def _load_reference(self, model: ModelConfig, temperature: float) -> torch.nn.Module:
         reference = load_reference(model, self._config, temperature=temperature)
-        return shard_frozen(reference, self._ranks, zero_stage=self._config.zero_stage)
+        return shard_frozen(reference, self._ranks, self._config)
 
     def _policy_without_adapters(self, batch: MicroBatch, *, entropy: bool) -> PolicyOutcome:
         """The policy before training, whose weights need no second copy."""

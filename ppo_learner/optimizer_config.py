@@ -9,18 +9,16 @@ from typing import Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from ppo_learner.lora_config import LoraConfig
+from ppo_learner.memory_config import MemoryConfig
 from ppo_learner.moe_config import MoeConfig
 from ppo_learner.teacher_config import TeacherConfig
-from services.contracts.settings import Section
 
 
-class OptimizerConfig(Section):
+class OptimizerConfig(MemoryConfig):
     """Processes, AdamW and its schedule, micro-batches, memory."""
 
     num_ranks: int = Field(default=1, ge=1)
     """Learner processes; the batch and, from ZeRO stage 1 on, optimizer states are split over them."""
-    zero_stage: int = Field(default=0, ge=0, le=3)
-    """What DeepSpeed shards over the ranks: 0 nothing, 1 optimizer states, 2 also gradients, 3 also weights."""
     optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """Rule of the steps: adamw; adamw_8bit, whose moments take a quarter of the memory and which needs the package
     bitsandbytes; or muon, which orthogonalises the steps of linear layers, of AdamW's size, and is AdamW elsewhere."""
@@ -80,6 +78,15 @@ class OptimizerConfig(Section):
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas must lie in [0, 1), not {betas}; AdamW's usual pair is (0.9, 0.999)")
         return betas
+
+    @model_validator(mode="after")
+    def _offload_fits_optimizer(self) -> Self:
+        if self.offload != "none" and self.optimizer != "adamw":
+            raise ValueError(
+                f"offload: {self.offload} steps in the machine's memory, where optimizer: {self.optimizer} does not run; "
+                "use optimizer: adamw, or offload: none"
+            )
+        return self
 
 
 class SupervisedConfig(MoeConfig, OptimizerConfig):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ppo_learner.token_outcomes import LogitShape, TokenOutcomes
+from ppo_learner.token_outcomes import LogitShape, token_outcomes
 
 LOGIT_ELEMENTS = 2**26
 """Most logits in one piece, by default: 256 MiB of float32. Smaller pieces cost launches, larger ones memory."""
@@ -92,5 +92,4 @@ class TokenHead(OutputLayer):
             entropy=entropy,
             entropy_gradient=entropy_gradient,
         )
-        outcomes: tuple[Tensor, Tensor] = TokenOutcomes.apply(states, self.weight, self.bias, targets, shape)
-        return outcomes
+        return token_outcomes(states, self.weight, self.bias, targets, shape)

@@ -49,7 +49,15 @@ class LogitShape:
         return gradient.mul_(self.scale / self.temperature)
 
 
-class TokenOutcomes(torch.autograd.Function):
+def token_outcomes(
+    states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: LogitShape
+) -> tuple[Tensor, Tensor]:
+    """(N,) logprobs of `targets` (N,) and (N,) entropies, from `states` (N, H) and a head's weight (V, H) and bias."""
+    outcomes: tuple[Tensor, Tensor] = _Outcomes.apply(states, weight, bias, targets, shape)  # type: ignore[no-untyped-call]  # torch
+    return outcomes
+
+
+class _Outcomes(torch.autograd.Function):
     """log p(target) and H = log Z − Σ p·z of softmax(z), where Z = Σ exp z.
 
     ∂log p(t)/∂z_i = [i = t] − p_i and ∂H/∂z_i = −p_i·(log p_i + H).
@@ -65,11 +73,12 @@ class TokenOutcomes(torch.autograd.Function):
         shape: LogitShape,
     ) -> tuple[Tensor, Tensor]:
         logprobs, entropies, normalisers = [], [], []
-        for piece, wanted in zip(states.split(shape.tokens_at_once), targets.split(shape.tokens_at_once), strict=True):
-            logits = shape.of(piece, weight, bias)
+        for begin in range(0, max(len(states), 1), shape.tokens_at_once):
+            here = slice(begin, begin + shape.tokens_at_once)
+            logits = shape.of(states[here], weight, bias)
             normaliser = torch.logsumexp(logits, dim=-1)
             normalisers.append(normaliser)
-            logprobs.append(logits.gather(1, wanted[:, None])[:, 0] - normaliser)
+            logprobs.append(logits.gather(1, targets[here, None])[:, 0] - normaliser)
             if shape.entropy:
                 probabilities = torch.exp(logits - normaliser[:, None])
                 entropies.append(normaliser - torch.linalg.vecdot(probabilities, logits))

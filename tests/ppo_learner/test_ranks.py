@@ -119,7 +119,7 @@ def finish(name: str, model: Path, folder: Path, **place: int) -> list[dict[str,
 def outcomes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
     """For each case what every rank found."""
     folder = tmp_path_factory.mktemp("ranks")
-    return outcomes_of_ranks(CASES, train_and_resume, tiny_model, folder, deadline_s=150) | {
+    return outcomes_of_ranks(CASES, train_and_resume, tiny_model, folder, deadline_s=300) | {
         "folder": [{name: folder / name for name in CASES}]
     }
 
