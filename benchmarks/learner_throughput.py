@@ -40,6 +40,9 @@ class BareLoop:
     """The same step without DeepSpeed, records, ranks, metrics or checks: `step` returns the policy's gradient norm.
 
     With bfloat16 it keeps float32 weights and computes under autocast.
+
+    Attributes:
+        micro_batches: what each step goes through; by default the learner's own plan.
     """
 
     def __init__(self, model: Path, config: LearnerConfig, dtype: str, groups: Sequence[ScoredGroup]) -> None:
@@ -58,11 +61,11 @@ class BareLoop:
         self._batch = batch_rollouts(groups)
         self._scores = torch.tensor([reward.value for scored in groups for reward in scored.rewards])
         plan = plan_micro_batches(self._batch.lengths, max_tokens=config.max_tokens_per_micro_batch, num_ranks=1)
-        self._micro_batches = [collate(self._batch, part, torch.device("cpu")) for part in plan[0]]
+        self.micro_batches = [collate(self._batch, part, torch.device("cpu")) for part in plan[0]]
 
     def step(self) -> float:
         advantages, old_values = self._advantages()
-        for batch in self._micro_batches:
+        for batch in self.micro_batches:
             logprobs = self._logprobs(batch)
             losses, _ = ppo_clip(logprobs, logprobs.detach(), advantages[batch.actions], batch.rows, self._config)
             (losses.sum() / self._batch.num_actions).backward()
@@ -84,7 +87,7 @@ class BareLoop:
             return self._batch.unpad(scores[:, None] * mask).float(), None
         old_values = torch.zeros(self._batch.num_actions)
         with torch.no_grad():
-            for batch in self._micro_batches:
+            for batch in self.micro_batches:
                 old_values[batch.actions] = self._values(batch)
         values = self._batch.pad(old_values.double())
         rewards = torch.zeros_like(values)
