@@ -51,7 +51,7 @@ class Networks:
             critic = load_critic(config.critic_path or model.path, model, config)
             transformers.append(critic.trunk)
             self.critic = Engine(critic, config, ranks, averaged=False)
-        self._reference: Callable[[MicroBatch], PolicyOutcome] | None = None
+        self._reference: Callable[..., PolicyOutcome] | None = None
         if config.kl_coefficient:
             self._reference = self._policy_without_adapters if config.lora else self._load_reference(model, temperature)
         probes = default_canary(policy.language_model.config.vocab_size)

@@ -83,8 +83,8 @@ class OptimizerConfig(MemoryConfig):
     def _offload_fits_optimizer(self) -> Self:
         if self.offload != "none" and self.optimizer != "adamw":
             raise ValueError(
-                f"offload: {self.offload} steps in the machine's memory, where optimizer: {self.optimizer} does not run; "
-                "use optimizer: adamw, or offload: none"
+                f"offload: {self.offload} steps in the machine's memory, where optimizer: {self.optimizer} does not "
+                "run; use optimizer: adamw, or offload: none"
             )
         return self
 

@@ -55,6 +55,12 @@ def test_what_is_not_sharded_cannot_be_moved_out(zero_stage: int, offload: str) 
         LearnerConfig.model_validate({"zero_stage": zero_stage, "offload": offload})
 
 
+@pytest.mark.parametrize("optimizer", ["muon", "adamw_8bit"])
+def test_an_optimizer_that_does_not_step_in_the_machines_memory_is_refused(optimizer: str) -> None:
+    with pytest.raises(ValidationError, match=f"{optimizer} does not run"):
+        LearnerConfig.model_validate({"zero_stage": 2, "offload": "optimizer", "optimizer": optimizer})
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # The infinite reward's own statistics.
 def test_a_non_finite_step_is_skipped_with_offload_as_well(tiny_model: Path) -> None:
     config = LearnerConfig.model_validate(SETTINGS | {"zero_stage": 2, "offload": "optimizer"})
