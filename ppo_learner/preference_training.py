@@ -75,7 +75,7 @@ class CompletionWork:
         """(n,) Σ_t log π(y_t) of a part's completions, and (n,) which of all these are."""
         places = self.places(part)
         micro_batch = collate(self._batch, places.tolist(), device)
-        logprobs, *_ = network(micro_batch)
+        logprobs, *_ = network(micro_batch, entropy=False)
         return logprobs.new_zeros(len(places)).index_add(0, micro_batch.rows, logprobs), places.to(device)
 
     def places(self, part: Part) -> Tensor:

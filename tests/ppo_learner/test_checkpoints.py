@@ -73,7 +73,9 @@ def test_an_incomplete_checkpoint_is_refused_by_file_name(tmp_path: Path) -> Non
 def test_what_is_neither_weights_nor_random_state_is_readable_by_people(tmp_path: Path) -> None:
     save_state(tmp_path, STATE, RANKS)
     content = json.loads((tmp_path / "learner.json").read_text())
-    assert content == {"world_size": 1, "step": 3, "kl_coefficient": 0.1, "skipped_in_a_row": 1}
+    moments = {"count": 0, "mean": 0.0, "squares": 0.0}
+    counters = {"step": 3, "kl_coefficient": 0.1, "skipped_in_a_row": 1}
+    assert content == {"world_size": 1, "return_moments": moments, **counters}
 
 
 def test_what_the_disk_refuses_is_told_as_a_checkpoint_error_and_other_failures_as_they_are(tmp_path: Path) -> None:
