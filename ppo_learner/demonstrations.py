@@ -82,7 +82,7 @@ class RoutedDemonstrationWork(DemonstrationWork):
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         micro_batch = collate(self._batch, part, device)
-        said = network(micro_batch)
+        said = network(micro_batch, entropy=False)
         answers = torch.cat([said.logprobs, said.routing.balance_loss.expand_as(said.logprobs)])
         return answers, torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms])
 

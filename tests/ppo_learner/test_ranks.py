@@ -67,7 +67,7 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"lora_zero_{stage}": LORA | {"zero_stage": stage} for stage in (0, 2, 3)},
 }
 TWO_RANKS = [name for name in CASES if "zero" in name]
-RESHARDED = ["critic_zero_0", "critic_zero_2", "critic_zero_3", "value_head_zero_1"]
+RESHARDED = ["critic_zero_2", "value_head_zero_3"]
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
