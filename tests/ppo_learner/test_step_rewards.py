@@ -183,3 +183,27 @@ def test_between_two_turns_there_is_one_discount_and_none_for_what_the_tool_said
     assert advantages([group], {"algorithm": "reinforce", "turn_gamma": 0.1})[0].tolist() == pytest.approx(
         [0.1, 0.1, 1.0]
     )
+
+
+def test_gae_of_a_completion_is_the_same_with_a_tool_s_answer_in_it_and_without() -> None:
+    torch.manual_seed(0)
+    values = torch.randn(5)
+    made = []
+    for mask in ([0, 1, 1, 0, 0, 0, 1, 1], [0, 1, 1, 1, 1]):
+        groups = [make_group([mask, [0, 1]], [1.0, 0.0])]
+        config = LearnerConfig(gamma=0.9, gae_lambda=0.8, whiten_advantages=False)
+        made.append(
+            make_experience(
+                groups,
+                batch_rollouts(groups),
+                Evaluation(values=values),
+                config,
+                version=0,
+                kl_coefficient=0.0,
+                return_moments=ReturnMoments(),
+            )
+        )
+    with_tool, without = made
+    assert torch.equal(with_tool.advantages, without.advantages)
+    assert with_tool.returns is not None and without.returns is not None
+    assert torch.equal(with_tool.returns, without.returns)
