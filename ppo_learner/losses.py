@@ -68,7 +68,7 @@ def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tens
 
 
 def sapo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tensor, config: LearnerConfig) -> TokenLoss:
-    """SAPO (Gao et al. 2025, arXiv 2511.20347): −(4/τ)·σ(τ·(r − 1))·A, a soft gate in the place of the clip.
+    """SAPO (Qwen team 2025, arXiv 2511.20347): −(4/τ)·σ(τ·(r − 1))·A, a soft gate in the place of the clip.
 
     At r = 1 the gradient is that of r·A, and it fades with the distance from there, as 4·σ·(1 − σ); τ is
     `sapo_temperature_positive` where A > 0 and `sapo_temperature_negative` elsewhere.
