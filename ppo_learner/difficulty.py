@@ -24,7 +24,8 @@ def difficulty_weights(advantages: Tensor, solved: Tensor, groups: Tensor) -> Te
     Returns:
         (B,).
     """
-    shares = _group_means(solved.to(advantages.dtype), torch.ones_like(advantages), groups)
+    flags = solved.to(advantages.dtype)
+    shares = _group_sums(flags, groups) / _group_sums(torch.ones_like(flags), groups)
     rarity = torch.where(advantages > 0, shares, 1 - shares)
     return _LOWEST + (_HIGHEST - _LOWEST) * torch.sigmoid(-_STEEPNESS * (rarity - _MIDDLE))
 
@@ -32,7 +33,7 @@ def difficulty_weights(advantages: Tensor, solved: Tensor, groups: Tensor) -> Te
 def concise_scores(scores: Tensor, solved: Tensor, lengths: Tensor, groups: Tensor, *, strength: float) -> Tensor:
     """R·e^{−αz} of completions that solved their prompt, and R of the others.
 
-    z is the length less the mean over the group's solutions, in deviations of these.
+    z is the length less the mean over the group's solutions, in sample deviations of these.
 
     Args:
         scores: (B,) R.
@@ -44,17 +45,14 @@ def concise_scores(scores: Tensor, solved: Tensor, lengths: Tensor, groups: Tens
     Returns:
         (B,).
     """
-    counted, sizes = solved.to(scores.dtype), lengths.to(scores.dtype)
-    centred = sizes - _group_means(sizes, counted, groups)
-    deviation = _group_means(centred.square(), counted, groups).sqrt()
+    flags, sizes = solved.to(scores.dtype), lengths.to(scores.dtype)
+    num_solutions = _group_sums(flags, groups)
+    centred = sizes - _group_sums(flags * sizes, groups) / num_solutions.clamp(min=1)
+    deviation = (_group_sums(flags * centred.square(), groups) / (num_solutions - 1).clamp(min=1)).sqrt()
     z = centred / torch.where(deviation > 0, deviation, 1.0)
     return torch.where(solved, scores * torch.exp(-strength * z), scores)
 
 
-def _group_means(values: Tensor, counted: Tensor, groups: Tensor) -> Tensor:
-    """(B,) the mean over the counted completions of each one's group; 0 where none counts."""
-    sums, sizes = (
-        torch.zeros(int(groups.max()) + 1, dtype=values.dtype).index_add(0, groups, column)
-        for column in (values * counted, counted)
-    )
-    return (sums / sizes.clamp(min=1))[groups]
+def _group_sums(values: Tensor, groups: Tensor) -> Tensor:
+    """(B,) the sum over each one's group."""
+    return torch.zeros(int(groups.max()) + 1, dtype=values.dtype).index_add(0, groups, values)[groups]

@@ -48,7 +48,8 @@ def difficulty_weight(advantage: float, solved: list[bool]) -> float:
 
 def concise(scores: Floats, solved: list[bool], lengths: list[int], alpha: float) -> Floats:
     of_solutions = [length for length, is_solution in zip(lengths, solved, strict=True) if is_solution]
-    mean, deviation = np.mean(of_solutions or [0.0]), np.std(of_solutions or [0.0])
+    mean = np.mean(of_solutions or [0.0])
+    deviation = np.std(of_solutions, ddof=1) if len(of_solutions) > 1 else 0.0
     return np.array(
         [
             score * np.exp(-alpha * (length - mean) / (deviation or 1.0)) if is_solution else score

@@ -25,7 +25,7 @@ def test_a_rare_success_weighs_more_than_a_common_one_and_so_does_a_rare_failure
 
 
 def test_solutions_earn_by_their_length_among_solutions() -> None:
-    # Lengths 2 and 6 of the solutions: mean 4, deviation 2, so z is −1 and 1. The failure of 100 tokens is left alone.
+    # Lengths 2 and 6 of the solutions: mean 4, deviation √8, so z is ∓1/√2. The failure of 100 tokens is left alone.
     found = concise_scores(
         torch.tensor([1.0, 1.0, 0.0]),
         torch.tensor([True, True, False]),
@@ -33,7 +33,7 @@ def test_solutions_earn_by_their_length_among_solutions() -> None:
         torch.zeros(3).long(),
         strength=0.5,
     )
-    torch.testing.assert_close(found, torch.tensor([math.exp(0.5), math.exp(-0.5), 0.0]))
+    torch.testing.assert_close(found, torch.tensor([math.exp(0.5**1.5), math.exp(-(0.5**1.5)), 0.0]))
 
 
 @pytest.mark.parametrize("seed", range(3))
