@@ -20,6 +20,8 @@ from services.contracts.errors import UserError
 ADAPTER_FOLDER = "adapter"
 """Where an export has the adapters by themselves, in peft's format."""
 
+ALL_LINEAR = "all-linear"
+
 _BASE = ".base_layer."
 _DOWN = ".lora_A.default.weight"
 _UP = ".lora_B.default.weight"
@@ -34,7 +36,7 @@ def add_adapters(network: Any, lora: LoraConfig) -> None:  # Any: transformers
     config = PeftConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,
-        target_modules=lora.targets if isinstance(lora.targets, str) else list(lora.targets),
+        target_modules=list(lora.targets) if lora.targets != ALL_LINEAR else _all_linear(network),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in network.modules()),
     )
     targets = lora.targets if isinstance(lora.targets, str) else ", ".join(lora.targets)
@@ -47,6 +49,11 @@ def add_adapters(network: Any, lora: LoraConfig) -> None:  # Any: transformers
         raise UserError(
             f"learner.lora.targets {targets} names the model's head or embedding, which stay as they are; name "
             "linear layers between them, or use all-linear"
+        )
+    if not all(isinstance(layer.base_layer, nn.Linear | Conv1D) for layer in _adapted_layers(network).values()):
+        raise UserError(
+            f"learner.lora.targets {targets} takes in experts, which are one weight together; name linear layers that "
+            "are not among them, such as those of attention"
         )
 
 
@@ -124,6 +131,17 @@ def write_adapter(weights: dict[str, Tensor], network: Any, base: str, folder: P
     config.save_pretrained(str(folder))
     named = {f"base_model.model.{name.replace('.default.', '.')}": weight for name, weight in weights.items()}
     save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _all_linear(network: nn.Module) -> str | list[str]:
+    """As peft understands it, but for blocks with experts, whose linear layers peft takes for parts of these."""
+    experts = [name.rpartition(".")[0] for name, weight in network.named_parameters() if weight.dim() > 2]
+    blocks = tuple({f"{name.rpartition('.')[0]}." for name in experts})
+    if not blocks:
+        return ALL_LINEAR
+    head = network.get_output_embeddings()  # type: ignore[operator]  # transformers' own
+    linear = (name for name, module in network.named_modules() if isinstance(module, nn.Linear) and module is not head)
+    return [name for name in linear if not name.startswith(blocks)]
 
 
 def _from_4_bits(packed: Tensor, weight: Any) -> Tensor:  # Any: bitsandbytes

@@ -12,6 +12,8 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from ppo_learner.batching import batch_demonstrations, collate
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
+from ppo_learner.lora import add_adapters
+from ppo_learner.lora_config import LoraConfig
 from ppo_learner.models import Policy
 from ppo_learner.moe import load_metrics, routing
 from ppo_learner.optimizer_config import SupervisedConfig
@@ -158,3 +160,22 @@ def stored_weights(folder: Path) -> dict[str, Tensor]:
 def test_a_model_without_experts_has_no_loss_to_weigh(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"router_loss_coefficient is 0\.01, and .* has no experts"):
         start_rank(LearnerConfig(router_loss_coefficient=0.01), tiny_model)
+
+
+def test_adapters_leave_experts_alone_and_are_merged_under_the_stored_names(experts: Path, tmp_path: Path) -> None:
+    settings = {"algorithm": "grpo", "lr": 1e-2, "lora": {"rank": 4}, "router_loss_coefficient": 0.1}
+    rank = start_rank(LearnerConfig.model_validate(settings), experts)
+    start = weights_of(rank)
+    rank.step(random_groups(0))
+    moved = {name for name, weight in weights_of(rank).items() if not torch.equal(weight, start[name])}
+    publication = rank.publish(1)
+    rank.close()
+    assert publication and moved and all("_proj.weight" in name and "self_attn" in name for name in moved)
+    assert {entry.name for entry in publication.manifest.tensors} == stored_weights(experts).keys()
+
+
+def test_adapters_on_experts_are_refused(experts: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(experts)
+    names = ("w1", "w2", "w3") if "mixtral" in str(experts) else ("gate_proj", "up_proj", "down_proj")
+    with pytest.raises(UserError, match="takes in experts"):
+        add_adapters(model, LoraConfig(targets=names))
