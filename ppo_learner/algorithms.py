@@ -26,6 +26,11 @@ class Algorithm:
     needs_greedy_baseline: bool = False
     settings: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def compares_only_within_groups(self) -> bool:
+        """Whether a group whose completions all earned the same teaches nothing."""
+        return self.advantage in ("group_normalised", "leave_one_out")
+
 
 ALGORITHMS = {
     "ppo": Algorithm(advantage="gae", loss="ppo_clip", needs_critic=True, settings={"whiten_advantages": True}),

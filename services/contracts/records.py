@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Literal, TypeAlias
@@ -70,6 +70,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     seed: int = 0
+
+    @property
+    def greedy(self) -> Sampling:
+        """One completion, of the likeliest token each time."""
+        return replace(self, num_samples=1, temperature=0.0, top_p=1.0, top_k=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -211,11 +211,11 @@ class RunConfig(TrainerRoot):
                 "train.dynamic_sampling compares the completions of a prompt, and rollout.samples_per_prompt is "
                 f"{self.rollout.samples_per_prompt}; set it to 2 or more"
             )
-        if self.learner.parts.needs_critic or self.learner.uses_steps:
+        if not self.learner.parts.compares_only_within_groups or self.learner.uses_steps:
             raise ValueError(
                 f"train.dynamic_sampling leaves out groups whose totals are all the same, and learner.algorithm "
-                f"{self.learner.algorithm} learns from them too, by a critic or by steps; use grpo or rloo, or set it "
-                "to false"
+                f"{self.learner.algorithm} learns from them too, by steps or a baseline that is not the group's; use "
+                "grpo or rloo, or set it to false"
             )
         return self
 

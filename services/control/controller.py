@@ -16,7 +16,7 @@ and weight loads overlap, and the machine keeps the bound.
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout_workers.prompts import PromptStream
@@ -74,6 +74,7 @@ class Controller:
         prompts: where new prompts come from.
         machine: decides; its open work is taken up by `steps`.
         note: writes down what is published.
+        greedy_baseline: whether the greedy answer to each prompt is sampled and scored beside its group.
         max_failed_prompts: prompts that may fail for good before the run stops with `SampleNotScorable`.
         prepare: what is done to every scored group before it is accepted.
 
@@ -93,6 +94,7 @@ class Controller:
         machine: RunMachine,
         note: Note,
         sampling: Sampling,
+        greedy_baseline: bool = False,
         max_failed_prompts: int = 0,
         prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
     ) -> None:
@@ -103,6 +105,7 @@ class Controller:
         self._machine = machine
         self._note = note
         self._sampling = sampling
+        self._greedy_baseline = greedy_baseline
         self._max_failed_prompts = max_failed_prompts
         self._prepare = prepare
         self._tasks: set[asyncio.Task[None]] = set()
@@ -206,18 +209,33 @@ class Controller:
         self._spawn(self._produce(position, prompt), name=f"prompt {prompt.id}")
 
     async def _produce(self, position: int, prompt: Prompt) -> None:
+        requests = self._requests(prompt)
         with span("prompt", {"trireme.prompt_id": prompt.id}):
             with span("sample"), self._clock.phase("sampling"):
-                group = await self._rollouts.sample(SampleRequest(prompt=prompt, sampling=self._sampling))
+                group, *greedy = await asyncio.gather(*map(self._rollouts.sample, requests))
             with span("score"), self._clock.phase("scoring"):
-                outcomes = await self._rewards.score(to_reward_samples(group))
+                samples = [sample for sampled in (group, *greedy) for sample in to_reward_samples(sampled)]
+                outcomes = await self._rewards.score(samples)
         failure = next((outcome for outcome in outcomes if isinstance(outcome, Failure)), None)
         if failure is not None:
             self._fail(position, prompt, failure)
         else:
             rewards = tuple(outcome for outcome in outcomes if isinstance(outcome, Reward))
-            self._machine.accept(position, self._prepare(ScoredGroup(group=group, rewards=rewards)))
+            baseline = rewards[-1].value if greedy else None
+            scored = ScoredGroup(group=group, rewards=rewards[: len(group.rollouts)], baseline=baseline)
+            self._machine.accept(position, self._prepare(scored))
         self._admit()  # A prompt that failed, and a group that others replace, make room.
+
+    def _requests(self, prompt: Prompt) -> list[SampleRequest]:
+        """The prompt's group and, where the algorithm takes its reward as a baseline, the greedy answer.
+
+        That has an id of its own: attempts at it are none at the group, and its reward is asked for in the same call.
+        """
+        group = SampleRequest(prompt=prompt, sampling=self._sampling)
+        if not self._greedy_baseline:
+            return [group]
+        beside = replace(prompt, id=f"{prompt.id}/greedy")
+        return [group, SampleRequest(prompt=beside, sampling=self._sampling.greedy)]
 
     def _fail(self, position: int, prompt: Prompt, failure: Failure) -> None:
         num_failed = self._machine.fail(position, prompt, f"{failure.code}: {failure.message}")

@@ -78,9 +78,8 @@ async def evaluate(
     Raises:
         SampleNotScorable: when the reward service refuses a sample.
     """
-    greedy = replace(sampling, num_samples=1, temperature=0.0, top_p=1.0, top_k=0)
     grader = _Grader(rollouts=rollouts, rewards=rewards, gold=gold, config=config)
-    graded = await grader.grade_all(prompts, greedy)
+    graded = await grader.grade_all(prompts, sampling.greedy)
     completions = [group[0] for group in graded]
     accuracy = fmean(completion.correct for completion in completions)
     if not config.num_samples:

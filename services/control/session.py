@@ -101,6 +101,7 @@ class Session:
             machine=self.machine,
             note=run.events.note,
             sampling=self._sampling,
+            greedy_baseline=config.learner.parts.needs_greedy_baseline,
             max_failed_prompts=config.train.max_failed_prompts,
             prepare=_preparation(run),
         )

@@ -46,6 +46,7 @@ class Setting:
         max_staleness: int = 0,
         num_steps: int | None = None,
         max_failed_prompts: int = 0,
+        greedy_baseline: bool = False,
         max_filtered_per_step: int = 0,
         prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
     ) -> None:
@@ -65,6 +66,7 @@ class Setting:
             note=self.note,
             sampling=Sampling(num_samples=2, max_completion_tokens=4, seed=5),
             max_failed_prompts=max_failed_prompts,
+            greedy_baseline=greedy_baseline,
             prepare=prepare,
         )
 
@@ -164,6 +166,49 @@ async def test_an_outage_stops_the_run_before_anything_is_trained() -> None:
     assert learner.batches == []
     assert setting.machine.trained_steps == 0
     assert setting.controller.learner_is_sound
+
+
+async def test_the_greedy_answer_is_scored_beside_the_group_and_never_trained_on() -> None:
+    def by_its_sampling(sample: RewardSample) -> Reward:
+        return Reward(value=7.0 if "greedy" in sample.id else 1.0)
+
+    learner, rollouts = FakeLearner(), FakeRollouts()
+    setting = Setting(
+        learner=learner, rollouts=rollouts, rewards=FakeRewards(by_its_sampling), greedy_baseline=True, num_steps=1
+    )
+    await setting.run(1)
+    assert [group.baseline for group in learner.batches[0]] == [7.0] * 4
+    assert all(len(group.group.rollouts) == 2 and group.rewards[0].value == 1.0 for group in learner.batches[0])
+    greedy = [request for request in rollouts.requests if request.prompt.id.endswith("/greedy")]
+    assert [(request.sampling.num_samples, request.sampling.temperature) for request in greedy] == [(1, 0.0)] * 4
+    assert {event["prompt"] for event in setting.named("accepted")} == {
+        request.prompt.id.removesuffix("/greedy") for request in greedy
+    }
+
+
+async def test_a_greedy_answer_that_cannot_be_scored_is_the_prompt_s_failure() -> None:
+    def refuse_greedy(sample: RewardSample) -> Reward | Failure:
+        if sample.id.startswith("0-3/greedy"):
+            return Failure(code=FailureCode.INVALID_SAMPLE, message="no answer")
+        return Reward(value=1.0)
+
+    learner = FakeLearner()
+    setting = Setting(
+        learner=learner,
+        rewards=FakeRewards(refuse_greedy),
+        greedy_baseline=True,
+        max_failed_prompts=1,
+        num_steps=2,
+    )
+    await setting.run(2)
+    assert [event["prompt"] for event in setting.named("failed")] == ["0-3"]
+
+
+async def test_without_such_an_algorithm_nothing_is_sampled_beside_the_groups() -> None:
+    learner, rollouts = FakeLearner(), FakeRollouts()
+    await Setting(learner=learner, rollouts=rollouts, num_steps=1).run(1)
+    assert len(rollouts.requests) == 4
+    assert {group.baseline for group in learner.batches[0]} == {None}
 
 
 async def test_the_reward_sees_the_completion_and_nothing_of_the_prompt_in_its_tokens() -> None:

@@ -213,6 +213,10 @@ RUN = {"model": {"path": "m"}, "data": {"prompts": "p"}, "reward": {"addresses":
         ({"train": {"max_filtered_per_step": 3}}, "max_filtered_per_step 3 has no effect without dynamic_sampling"),
         ({"train": {"dynamic_sampling": True}}, "learner.algorithm ppo learns from them too"),
         (
+            {"train": {"dynamic_sampling": True}, "learner": {"algorithm": "remax"}},
+            "learner.algorithm remax learns from them too, by steps or a baseline that is not the group's",
+        ),
+        (
             {
                 "train": {"dynamic_sampling": True},
                 "learner": {"algorithm": "grpo"},
