@@ -15,8 +15,8 @@ Floats = npt.NDArray[np.float64]
 Loss = Callable[[Floats, Floats, Floats], float]
 """Of the logprobs (K,), those of the reference (K,), and the counts (K, K)."""
 
-REWARDS = np.log([1.0, 2.0, 4.0, 8.0])
-"""The chances of Bradley and Terry are 2/3, 4/5 and 8/9, so that 45 preferences of a pair can be divided exactly."""
+REWARDS = np.log([1.0, 2.0, 4.0])
+"""The chances of Bradley and Terry are 2/3 and 4/5, so that 30 preferences of a pair can be divided exactly."""
 NUM_TOKENS = 2
 SMOOTHING = 0.1
 

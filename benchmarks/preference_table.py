@@ -1,8 +1,8 @@
 """Every preference method on a task whose optimum is known: how near it comes to what its paper predicts.
 
-A bandit as a language model: one prompt, four completions of one character, and people who prefer them as Bradley and
-Terry say, with rewards ln 1, ln 2, ln 4 and ln 8. For each seed a small Llama with random weights is trained on
-preferences that were drawn, through the learner that `trireme prefer` uses, until its loss stands still.
+A bandit as a language model: one prompt, three completions of one character, and people who prefer them as Bradley and
+Terry say, with rewards ln 1, ln 2 and ln 4. For each seed a small Llama with random weights is trained on preferences
+that were drawn, through the learner that `trireme prefer` uses, until its loss stands still.
 
     python -m benchmarks.preference_table [--seeds 3] [--output runs/benchmarks/preference_table.json]
 """
@@ -33,19 +33,19 @@ from services.contracts.settings import ModelConfig
 END, PROMPT, FIRST = 1, 2, 3
 """Token ids: the end of a completion, the prompt, the first of the completions."""
 NUM_STEPS = 200
-DRAWS_PER_PAIR = 45
+DRAWS_PER_PAIR = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """One method with one seed; distances are total variations over the four completions, None where there is none.
+    """One method with one seed; distances are total variations over the three completions, None where there is none.
 
     Attributes:
         before: from the initial policy to the minimum of the paper's loss on the preferences that were drawn.
         after: from the trained policy to it.
         population: from the trained policy to the paper's closed form with the true chances; where preferences are
             drawn, this has the error of so few draws in it.
-        in_order: share of the six pairs in which the better completion gained more on the worse one, or is ahead of it
+        in_order: share of the three pairs in which the better completion gained more than the worse one, or is ahead
             where there is no reference.
         as_labelled: share of the completions that are on the side of KTO's reference point that most of their labels
             ask for.
