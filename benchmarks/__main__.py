@@ -26,6 +26,7 @@ BENCHMARKS = (
     "simulator",
     "reward_calls",
     "reward_model_serving",
+    "preference_table",
     "code_programs",
 )
 RESULTS = Path("runs/benchmarks")

@@ -16,9 +16,10 @@ Loss = Callable[[Floats, Floats, Floats], float]
 """Of the logprobs (K,), those of the reference (K,), and the counts (K, K)."""
 
 REWARDS = np.log([1.0, 2.0, 4.0])
-"""The chances of Bradley and Terry are 2/3 and 4/5, so that 30 preferences of a pair can be divided exactly."""
+"""The chances of Bradley and Terry are 2/3 and 4/5, so that 30 preferences of a pair can be divided exactly; with an
+eighth of them the wrong way round they are 5/8 and 29/40, for which it takes 40."""
 NUM_TOKENS = 2
-SMOOTHING = 0.1
+SMOOTHING = 0.125
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,8 +29,9 @@ class Method:
     Attributes:
         learner: settings of the section `learner`.
         loss: from the paper; None where it has no minimum.
-        flipped: share of the preferences that are drawn the wrong way round.
+        flipped: share of the preferences that are the wrong way round.
         exact: preferences are not drawn but divided as the chances are.
+        num_draws: preferences of each pair.
         population: logarithm of how the paper's optimum departs from the reference, with the true chances; None where
             the paper gives none.
     """
@@ -38,6 +40,7 @@ class Method:
     loss: Loss | None = None
     flipped: float = 0.0
     exact: bool = False
+    num_draws: int = 30
     population: Floats | None = field(default=None)
 
 
@@ -145,6 +148,7 @@ def _derivatives(value: Callable[[Floats], float], at: Floats, step: float = 1e-
 
 _ROBUST = {"right": (1 - SMOOTHING) / (1 - 2 * SMOOTHING), "wrong": -SMOOTHING / (1 - 2 * SMOOTHING)}
 
+_FLIPPED: Mapping[str, Any] = {"flipped": SMOOTHING, "exact": True, "num_draws": 40}  # Any: of many kinds
 _DPO: Mapping[str, Any] = {"algorithm": "dpo", "beta": 1.0}  # Any: settings are of many kinds
 _IPO: Mapping[str, Any] = {"algorithm": "ipo", "beta": 0.25}  # Any: ditto
 _IPO_OPTIMUM = chances().mean(axis=1) / 0.25
@@ -154,16 +158,16 @@ METHODS: Mapping[str, Method] = {
     "dpo, exact chances": Method(learner=_DPO, loss=dpo(1.0), exact=True, population=REWARDS),
     "dpo": Method(learner=_DPO, loss=dpo(1.0), population=REWARDS),
     "dpo, nll_weight 0.2": Method(learner={**_DPO, "nll_weight": 0.2}, loss=_with_nll(dpo(1.0), 0.2)),
-    "dpo, a tenth flipped": Method(learner=_DPO, loss=dpo(1.0), flipped=SMOOTHING, population=REWARDS),
-    "cdpo, a tenth flipped": Method(
+    "dpo, an eighth flipped": Method(learner=_DPO, loss=dpo(1.0), **_FLIPPED, population=REWARDS),
+    "cdpo, an eighth flipped": Method(
         learner={"algorithm": "cdpo", "beta": 1.0, "label_smoothing": SMOOTHING},
         loss=dpo(1.0, right=1 - SMOOTHING, wrong=SMOOTHING),
-        flipped=SMOOTHING,
+        **_FLIPPED,
     ),
-    "robust_dpo, a tenth flipped": Method(
+    "robust_dpo, an eighth flipped": Method(
         learner={"algorithm": "robust_dpo", "beta": 1.0, "label_smoothing": SMOOTHING},
         loss=dpo(1.0, **_ROBUST),
-        flipped=SMOOTHING,
+        **_FLIPPED,
         population=REWARDS,
     ),
     "ipo, exact chances": Method(learner=_IPO, loss=ipo(0.25), exact=True, population=_IPO_OPTIMUM),

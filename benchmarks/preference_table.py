@@ -33,7 +33,6 @@ from services.contracts.settings import ModelConfig
 END, PROMPT, FIRST = 1, 2, 3
 """Token ids: the end of a completion, the prompt, the first of the completions."""
 NUM_STEPS = 200
-DRAWS_PER_PAIR = 30
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,9 +87,9 @@ def draw_counts(method: Method, seed: int) -> Floats:
     counts = np.zeros((len(REWARDS), len(REWARDS)))
     chance = chances(flipped=method.flipped)
     for i, j in combinations(range(len(REWARDS)), 2):
-        exact = round(DRAWS_PER_PAIR * chance[i, j])
-        counts[i, j] = exact if method.exact else draw.binomial(DRAWS_PER_PAIR, chance[i, j])
-        counts[j, i] = DRAWS_PER_PAIR - counts[i, j]
+        exact = round(method.num_draws * chance[i, j])
+        counts[i, j] = exact if method.exact else draw.binomial(method.num_draws, chance[i, j])
+        counts[j, i] = method.num_draws - counts[i, j]
     return counts
 
 

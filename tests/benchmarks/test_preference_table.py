@@ -11,7 +11,7 @@ from benchmarks.preference_table import train, write_bandit
 REFERENCE = np.log([0.3, 0.1, 0.05])
 
 
-@pytest.mark.parametrize("name", ["dpo", "robust_dpo, a tenth flipped", "ipo"])
+@pytest.mark.parametrize("name", ["dpo", "robust_dpo, an eighth flipped", "ipo"])
 def test_with_the_true_chances_the_minimum_of_a_loss_is_its_papers_closed_form(name: str) -> None:
     method = METHODS[name]
     assert method.loss is not None and method.population is not None
