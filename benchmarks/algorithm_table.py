@@ -47,6 +47,17 @@ class Learning:
         return None if step is None else cost[step]
 
 
+def settings(algorithm: str, *, num_steps: int) -> tuple[str, list[str]]:
+    """The quickstart's file that an algorithm trains with, and what is changed in it."""
+    flags = {
+        "learner.algorithm": algorithm,
+        "learner.num_minibatches": UPDATES_PER_STEP,
+        "train.num_steps": num_steps,
+    }
+    config = "process.yaml" if algorithm == "grpo_process" else "ppo.yaml"
+    return config, [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+
+
 def read(run: Path, *, algorithm: str, seed: int) -> Learning:
     steps = read_lines(run / "metrics.jsonl")
     return Learning(
@@ -145,12 +156,8 @@ def main() -> None:
         folder = arguments.folder / f"seed_{seed}"
         warm_up(folder, seed)
         for algorithm in arguments.algorithms:
-            run = train(
-                folder, algorithm, seed,
-                "--learner.algorithm", algorithm, "--learner.num_minibatches", str(UPDATES_PER_STEP),
-                "--train.num_steps", str(arguments.steps),
-                config="process.yaml" if algorithm == "grpo_process" else "ppo.yaml",
-            )  # fmt: skip
+            config, flags = settings(algorithm, num_steps=arguments.steps)
+            run = train(folder, algorithm, seed, *flags, config=config)
             runs.append(read(run, algorithm=algorithm, seed=seed))
             print(f"seed {seed}, {algorithm}: accuracy {runs[-1].last:.1%}", flush=True)
     print(table(runs))

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.algorithm_table import Learning, charts, read, table
+from benchmarks.algorithm_table import Learning, charts, read, settings, table
 from benchmarks.charts import COLOURS, draw
+from benchmarks.quickstart_runs import QUICKSTART
 from ppo_learner.algorithms import ALGORITHMS
+from services.cli.arguments import load_config
+from services.control.config import RunConfig
 
 
 def learning(algorithm: str, seed: int, *, last: float) -> Learning:
@@ -19,6 +22,15 @@ def learning(algorithm: str, seed: int, *, last: float) -> Learning:
         samples={0: 0.0, 1: 512.0, 2: 1024.0},
         seconds={0: 0.0, 1: 1.5, 2: 3.0},
     )
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_algorithm_fits_the_quickstart(algorithm: str) -> None:
+    config, flags = settings(algorithm, num_steps=7)
+    run = load_config(RunConfig, [str(QUICKSTART / config), *flags], prog="trireme train", summary="")
+    assert (run.learner.algorithm, run.learner.updates_per_step, run.train.num_steps) == (algorithm, 4, 7)
+    for setting, value in ALGORITHMS[algorithm].settings.items():
+        assert getattr(run.learner, setting) == value
 
 
 def test_samples_and_seconds_add_up_over_the_steps_of_a_run(tmp_path: Path) -> None:
