@@ -51,23 +51,6 @@ def test_a_run_writes_all_that_it_promises(undisturbed: Path, task: Path) -> Non
     assert weights(undisturbed) != (task / "model" / "model.safetensors").read_bytes()
 
 
-def test_ctrl_c_leaves_a_checkpoint_and_a_resume_ends_in_the_same_weights(
-    undisturbed: Path, task: Path, tmp_path: Path
-) -> None:
-    config = write_config(tmp_path / "run.yaml", **run_sections(task))
-    with started("train", config, cwd=tmp_path) as running:
-        running.wait_until(lambda: steps_done(tmp_path / "run") >= 1, "the first step")
-        running.interrupt()
-        finished = running.finish()
-    assert finished.code == 130, finished.output
-    assert f"go on with: trireme train {config} --resume" in finished.output
-    assert steps_done(tmp_path / "run") < 6
-    resumed = trireme("train", config, "--resume", cwd=tmp_path)
-    assert resumed.code == 0, resumed.output
-    assert [row["step"] for row in json_lines(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
-    assert weights(tmp_path / "run") == weights(undisturbed)
-
-
 def test_three_workers_and_a_reward_by_address_change_no_weight(undisturbed: Path, task: Path, tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(TEN_LINES)
     with subprocess.Popen(
