@@ -13,6 +13,7 @@ from ppo_learner.batching import batch_rollouts
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Evaluation, make_experience
 from ppo_learner.overlong import learnt_groups, overlong_metrics, overlong_penalties
+from ppo_learner.return_moments import ReturnMoments
 from services.contracts.errors import UserError
 from services.contracts.records import ScoredGroup
 from services.control.config import RunConfig
@@ -33,7 +34,10 @@ def truncated(scored: ScoredGroup, *indices: int) -> ScoredGroup:
 def advantages(groups: list[ScoredGroup], **settings: Any) -> torch.Tensor:
     config = LearnerConfig.model_validate({"algorithm": "grpo", **settings})
     batch = batch_rollouts(learnt_groups(groups, config))
-    return make_experience(groups, batch, Evaluation(), config, version=0, kl_coefficient=0.0).advantages
+    experience = make_experience(
+        groups, batch, Evaluation(), config, version=0, kl_coefficient=0.0, return_moments=ReturnMoments()
+    )
+    return experience.advantages
 
 
 def test_the_penalty_rises_over_the_last_tokens_before_the_limit() -> None:
