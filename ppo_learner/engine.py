@@ -8,9 +8,9 @@ none. Every method is a collective: every rank calls it, in the same order.
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_learner import partitions
+from ppo_learner.gradient_norms import gradient_norms
 from ppo_learner.memory_config import MemoryConfig
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
@@ -32,10 +33,12 @@ _AVERAGE = "average"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Update:
-    """What one optimizer step did: the gradient's norm before clipping, and whether the weights moved."""
+    """What one optimizer step did: the gradient's norm before clipping, whether the weights moved, and the norm by kind
+    of module."""
 
     gradient_norm: float
     applied: bool
+    norms: Mapping[str, float] = field(default_factory=dict)
 
 
 class Engine:
@@ -103,12 +106,8 @@ class Engine:
     def update(self, *learning_rates: float) -> Update:
         """One optimizer step, with one learning rate for each of the groups."""
         set_learning_rates(self._engine.optimizer, learning_rates)
-        if self._stage:
-            self._engine.step()
-            applied = not self._engine.optimizer.overflow
-            norm = float(self._engine.get_global_grad_norm())
-            return Update(gradient_norm=norm if applied else float("inf"), applied=applied)
-        return self._update_unsharded()
+        norms = gradient_norms(self.module, self._ranks, stage=self._stage)
+        return replace(self._update(), norms=norms)
 
     def full_parameters(self) -> Iterator[tuple[str, Tensor]]:
         """Name and whole weight, one after the other, tied weights once; valid until the next is asked for."""
@@ -164,6 +163,14 @@ class Engine:
     def _sizes(self) -> dict[str, int]:
         """Elements of each whole weight."""
         return {name: getattr(weight, "ds_numel", weight.numel()) for name, weight in self.module.named_parameters()}
+
+    def _update(self) -> Update:
+        if self._stage:
+            self._engine.step()
+            applied = not self._engine.optimizer.overflow
+            norm = float(self._engine.get_global_grad_norm())
+            return Update(gradient_norm=norm if applied else float("inf"), applied=applied)
+        return self._update_unsharded()
 
     def _update_unsharded(self) -> Update:
         limit = self._max_gradient_norm or float("inf")

@@ -28,6 +28,7 @@ from ppo_learner.metrics import (
     experience_metrics,
     group_metrics,
     importance_metrics,
+    peak_memory_bytes,
     rate_metrics,
     trace_metrics,
 )
@@ -140,6 +141,7 @@ class LearnerRank:
             | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)
             | rate_metrics(rates, has_critic=self._config.parts.needs_critic)
             | clock.metrics(num_tokens=sum(batch.lengths))
+            | {"learner/memory_bytes": peak_memory_bytes(self._ranks)}
         )
         self._steer_kl(measured, num_completions=len(batch.lengths))
         self._step += 1

@@ -1,13 +1,14 @@
 """What a learner step measured, as plain numbers under stable names.
 
-It must not know networks or ranks: every input is already of the whole batch, so that the numbers are the same on every
-rank. A sampled tokens of the batch.
+It must not know networks. Invariant: the numbers are the same on every rank, since every input is of the whole batch
+already, or is asked of all ranks here. A sampled tokens of the batch.
 """
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from resource import RUSAGE_SELF, getrusage
 from statistics import fmean
 from time import perf_counter
 
@@ -22,6 +23,7 @@ from ppo_learner.importance import IMPORTANCE_CORRECTIONS, bounded_ratio, effect
 from ppo_learner.kl import k1, k3
 from ppo_learner.moe import load_metrics
 from ppo_learner.objective import SUMS
+from ppo_learner.ranks import Ranks
 from ppo_learner.updates import Rates, Trace
 from services.contracts.records import ScoredGroup
 
@@ -82,6 +84,8 @@ def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, fl
     metrics = {
         "advantage/mean": float(experience.raw_advantages.mean()),
         "advantage/std": float(experience.raw_advantages.std(correction=0)),
+        "advantage/min": float(experience.raw_advantages.min()),
+        "advantage/max": float(experience.raw_advantages.max()),
         "sampler_gap/mean": float(gap.mean()),
         "sampler_gap/max": float(gap.max()),
     }
@@ -94,6 +98,7 @@ def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, fl
         metrics["explained_variance"] = float(1 - residual / variance) if variance > 0 else 0.0
         metrics["value/mean"] = float(experience.values.mean())
         metrics["return/mean"] = float(experience.returns.mean())
+        metrics["return/std"] = float(experience.returns.std(correction=0))
     return metrics
 
 
@@ -130,11 +135,16 @@ def kl_per_completion(batch: Batch, logprobs: Tensor, reference_logprobs: Tensor
 
 
 def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> dict[str, float]:
-    """Losses and gradient norms, averaged over the step's updates; only those of networks that were trained."""
+    """Losses and gradient norms, averaged over the step's updates, and extremes of the probability ratio; only of
+    networks that were trained."""
     metrics: dict[str, float] = {}
     for name, value in zip(SUMS, trace.sums.tolist(), strict=True):
         if has_critic if name.startswith("value") else trained_policy:
             metrics[name] = value / trace.num_updates
+    if trained_policy:
+        below, above = trace.ratio_range
+        metrics["ratio/min"] = 1 / float(bounded_ratio(below))
+        metrics["ratio/max"] = float(bounded_ratio(above))
     for name, norms in trace.gradient_norms.items():
         finite = [norm for norm in norms if math.isfinite(norm)]
         metrics[f"gradient_norm/{name}"] = fmean(finite) if finite else math.inf
@@ -157,3 +167,12 @@ def rate_metrics(rates: Rates, *, has_critic: bool) -> dict[str, float]:
 def as_floats(metrics: Mapping[str, float]) -> dict[str, float]:
     """Plain floats, in order of name."""
     return {name: float(metrics[name]) for name in sorted(metrics)}
+
+
+def peak_memory_bytes(ranks: Ranks) -> float:
+    """The most memory that a rank has had: of its GPU, or resident where there is none. Every rank calls it."""
+    if ranks.device.type == "cuda":
+        own = float(torch.cuda.max_memory_allocated(ranks.device))
+    else:
+        own = getrusage(RUSAGE_SELF).ru_maxrss * 1024.0
+    return float(ranks.max(torch.tensor([own], dtype=torch.float64)))

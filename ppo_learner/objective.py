@@ -23,10 +23,17 @@ SUMS = ("policy_loss", "entropy", "kl/old", "clip_fraction", "value_loss", "valu
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
-    """A loss to descend, and what it was made of: `sums` is (len(SUMS),), zero where a part is another objective's."""
+    """A loss to descend, and what it was made of.
+
+    Attributes:
+        loss: carries the gradient.
+        sums: (len(SUMS),), zero where a part is another objective's.
+        ratio_range: (2,) how far the logarithm of the probability ratio went below 0, and above; 0 of values.
+    """
 
     loss: Tensor
     sums: Tensor
+    ratio_range: Tensor
 
 
 def policy_objective(
@@ -63,7 +70,9 @@ def policy_objective(
         loss = loss + kl_coefficient * (weights * kl).sum()
     approximate_kl = (weights * k3(proximal, logprobs.detach())).sum()
     return Objective(
-        loss=loss, sums=_sums(policy_loss, mean_entropy, approximate_kl, (weights * clipped).sum(), None, None)
+        loss=loss,
+        sums=_sums(policy_loss, mean_entropy, approximate_kl, (weights * clipped).sum(), None, None),
+        ratio_range=_range(logprobs.detach() - proximal),
     )
 
 
@@ -81,7 +90,9 @@ def value_objective(
     losses, clipped = value_loss(values, old_values, targets, config)
     loss = (weights * losses).sum()
     return Objective(
-        loss=config.value_coefficient * loss, sums=_sums(None, None, None, None, loss, (weights * clipped).sum())
+        loss=config.value_coefficient * loss,
+        sums=_sums(None, None, None, None, loss, (weights * clipped).sum()),
+        ratio_range=torch.zeros(2, device=values.device),
     )
 
 
@@ -89,3 +100,9 @@ def _sums(*parts: Tensor | None) -> Tensor:
     device = next(part.device for part in parts if part is not None)
     nothing = torch.zeros((), device=device)
     return torch.stack([nothing if part is None else part.detach().float() for part in parts]).double()
+
+
+def _range(log_ratio: Tensor) -> Tensor:
+    """(N,) → (2,) the largest of −x and of x, 0 at least."""
+    nothing = torch.zeros(1, device=log_ratio.device)
+    return torch.stack([torch.cat([nothing, sign * log_ratio.float()]).max() for sign in (-1, 1)])

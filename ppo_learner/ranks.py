@@ -37,6 +37,14 @@ class Ranks:
         distributed.all_reduce(total)
         return total.cpu()
 
+    def max(self, values: Tensor) -> Tensor:
+        """Elementwise maximum over every rank, on the CPU; `values` is left as it is."""
+        if self.world_size == 1:
+            return values.cpu()
+        largest = values.to(self.device, copy=True)
+        distributed.all_reduce(largest, op=distributed.ReduceOp.MAX)
+        return largest.cpu()
+
     def wait(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:

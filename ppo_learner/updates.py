@@ -6,7 +6,7 @@ update, or leave it out, or none does.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ppo_learner.experience import Experience
 from ppo_learner.models import PolicyOutcome
 from ppo_learner.moe import Routing
 from ppo_learner.networks import Networks
-from ppo_learner.objective import SUMS, policy_objective, value_objective
+from ppo_learner.objective import SUMS, Objective, policy_objective, value_objective
 from ppo_learner.ranks import Ranks
 from ppo_learner.skip_counter import SkipCounter
 
@@ -40,7 +40,8 @@ class Trace:
     Attributes:
         sums: (len(SUMS),) means over each update, added up over updates.
         logprobs: (A,) of each token when it was first trained on.
-        gradient_norms: of each network, one per update.
+        ratio_range: (2,) how far any token's logarithm of the probability ratio went below 0, and above.
+        gradient_norms: of each network, and of each kind of module in it, one per update.
         num_updates: optimizer steps, skipped ones included.
         num_skipped: optimizer steps skipped for a non-finite gradient.
         num_left_out: updates that never began, because the KL had passed `kl_stop`.
@@ -49,6 +50,7 @@ class Trace:
 
     sums: Tensor
     logprobs: Tensor
+    ratio_range: Tensor
     gradient_norms: dict[str, list[float]] = field(default_factory=dict)
     num_updates: int = 0
     num_skipped: int = 0
@@ -84,6 +86,7 @@ class Updater:
         trace = Trace(
             sums=torch.zeros(len(SUMS), dtype=torch.float64, device=device),
             logprobs=torch.zeros(experience.batch.num_actions, device=device),
+            ratio_range=torch.zeros(2, device=device),
         )
         self._networks.train()
         updates = [
@@ -102,6 +105,7 @@ class Updater:
         if trace.routing:
             balance_loss, loads = self._ranks.sum(trace.routing.balance_loss), self._ranks.sum(trace.routing.loads)
             trace.routing = Routing(balance_loss=balance_loss, loads=loads)
+        trace.ratio_range = self._ranks.max(trace.ratio_range)
         return trace
 
     def _minibatches(self, num_sequences: int, *, step: int, epoch: int) -> tuple[Tensor, ...]:
@@ -129,8 +133,9 @@ class Updater:
             batch = collate(experience.batch, part, self._ranks.device, packed=self._networks.packed)
             here, last = column[batch.actions], number == len(micro_batches)
             if rates.train_policy:
-                said, parts = self._descend_policy(batch, experience, here, rates, num_tokens, last=last)
-                sums += parts
+                said, objective = self._descend_policy(batch, experience, here, rates, num_tokens, last=last)
+                sums += objective.sums
+                trace.ratio_range = torch.maximum(trace.ratio_range, objective.ratio_range)
                 if first_sight:
                     trace.logprobs[batch.actions] = said.logprobs.detach()
                 if said.routing:
@@ -168,8 +173,8 @@ class Updater:
         num_tokens: int,
         *,
         last: bool,
-    ) -> tuple[PolicyOutcome, Tensor]:
-        """Add the gradient of the policy, and of what is beside it; returns what it said, and the sums.
+    ) -> tuple[PolicyOutcome, Objective]:
+        """Add the gradient of the policy, and of what is beside it; returns what it said, and what was descended.
 
         Args:
             num_tokens: of all sequences of the update, trained or not: what a router's loss is a mean over.
@@ -187,7 +192,7 @@ class Updater:
             share = batch.is_real.sum() / num_tokens
             loss = loss + self._config.router_loss_coefficient * share * said.routing.balance_loss
         self._networks.policy.backward(loss, last=last)
-        return said, sums
+        return said, replace(objective, loss=loss, sums=sums)
 
     def _apply(self, rates: Rates, trace: Trace) -> None:
         updates = {}
@@ -196,7 +201,9 @@ class Updater:
         if self._networks.critic:
             updates["critic"] = self._networks.critic.update(rates.critic_lr)
         for name, update in updates.items():
-            trace.gradient_norms.setdefault(name, []).append(update.gradient_norm)
+            norms = {name: update.gradient_norm} | {f"{name}/{kind}": norm for kind, norm in update.norms.items()}
+            for part, norm in norms.items():
+                trace.gradient_norms.setdefault(part, []).append(norm)
         trace.num_updates += 1
         trace.num_skipped += not all(update.applied for update in updates.values())
         self.skips.count(updates)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Unit = Literal["number", "count", "share", "seconds", "rate"]
+Unit = Literal["number", "count", "share", "seconds", "rate", "bytes"]
 
 REWARD = "reward/mean"
 REWARD_SPREAD = "reward/std"
@@ -100,7 +100,8 @@ METRICS: Mapping[str, Metric] = {
     "rewards/rejected": Metric(title="implicit reward, rejected", panel="Implicit rewards", label="rejected"),
     "logprobs/chosen": Metric(title="logprob, chosen", panel="Logprobs of completions", label="chosen"),
     "logprobs/rejected": Metric(title="logprob, rejected", panel="Logprobs of completions", label="rejected"),
-    KL: Metric(title="KL to reference", panel="KL to the reference"),
+    KL: Metric(title="KL to reference", panel="KL per token", label="reference"),
+    "kl/old": Metric(title="KL to old policy", panel="KL per token", label="old policy"),
     "entropy": Metric(title="entropy", panel="Entropy"),
     "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),
     "completion_tokens/truncated": Metric(
@@ -109,10 +110,31 @@ METRICS: Mapping[str, Metric] = {
     "policy_loss": Metric(title="policy loss", panel="Policy loss"),
     "value_loss": Metric(title="value loss", panel="Value loss"),
     "explained_variance": Metric(title="explained variance", panel="Explained variance"),
-    "clip_fraction": Metric(title="clip fraction", unit="share", panel="Clipped tokens"),
+    "clip_fraction": Metric(title="clip fraction", unit="share", panel="Clipped tokens", label="policy"),
+    "value_clip_fraction": Metric(title="value clip fraction", unit="share", panel="Clipped tokens", label="values"),
+    "ratio/max": Metric(title="largest ratio", panel="Probability ratio, extremes", label="largest"),
+    "ratio/min": Metric(title="smallest ratio", panel="Probability ratio, extremes", label="smallest"),
+    "advantage/max": Metric(title="largest advantage", panel="Advantages", label="largest"),
+    "advantage/std": Metric(title="advantage spread", panel="Advantages", label="spread"),
+    "advantage/mean": Metric(title="mean advantage", panel="Advantages", label="mean"),
+    "advantage/min": Metric(title="smallest advantage", panel="Advantages", label="smallest"),
+    "return/mean": Metric(title="mean return", panel="Returns and values", label="return"),
+    "value/mean": Metric(title="mean value", panel="Returns and values", label="value"),
+    "return/std": Metric(title="return spread", panel="Returns and values", label="return, spread"),
     "gradient_norm/policy": Metric(title="policy gradient norm", panel="Gradient norm", label="policy"),
     "gradient_norm/critic": Metric(title="critic gradient norm", panel="Gradient norm", label="critic"),
-    "sampler_gap/mean": Metric(title="sampler gap", panel="Sampler–learner gap"),
+    **{
+        f"gradient_norm/{network}/{kind}": Metric(
+            title=f"{network} gradient norm, {kind}", panel=f"Gradient norm of the {network}, by module", label=kind
+        )
+        for network in ("policy", "critic")
+        for kind in ("embedding", "attention", "mlp", "norm", "head", "other")
+    },
+    "updates_skipped": Metric(
+        title="updates skipped", unit="count", panel="Updates skipped for no finite gradient", only_when_it_varies=True
+    ),
+    "sampler_gap/mean": Metric(title="sampler gap", panel="Sampler–learner gap", label="mean"),
+    "sampler_gap/max": Metric(title="largest sampler gap", panel="Sampler–learner gap", label="largest"),
     "importance/ratio_ess": Metric(title="ESS, tokens", unit="share", panel="Effective sample size", label="tokens"),
     "importance/ratio_sequence_ess": Metric(
         title="ESS, completions", unit="share", panel="Effective sample size", label="completions"
@@ -147,7 +169,11 @@ METRICS: Mapping[str, Metric] = {
     "kl_coefficient": Metric(title="KL coefficient", panel="KL coefficient", only_when_it_varies=True),
     "learning_rate": Metric(title="learning rate", panel="Learning rate", only_when_it_varies=True),
     "samples_per_second": Metric(title="samples/s", unit="rate", panel="Samples per second"),
-    "tokens_per_second": Metric(title="tokens/s", unit="rate", panel="Tokens per second"),
+    "tokens_per_second": Metric(title="tokens/s", unit="rate", panel="Tokens per second", label="sampled"),
+    "learner/tokens_per_second": Metric(
+        title="learner tokens/s", unit="rate", panel="Tokens per second", label="learner"
+    ),
+    "learner/memory_bytes": Metric(title="learner memory", unit="bytes", panel="Peak memory of a learner rank"),
     "policy_version": Metric(title="policy version", unit="count"),
     STEP_SECONDS: Metric(title="step time", unit="seconds"),
     **{f"seconds/{phase}": Metric(title=phase, unit="seconds") for phase in PHASES},
@@ -155,6 +181,7 @@ METRICS: Mapping[str, Metric] = {
 
 _NOT_COMPONENTS = ("mean", "std", "min", "max")
 _PREFIXES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+_BYTES = ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
 
 
 def describe(name: str) -> Metric:
@@ -194,7 +221,7 @@ def written(value: float, unit: Unit = "number") -> str:
         return f"{value:.1%}"
     if unit == "seconds":
         return f"{_three_digits(value)} s" if value < 100 else clock(value)
-    for size, prefix in _PREFIXES:
+    for size, prefix in _BYTES if unit == "bytes" else _PREFIXES:
         if abs(value) >= size:
             return f"{_three_digits(value / size)}{prefix}"
     return _three_digits(value)

@@ -179,6 +179,8 @@ def _tick(value: float, unit: Unit) -> str:
         return f"{100 * value:.4g}%"
     if unit == "seconds":
         return f"{value:.4g} s"
+    if unit == "bytes":
+        return f"{value / 2**30:.4g} GiB"
     if unit == "rate" and abs(value) >= 1000:
         return f"{value / 1000:.4g}k"
     return f"{value:.4g}"

@@ -241,7 +241,7 @@ def test_panels_come_in_order_and_leave_out_what_never_varies(tmp_path: Path) ->
         "Reward",
         "Held-out accuracy",
         "Reward components",
-        "KL to the reference",
+        "KL per token",
         "Gradient norm",
         "Samples per second",
         "Seconds per step",

@@ -133,6 +133,11 @@ def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
     return weights | {f"average.{name}": tensor.clone() for name, tensor in averages}
 
 
+def is_of_the_machine(metric: str) -> bool:
+    """Whether a metric tells of the machine, which is another at each run: seconds and memory."""
+    return "second" in metric or "memory" in metric
+
+
 def same_update(
     start: Mapping[str, torch.Tensor], some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
 ) -> bool:
