@@ -58,6 +58,7 @@ class Metric:
 
 METRICS: Mapping[str, Metric] = {
     REWARD: Metric(title="reward", panel="Reward", label="trained"),
+    "reward_of_greedy": Metric(title="reward of greedy answers", panel="Reward", label="greedy"),
     REWARD_SPREAD: Metric(title="reward spread"),
     "process/step_reward": Metric(title="step reward", panel="Reward of a step"),
     "process/steps": Metric(title="steps per completion", panel="Steps per completion"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, median
 
-from services.contracts.records import Json, SyncReceipt
+from services.contracts.records import Json, ScoredGroup, SyncReceipt
 from services.control.catalogue import PHASES
 from services.control.controller import Step
 
@@ -31,8 +31,15 @@ def step_metrics(step: Step, *, num_workers: int) -> dict[str, float]:
         "reward_versions": len({group.reward_version for group in step.groups}),
         "learner_wait": step.learner_wait,
         "rollout_workers": num_workers,
+        **_baseline_metrics(step.sampled),
         **_sync_metrics(step.receipts),
     }
+
+
+def _baseline_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """The mean reward of the greedy answers; nothing where none were sampled."""
+    baselines = [group.baseline for group in groups if group.baseline is not None]
+    return {"reward_of_greedy": fmean(baselines)} if baselines else {}
 
 
 def _sync_metrics(receipts: Sequence[SyncReceipt]) -> dict[str, float]:

@@ -60,6 +60,7 @@ class SimulatedLearner(FakeLearner):
         assert 0 <= self.num_steps - oldest <= self._scenario.max_staleness, (
             f"step {self.num_steps} was given a token of version {oldest}"
         )
+        assert all((group.baseline is not None) == self._scenario.greedy_baseline for group in groups)
         self.prompts.extend(group.group.prompt.id for group in groups)
         return await super().step(groups)
 

@@ -80,6 +80,7 @@ def simulate(seed: int) -> Result:
             unscorable=scenario.unscorable,
             flat=scenario.flat,
             max_filtered_per_step=scenario.max_filtered_per_step,
+            greedy_baseline=scenario.greedy_baseline,
         )
         twin = run_scenario(calm)
         result.wrong += twin.wrong
@@ -307,7 +308,7 @@ def _config(scenario: Scenario, folder: Path) -> RunConfig:
             "model": {"path": "simulated"},
             "data": {"prompts": "simulated"},
             "reward": {"addresses": ["localhost:1"]},
-            "learner": {"algorithm": "grpo"},
+            "learner": {"algorithm": "remax" if scenario.greedy_baseline else "grpo"},
             "metrics": {"sinks": (), "samples_per_step": 0},
             "train": {
                 "num_steps": scenario.num_steps,
@@ -360,6 +361,7 @@ _SETTINGS = (
     "max_groups_per_worker",
     "checkpoint_every",
     "max_filtered_per_step",
+    "greedy_baseline",
 )
 
 

@@ -33,6 +33,7 @@ class Scenario:
         no_launch: chance that a launch fails, or finds no room.
         unscorable: share of the prompts that the reward refuses for good.
         flat: share of the prompts whose completions all earn the same.
+        greedy_baseline: whether the greedy answer to each prompt is sampled beside its group.
         max_filtered_per_step: prompts of a step that dynamic sampling may replace; 0: there is none.
         outages: when the reward is away, as (start, end).
         learner_dies: chance that a call of the learner ends with the loss of a rank.
@@ -69,6 +70,7 @@ class Scenario:
     unscorable: float = 0.0
     flat: float = 0.0
     max_filtered_per_step: int = 0
+    greedy_baseline: bool = False
     outages: tuple[tuple[float, float], ...] = ()
     learner_dies: float = 0.0
     learner_fails: float = 0.0
@@ -89,6 +91,7 @@ def make_scenario(seed: int) -> Scenario:
     num_processes = draw.choice((1, 1, 2, 4))
     horizon_s = draw.choice((30.0, 60.0, 120.0))
     scarce = draw.random() < 0.12
+    max_filtered_per_step = random.Random(f"filter/{seed}").choice((0, 0, 1, 2, 5, 20))
     return Scenario(
         seed=seed,
         max_staleness=draw.choice((0, 0, 1, 1, 2, 3, 4)),
@@ -121,7 +124,8 @@ def make_scenario(seed: int) -> Scenario:
         orders=tuple(_orders(draw, horizon_s) for _ in range(num_processes)),
         torn_weights=_maybe(draw, 0.1, 0.05, 0.2),
         flat=_maybe(draw, 0.5, 0.1, 1.0),
-        max_filtered_per_step=draw.choice((0, 1, 2, 5, 20)),
+        max_filtered_per_step=max_filtered_per_step,
+        greedy_baseline=max_filtered_per_step == 0 and seed % 2 == 0,
     )
 
 
