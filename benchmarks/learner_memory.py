@@ -21,8 +21,8 @@ from benchmarks.charts import Chart, Line, draw
 from ppo_learner.token_head import TokenHead
 
 HIDDEN = 64
-VOCABULARIES = (32_000, 64_000, 150_000)
-TOKENS = (256, 512, 1024, 2048, 4096, 8192)
+VOCABULARIES = (32_000, 150_000)
+TOKENS = (256, 1024, 4096, 8192)
 MOST_LOGITS = 256_000_000
 """Of the plain side, which takes about 16 bytes for each."""
 

@@ -72,7 +72,7 @@ class _Outcomes(torch.autograd.Function):
         targets: Tensor,
         shape: LogitShape,
     ) -> tuple[Tensor, Tensor]:
-        logprobs, entropies, normalisers = [], [], []
+        logprobs, entropies, normalisers, only_piece = [], [], [], None
         for begin in range(0, max(len(states), 1), shape.tokens_at_once):
             here = slice(begin, begin + shape.tokens_at_once)
             logits = shape.of(states[here], weight, bias)
@@ -80,11 +80,12 @@ class _Outcomes(torch.autograd.Function):
             normalisers.append(normaliser)
             logprobs.append(logits.gather(1, targets[here, None])[:, 0] - normaliser)
             if shape.entropy:
-                probabilities = torch.exp(logits - normaliser[:, None])
-                entropies.append(normaliser - torch.linalg.vecdot(probabilities, logits))
+                entropies.append(normaliser - (logits - normaliser[:, None]).exp_().mul_(logits).sum(dim=-1))
+            if len(states) <= shape.tokens_at_once:
+                only_piece = logits
+            del logits  # Before the next piece takes as much.
         normaliser = torch.cat(normalisers)
         entropy = torch.cat(entropies) if shape.entropy else torch.zeros_like(normaliser)
-        only_piece = logits if len(states) <= shape.tokens_at_once else None
         ctx.save_for_backward(states, weight, bias, targets, normaliser, entropy, only_piece)
         ctx.shape = shape
         ctx.set_materialize_grads(False)
@@ -118,4 +119,5 @@ class _Outcomes(torch.autograd.Function):
                 of_weight.addmm_(gradient.T, states[here])
             if of_bias is not None:
                 of_bias += gradient.sum(dim=0)
+            del logits, gradient  # As above.
         return of_states, of_weight, of_bias, None, None
