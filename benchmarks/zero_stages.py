@@ -23,11 +23,11 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks.learner_throughput import reference_groups
 from benchmarks.pairs import Ratio, report
 from benchmarks.reference_model import write_reference_model
-from ppo_learner.advantages import group_normalised_advantages
 from ppo_learner.batching import MicroBatch, batch_rollouts, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
+from ppo_learner.group_advantages import group_normalised_advantages
 from ppo_learner.learner import LearnerRank
-from ppo_learner.losses import ppo_clip_loss
+from ppo_learner.losses import ppo_clip
 from services.contracts.settings import ModelConfig
 
 AIMS = {1: 0.9, 2: 0.9, 3: 0.6}
@@ -72,12 +72,8 @@ class PlainLoop:
             last = number == len(self._micro_batches)
             with nullcontext() if last else self._network.no_sync():
                 logprobs = self._network(batch)
-                losses, _ = ppo_clip_loss(
-                    logprobs,
-                    logprobs.detach(),
-                    self._advantages[batch.actions],
-                    clip_ratio_low=0.2,
-                    clip_ratio_high=0.2,
+                losses, _ = ppo_clip(
+                    logprobs, logprobs.detach(), self._advantages[batch.actions], batch.rows, self._config
                 )
                 # DDP averages over the ranks.
                 (losses.sum() * NUM_RANKS / self._batch.num_actions).backward()
