@@ -1,12 +1,15 @@
 """The files in `examples/` do what they say, on a tiny model."""
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 import yaml
+from transformers import AutoModelForCausalLM
 
 from reward_server.assembly import build_scorer
 from services.cli.arguments import load_config
@@ -99,6 +102,39 @@ def test_gsm8k_is_loaded_templated_sampled_scored_and_trained_on(tmp_path: Path)
     assert str(sample["prompt"]).startswith("system: Reason step by step")
     assert "####" in str(sample["reference"])
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["subset"] == "main"
+
+
+def test_the_example_of_preferences_learns_them_on_a_tiny_model(tmp_path: Path) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    rows = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "abc"[n % 3] * (n % 4 + 1)} for n in range(60)]
+    of_no_use = rows[0] | {"rejected": "1"}
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, of_no_use]))
+    flags = {
+        "run.dir": tmp_path / "run",
+        "model.path": model,
+        "model.dtype": "float32",
+        "data.examples": tmp_path / "pairs.jsonl",
+        "data.validation_share": 0.2,
+        "learner.lr": 1e-3,
+        "learner.warmup_steps": 2,
+        "train.num_steps": 12,
+        "train.prompts_per_step": 8,
+        "evaluate.every": 6,
+    }
+    arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    finished = trireme("prefer", str(ROOT / "examples/preferences.yaml"), *arguments, cwd=tmp_path)
+    assert finished.code == 0, finished.output
+    assert "computing the reference logprobs of 60 rows" in finished.output
+    rows_of_run = json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert rows_of_run[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["rows"] == {"learnt": 60 - summary["rows"]["validation"], "validation": ANY, "same": 1}
+    assert summary["accuracy_after"] > 0.9
+    looks = [float(str(row["validation/loss"])) for row in rows_of_run if "validation/loss" in row]
+    assert summary["validation"]["loss"] == pytest.approx(min(looks), rel=1e-4)
+    assert "Implicit rewards" in (tmp_path / "run" / "report.html").read_text()
+    AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
 
 
 def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> None:
