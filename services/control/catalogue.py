@@ -117,7 +117,7 @@ METRICS: Mapping[str, Metric] = {
     "ratio/min": Metric(title="smallest ratio", panel="Probability ratio, extremes", label="smallest"),
     "advantage/max": Metric(title="largest advantage", panel="Advantages", label="largest"),
     "advantage/std": Metric(title="advantage spread", panel="Advantages", label="spread"),
-    "advantage/mean": Metric(title="mean advantage", panel="Advantages", label="mean"),
+    "advantage/mean": Metric(title="mean advantage"),
     "advantage/min": Metric(title="smallest advantage", panel="Advantages", label="smallest"),
     "return/mean": Metric(title="mean return", panel="Returns and values", label="return"),
     "value/mean": Metric(title="mean value", panel="Returns and values", label="value"),

@@ -34,6 +34,8 @@ COLOURS: Mapping[str, str] = {
 """The colours of lines, each with its twin for a dark background; the first are those of the phases."""
 
 _MOST_POINTS = 600
+_MOST_VALUES = 4
+"""More series than these have no room for their values above a picture."""
 _STEP_TIME = "Seconds per step"
 _PANELS_OF_EVALUATIONS = {describe(name).panel for name in (ACCURACY, GOLD, AGREEMENT)}
 
@@ -71,8 +73,8 @@ class Panel:
     marks: Sequence[tuple[float, str]] = ()
 
     def legend(self) -> list[tuple[str, str]]:
-        """Each series' colour, and its label with its last value; of a stack, the label alone."""
-        if self.stacked:
+        """Each series' colour, and its label with its last value; of a stack, and of many, the label alone."""
+        if self.stacked or len(self.series) > _MOST_VALUES:
             return [(series.colour, series.label) for series in self.series]
         return [
             (series.colour, f"{series.label} {written(series.values[-1], self.unit)}".strip()) for series in self.series
