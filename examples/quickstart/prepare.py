@@ -1,10 +1,11 @@
-"""Write everything the quickstart needs into one folder: a character tokenizer, a tiny untrained model, and a task.
+"""Write everything the quickstart needs into one folder: a character tokenizer, tiny untrained models, and a task.
 
     python examples/quickstart/prepare.py runs/quickstart --seed 0
 
 The task is to add two numbers of two digits ("27+58=" → "085"). All 10,000 sums are shuffled and split into
 disjoint files: `train.jsonl` to learn from and `held_out.jsonl` to be judged on. The demonstrations for the warm-up
 come from someone who often forgets to carry ("27+58=" → "075"), which leaves something for the reward to teach.
+`small_model` has fewer parameters and layers, to be taught by it.
 """
 
 import argparse
@@ -35,15 +36,17 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def tiny_model(vocabulary_size: int, end_token: int, seed: int) -> LlamaForCausalLM:
-    """A Llama of one million parameters with random weights."""
+def tiny_model(
+    vocabulary_size: int, end_token: int, seed: int, *, hidden_size: int = 128, num_layers: int = 4
+) -> LlamaForCausalLM:
+    """A Llama with random weights, by default of one million parameters."""
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=vocabulary_size,
-            hidden_size=128,
-            intermediate_size=384,
-            num_hidden_layers=4,
+            hidden_size=hidden_size,
+            intermediate_size=3 * hidden_size,
+            num_hidden_layers=num_layers,
             num_attention_heads=4,
             num_key_value_heads=4,
             max_position_embeddings=64,
@@ -83,12 +86,14 @@ def main() -> None:
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
     tokenizer = character_tokenizer()
-    tokenizer.save_pretrained(arguments.folder / "model")
-    tiny_model(len(tokenizer), tokenizer.eos_token_id, arguments.seed).save_pretrained(arguments.folder / "model")
+    for name, shape in (("model", {}), ("small_model", {"hidden_size": 96, "num_layers": 2})):
+        model = tiny_model(len(tokenizer), tokenizer.eos_token_id, arguments.seed, **shape)
+        model.save_pretrained(arguments.folder / name)
+        tokenizer.save_pretrained(arguments.folder / name)
     rows = sums(arguments.seed)
     write_lines(arguments.folder / "held_out.jsonl", rows[:NUM_HELD_OUT])
     write_lines(arguments.folder / "train.jsonl", rows[NUM_HELD_OUT:])
-    print(f"wrote model, tokenizer, {len(rows) - NUM_HELD_OUT} training sums and {NUM_HELD_OUT} held-out sums")
+    print(f"wrote models, tokenizer, {len(rows) - NUM_HELD_OUT} training sums and {NUM_HELD_OUT} held-out sums")
 
 
 if __name__ == "__main__":

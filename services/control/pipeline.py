@@ -175,8 +175,8 @@ def _check_record(stage: Stage, record: Record, records: Mapping[str, Record | N
 
 
 def _recorded(stage: Stage) -> dict[str, Any]:  # Any: JSON
-    """The settings that are not at their defaults, so that a new setting makes no difference."""
-    return stage.config.model_dump(mode="json", exclude_defaults=True)
+    """The settings that are not at their defaults, so that a new setting makes no difference, and without the title."""
+    return stage.config.model_dump(mode="json", exclude_defaults=True, exclude={"run": {"name"}})
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:  # Any: JSON

@@ -148,7 +148,7 @@ def test_every_stage_runs_once_in_order_and_is_skipped_from_then_on(values: dict
     first, second = FakeCommands(), FakeCommands()
     assert start(values, first) is None
     assert first.ran == ["sft warmup", "train reason", "sample collect", "sft again", "evaluate judge"]
-    assert start(values, second) is None
+    assert start(values | {"run": values["run"] | {"name": "another title"}}, second) is None
     assert second.ran == []
     rows = summarise(stages_of(values))
     assert [row["name"] for row in rows] == ["warmup", "reason", "collect", "again", "judge"]
