@@ -9,7 +9,7 @@ import json
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +83,11 @@ def _read(folder: Path) -> dict[str, Any]:  # Any: JSON
         content: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}; resume from an older checkpoint") from error
+    missing = {"world_size", *(each.name for each in fields(LearnerState))} - content.keys()
+    if missing:
+        raise CheckpointError(
+            f"{path} has no {', '.join(sorted(missing))}: another version of Trireme wrote it; resume with that version"
+        )
     return content
 
 

@@ -70,6 +70,15 @@ def test_an_incomplete_checkpoint_is_refused_by_file_name(tmp_path: Path) -> Non
         load_state(tmp_path, RANKS)
 
 
+def test_a_checkpoint_of_another_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
+    save_state(tmp_path, STATE, RANKS)
+    content = json.loads((tmp_path / "learner.json").read_text())
+    del content["return_moments"]
+    (tmp_path / "learner.json").write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match="has no return_moments"):
+        load_state(tmp_path, RANKS)
+
+
 def test_what_is_neither_weights_nor_random_state_is_readable_by_people(tmp_path: Path) -> None:
     save_state(tmp_path, STATE, RANKS)
     content = json.loads((tmp_path / "learner.json").read_text())
