@@ -121,7 +121,7 @@ def test_repetitive_babble_is_wrong_without_taking_long(babble: str) -> None:
     started = time.process_time()
 
     assert score("the answer is " + babble * (20_000 // len(babble)), "5") == 0.0
-    assert time.process_time() - started < 10.0
+    assert time.process_time() - started < 3.0
 
 
 def test_an_unmarked_number_counts_only_where_no_mark_is_required() -> None:

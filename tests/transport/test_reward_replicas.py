@@ -14,6 +14,7 @@ from services.contracts.errors import RewardUnavailable
 from services.contracts.records import Reward
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_client import RewardClient
+from tests.reward_server.proxy import proxied
 from tests.reward_server.serving import (
     IMPATIENT,
     Connect,
@@ -172,14 +173,17 @@ async def test_a_client_of_another_kind_fails_over_by_the_service_config() -> No
     request = reward_pb2.ScoreRequest(request_id="r")
     async with scripted(honest) as (one, first), AsyncExitStack() as stack:
         two, second = await stack.enter_async_context(scripted(honest))
-        async with grpc.aio.insecure_channel(f"ipv4:{one},{two}", options=options) as channel:
+        # As when its process dies, the connection is gone before the server cancels what is under way.
+        proxy = await stack.enter_async_context(proxied(two))
+        async with grpc.aio.insecure_channel(f"ipv4:{one},{proxy.address}", options=options) as channel:
             stub = reward_pb2_grpc.RewardServiceStub(channel)
             async with asyncio.timeout(10.0):
                 while not (first.requests and second.requests):
                     await stub.Score(request)
-            await stack.aclose()  # With nothing under way, which a server that stops at once would cancel.
-            answers = await asyncio.gather(*(stub.Score(request) for _ in range(40)))
-            assert {answer.request_id for answer in answers} == {"r"}
+            calls = [asyncio.ensure_future(stub.Score(request)) for _ in range(20)]
+            await stack.aclose()
+            calls += [asyncio.ensure_future(stub.Score(request)) for _ in range(20)]
+            assert {answer.request_id for answer in await asyncio.gather(*calls)} == {"r"}
 
 
 async def test_a_dead_and_a_frozen_replica_cost_no_call_and_come_back(tmp_path: Path) -> None:
@@ -187,5 +191,5 @@ async def test_a_dead_and_a_frozen_replica_cost_no_call_and_come_back(tmp_path: 
 
     assert frozen.errors == killed.errors == []
     assert frozen.num_calls > 50 and killed.num_calls > 50
-    assert max(frozen.longest_s, killed.longest_s) < 10 * TIMEOUT_S
+    assert max(frozen.longest_s, killed.longest_s) < 3 * TIMEOUT_S
     assert frozen.longest_later_s < TIMEOUT_S
