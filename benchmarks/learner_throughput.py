@@ -10,7 +10,6 @@ the learner starts from scored groups and measures what a run watches.
 import argparse
 import asyncio
 import random
-import socket
 import tempfile
 import time
 from array import array
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pairs import Ratio, in_turn, report
+from benchmarks.ports import free_port
 from benchmarks.reference_model import write_reference_model
 from ppo_learner.advantages import generalised_advantages, whiten
 from ppo_learner.batching import Batch, MicroBatch, batch_rollouts, collate, plan_micro_batches
@@ -149,12 +149,9 @@ def _rollout(prompt: Prompt, index: int, draw: random.Random) -> Rollout:
 
 def start_learner(folder: Path, config: LearnerConfig, dtype: str) -> LearnerRank:
     """The only rank of a learner, in this process."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
     return LearnerRank(
         learner=config, model=ModelConfig(path=str(folder), dtype=dtype), transport="disk", rank=0, world_size=1,
-        master_address="127.0.0.1", master_port=port, seed=0, temperature=1.0, total_steps=1000,
+        master_address="127.0.0.1", master_port=free_port(), seed=0, temperature=1.0, total_steps=1000,
     )  # fmt: skip
 
 

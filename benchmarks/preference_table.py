@@ -9,7 +9,6 @@ that were drawn, through the learner that `trireme prefer` uses, until its loss 
 
 import argparse
 import json
-import socket
 import tempfile
 from array import array
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from benchmarks.ports import free_port
 from benchmarks.preference_optima import METHODS, REWARDS, Floats, Method, chances, optimum, total_variation
 from ppo_learner.preference_config import PreferenceConfig
 from ppo_learner.preference_training import PreferenceTask
@@ -130,7 +130,7 @@ def train(model: Path, method: str, seed: int, *, num_steps: int = NUM_STEPS) ->
         rank=0,
         world_size=1,
         master_address="127.0.0.1",
-        master_port=_free_port(),
+        master_port=free_port(),
         seed=seed,
         total_steps=num_steps,
     )
@@ -209,12 +209,6 @@ def _logprobs(rank: SupervisedRank) -> Floats:
     numbers = range(len(REWARDS))
     pairs = [PreferenceExample(row=0, completions=(completion(number), completion(number))) for number in numbers]
     return np.array(rank.answers(pairs)[::2])
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
 
 
 def main() -> None:

@@ -10,7 +10,6 @@ only.
 import argparse
 import json
 import multiprocessing
-import socket
 import tempfile
 import time
 from contextlib import nullcontext
@@ -22,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.learner_throughput import reference_groups
 from benchmarks.pairs import Ratio, report
+from benchmarks.ports import free_port
 from benchmarks.reference_model import write_reference_model
 from ppo_learner.batching import MicroBatch, batch_rollouts, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
@@ -116,12 +116,6 @@ def measure_rank(arguments: argparse.Namespace, folder: Path, rank: int, ports: 
         (folder / "rates.json").write_text(json.dumps(found))
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5)
@@ -133,7 +127,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_reference_model(folder)
-        ports = {stage: _free_port() for stage in arguments.stages}
+        ports = {stage: free_port() for stage in arguments.stages}
         ranks = [
             context.Process(target=measure_rank, args=(arguments, folder, rank, ports), daemon=True)
             for rank in range(NUM_RANKS)

@@ -8,13 +8,12 @@ from rich.console import Console
 from rich.table import Table
 
 from services.cli.arguments import load_config, take_switch, take_value
+from services.cli.held_run import INTERRUPTED
 from services.contracts.records import Json
 from services.control import run_folder
 from services.control.pipeline import StageEnded, choose, look_ahead, plan, run_stages, summarise
 from services.control.pipeline_config import PipelineConfig, resolve
 from services.control.stage_process import run_command
-
-_INTERRUPTED = 130
 
 
 def main(argv: list[str]) -> int:
@@ -52,13 +51,13 @@ def _stop(stopped: StageEnded, argv: Sequence[str]) -> int:
     code, interrupted = stopped.ended.code, stopped.ended.interrupted
     if code == 0:
         how = "is finished, and the pipeline was interrupted after it"
-    elif interrupted or code == _INTERRUPTED:
+    elif interrupted or code == INTERRUPTED:
         how = "was interrupted"
     else:
         how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
     print(f"stage {stopped.stage.name} {how}\ngo on with: trireme pipeline {shlex.join(argv)}", file=sys.stderr)
-    if interrupted or code == _INTERRUPTED:
-        return _INTERRUPTED
+    if interrupted or code == INTERRUPTED:
+        return INTERRUPTED
     return code if code > 0 else 1
 
 

@@ -37,6 +37,7 @@ from services.control.ledger import Note
 from services.control.reward_samples import to_reward_samples
 from services.control.run_machine import RunMachine
 from services.control.step_clock import StepClock
+from services.transport.reward_client import all_or_cancel
 from services.transport.tracing import span
 
 
@@ -212,7 +213,7 @@ class Controller:
         requests = self._requests(prompt)
         with span("prompt", {"trireme.prompt_id": prompt.id}):
             with span("sample"), self._clock.phase("sampling"):
-                group, *greedy = await asyncio.gather(*map(self._rollouts.sample, requests))
+                group, *greedy = await all_or_cancel(map(self._rollouts.sample, requests))
             with span("score"), self._clock.phase("scoring"):
                 samples = [sample for sampled in (group, *greedy) for sample in to_reward_samples(sampled)]
                 outcomes = await self._rewards.score(samples)

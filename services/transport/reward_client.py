@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from services.contracts.errors import RewardContractError, RewardUnavailable, UserError
 from services.contracts.records import (
@@ -38,6 +38,8 @@ FAILURES_OF_THE_SERVICE = (FailureCode.UNAVAILABLE, FailureCode.OVERLOADED)
 REQUEST_OVERHEAD_BYTES = 64
 SAMPLE_OVERHEAD_BYTES = 8
 WARN_EVERY_S = 5.0
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -281,14 +283,14 @@ def raise_for_versions(outcomes: Iterable[Reward | Failure]) -> None:
         raise Outage(f"samples that belong together were scored by versions {', '.join(versions)}")
 
 
-async def all_or_cancel(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Wait for all; when one raises, cancel the others and raise its error."""
+async def all_or_cancel(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Wait for all, and return what each gave; when one raises, cancel the others and raise its error."""
     waiting = list(coroutines)
     if len(waiting) == 1:  # A task for it would cost a tenth of a call to a reward server.
-        return await waiting[0]
+        return [await waiting[0]]
     tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
     try:
-        await asyncio.gather(*tasks)
+        return await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()

@@ -8,19 +8,18 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM
 
 from ppo_learner.distillation import DistillationTask
 from ppo_learner.distillation_head import DistillationHead
 from ppo_learner.divergences import DIVERGENCES, forward_kl, reverse_kl
 from ppo_learner.optimizer_config import SupervisedConfig
-from ppo_learner.supervised import SupervisedRank
 from ppo_learner.teacher_config import TeacherConfig
 from ppo_learner.token_head import OutputLayer
-from services.contracts.settings import ModelConfig
 from tests.ppo_learner import numpy_reference
-from tests.ppo_learner.builders import free_port, outcomes_of_ranks, same_update
+from tests.ppo_learner.builders import outcomes_of_ranks, same_update
+from tests.ppo_learner.largest_tensor import LargestTensor
+from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
 from tests.tiny import write_tiny_model
 
@@ -42,17 +41,8 @@ def make_heads(*, teacher_size: int = 30, **teacher: Any) -> tuple[DistillationH
 
 def start(student: Path, beside: Path, *, rank: int = 0, world_size: int = 1, port: int = 0, **settings: Any) -> Any:
     own = {"path": str(beside)} | settings.pop("teacher", {})
-    return SupervisedRank(
-        task=DistillationTask,
-        learner=SupervisedConfig.model_validate({"lr": 1e-2, "teacher": own} | settings),
-        model=ModelConfig(path=str(student), dtype="float32"),
-        rank=rank,
-        world_size=world_size,
-        master_address="127.0.0.1",
-        master_port=port or free_port(),
-        seed=0,
-        total_steps=10,
-    )
+    learner = SupervisedConfig.model_validate({"lr": 1e-2, "teacher": own} | settings)
+    return start_supervised(DistillationTask, student, learner, rank=rank, world_size=world_size, port=port)
 
 
 @pytest.fixture(scope="module")
@@ -111,18 +101,6 @@ def test_the_head_compares_tempered_distributions_over_what_both_know(direction:
     pairs = zip(p, q, strict=True) if direction == "forward" else zip(q, p, strict=True)
     expected = [numpy_reference.kl(*pair) for pair in pairs]
     np.testing.assert_allclose(divergences.detach().numpy(), expected, rtol=1e-4)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Notes how many elements the largest tensor has that any operation gives."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
-        outcome = function(*arguments, **(keywords or {}))
-        if isinstance(outcome, torch.Tensor):
-            self.elements = max(self.elements, outcome.numel())
-        return outcome
 
 
 def test_pieces_give_the_values_and_gradients_of_the_whole_without_all_logits() -> None:

@@ -23,13 +23,12 @@ from ppo_learner.lora_config import LoraConfig
 from ppo_learner.optimizer_config import OptimizerConfig, SupervisedConfig
 from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_training import RewardModelTask
-from ppo_learner.supervised import SupervisedRank, Task
 from rollout_workers.canary import check_canary
 from services.contracts.errors import CanaryMismatch, UserError
 from services.contracts.records import Canary
-from services.contracts.settings import ModelConfig
 from services.transport.weights import TRANSPORTS, unpack
-from tests.ppo_learner.builders import VOCABULARY, free_port, random_groups, start_rank, weights_of
+from tests.ppo_learner.builders import VOCABULARY, random_groups, start_rank, weights_of
+from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_reward_training import make_lists
 from tests.ppo_learner.test_supervised import make_demonstrations
 from tests.tiny import tiny_tokenizer, token_logprobs
@@ -158,20 +157,6 @@ def test_an_evaluation_without_adapters_leaves_them_in_place(tiny_model: Path) -
             raise RuntimeError
         after = rank.publish(2)
     assert before and after and before.manifest.canary == after.manifest.canary
-
-
-def start_supervised(task: type[Task], model: Path, learner: OptimizerConfig) -> SupervisedRank:
-    return SupervisedRank(
-        task=task,
-        learner=learner,
-        model=ModelConfig(path=str(model), dtype="float32"),
-        rank=0,
-        world_size=1,
-        master_address="127.0.0.1",
-        master_port=free_port(),
-        seed=0,
-        total_steps=10,
-    )
 
 
 def test_demonstrations_are_learnt_by_adapters_and_the_export_has_learnt_them(tiny_model: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ppo_learner.optimizer_config import SupervisedConfig
 from services.contracts.errors import UserError
 from services.transport.weights import TRANSPORTS, unpack
 from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of
-from tests.ppo_learner.test_lora import start_supervised
+from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
 from tests.tiny import tiny_tokenizer
 

@@ -19,8 +19,8 @@ from ppo_learner.optimizer_config import OptimizerConfig, SupervisedConfig
 from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
 from tests.ppo_learner import numpy_reference
 from tests.ppo_learner.builders import random_groups, same_update, start_rank, weights_of
+from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_learner import with_infinite_reward
-from tests.ppo_learner.test_lora import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
 
 

@@ -17,9 +17,9 @@ from ppo_learner.preference_training import PreferenceTask
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
-from services.contracts.settings import ModelConfig
 from tests.ppo_learner import numpy_preferences
-from tests.ppo_learner.builders import VOCABULARY, free_port, outcomes_of_ranks, same_update
+from tests.ppo_learner.builders import VOCABULARY, outcomes_of_ranks, same_update
+from tests.ppo_learner.supervised_ranks import start_supervised, train_straight_and_resumed
 from tests.tiny import token_logprobs
 
 GOOD_TOKEN = 2
@@ -73,17 +73,8 @@ def make(settings: dict[str, Any], seed: int, *, count: int = 9) -> list[Prefere
 def start(
     model: Path, *, rank: int = 0, world_size: int = 1, port: int | None = None, **settings: Any
 ) -> SupervisedRank:
-    return SupervisedRank(
-        task=PreferenceTask,
-        learner=PreferenceConfig.model_validate({"lr": 1e-3} | settings),
-        model=ModelConfig(path=str(model), dtype="float32"),
-        rank=rank,
-        world_size=world_size,
-        master_address="127.0.0.1",
-        master_port=port or free_port(),
-        seed=0,
-        total_steps=10,
-    )
+    learner = PreferenceConfig.model_validate({"lr": 1e-3} | settings)
+    return start_supervised(PreferenceTask, model, learner, rank=rank, world_size=world_size, port=port)
 
 
 def tokens_of(model: Any, completion: Demonstration) -> np.ndarray:
@@ -191,36 +182,17 @@ CASES: dict[str, dict[str, Any]] = {
     "odds": {"algorithm": "orpo"},
     "odds_zero_0": {"algorithm": "orpo", "max_tokens_per_micro_batch": 40},
 }
-COUNTS = (5, 4, 1, 5)
-"""Rows of each step: even and uneven shares for two ranks, and nothing for one of them."""
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
-    """Four steps in one go, and two and two around a checkpoint; leave what came of them in `folder`."""
-    place = {"rank": rank, "world_size": world_size}
-    learner = start(model, port=ports[0], **place, **CASES[name])
-    first = {key: weight.clone() for key, weight in learner._network.full_parameters()}
-    reports = []
-    for step in range(4):
-        reports.append(learner.step(make(CASES[name], step, count=COUNTS[step])))
-        if step == 1:
-            learner.save(folder / "checkpoint")
-    weights = {key: weight.clone() for key, weight in learner._network.full_parameters()}
-    answers = learner.answers(make(CASES[name], 9))
-    learner.close()
-    resumed = start(model, port=ports[1], **place, **CASES[name])
-    resumed.load(folder / "checkpoint")
-    again = [resumed.step(make(CASES[name], step, count=COUNTS[step])) for step in (2, 3)]
-    outcome = {
-        "start": first,
-        "weights": weights,
-        "resumed": {key: weight.clone() for key, weight in resumed._network.full_parameters()},
-        "losses": [report.metrics["loss"] for report in reports],
-        "losses_resumed": [report.metrics["loss"] for report in again],
-        "answers": answers,
-    }
-    resumed.close()
-    torch.save(outcome, folder / f"outcome_{rank}.pt")
+    train_straight_and_resumed(
+        lambda port: start(model, rank=rank, world_size=world_size, port=port, **CASES[name]),
+        lambda seed, count: make(CASES[name], seed, count=count),
+        make(CASES[name], 9),
+        folder,
+        rank=rank,
+        ports=ports,
+    )
 
 
 @pytest.fixture(scope="module")

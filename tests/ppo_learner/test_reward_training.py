@@ -17,7 +17,8 @@ from ppo_learner.supervised import SupervisedRank
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 from tests.ppo_learner import numpy_reference
-from tests.ppo_learner.builders import VOCABULARY, free_port, outcomes_of_ranks, same_update
+from tests.ppo_learner.builders import VOCABULARY, outcomes_of_ranks, same_update
+from tests.ppo_learner.supervised_ranks import start_supervised, train_straight_and_resumed
 from tests.tiny import tiny_tokenizer
 
 GOOD_TOKEN = 2
@@ -84,17 +85,7 @@ def learner_of(settings: dict[str, Any]) -> RewardModelConfig:
 def start(
     model: Path, *, rank: int = 0, world_size: int = 1, port: int | None = None, **settings: Any
 ) -> SupervisedRank:
-    return SupervisedRank(
-        task=RewardModelTask,
-        learner=learner_of(settings),
-        model=ModelConfig(path=str(model), dtype="float32"),
-        rank=rank,
-        world_size=world_size,
-        master_address="127.0.0.1",
-        master_port=port or free_port(),
-        seed=0,
-        total_steps=10,
-    )
+    return start_supervised(RewardModelTask, model, learner_of(settings), rank=rank, world_size=world_size, port=port)
 
 
 @torch.no_grad()
@@ -167,38 +158,18 @@ CASES: dict[str, dict[str, Any]] = {
     "dropout": {"lr": 1e-3, "dropout": 0.3},
     "dropout_zero_0": {"lr": 1e-3, "dropout": 0.3},
 }
-COUNTS = (5, 4, 1, 5)
-"""Examples of each step: even and uneven shares for two ranks, and nothing for one of them."""
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
-    """Four steps in one go, and two and two around a checkpoint; leave what came of them in `folder`."""
     make = make_steps if name.startswith("steps") else make_lists
-    place = {"rank": rank, "world_size": world_size}
-    learner = start(model, port=ports[0], **place, **CASES[name])
-    first = {key: weight.clone() for key, weight in learner._network.full_parameters()}
-    reports = []
-    for step in range(4):
-        reports.append(learner.step(make(step, count=COUNTS[step])))
-        if step == 1:
-            learner.save(folder / "checkpoint")
-    learner.evaluate(make(9))
-    weights = {key: weight.clone() for key, weight in learner._network.full_parameters()}
-    answers = learner.answers(make(9))
-    learner.close()
-    resumed = start(model, port=ports[1], **place, **CASES[name])
-    resumed.load(folder / "checkpoint")
-    again = [resumed.step(make(step, count=COUNTS[step])) for step in (2, 3)]
-    outcome = {
-        "start": first,
-        "weights": weights,
-        "resumed": {key: weight.clone() for key, weight in resumed._network.full_parameters()},
-        "losses": [report.metrics["loss"] for report in reports],
-        "losses_resumed": [report.metrics["loss"] for report in again],
-        "answers": answers,
-    }
-    resumed.close()
-    torch.save(outcome, folder / f"outcome_{rank}.pt")
+    train_straight_and_resumed(
+        lambda port: start(model, rank=rank, world_size=world_size, port=port, **CASES[name]),
+        lambda seed, count: make(seed, count=count),
+        make(9),
+        folder,
+        rank=rank,
+        ports=ports,
+    )
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.errors import NonFiniteStep, UserError
 from services.contracts.records import Demonstration
-from services.contracts.settings import ModelConfig
-from tests.ppo_learner.builders import VOCABULARY, free_port
+from tests.ppo_learner.builders import VOCABULARY
+from tests.ppo_learner.supervised_ranks import start_supervised
 
 
 def make_demonstrations(seed: int, count: int = 12) -> list[Demonstration]:
@@ -33,17 +33,7 @@ def make_demonstrations(seed: int, count: int = 12) -> list[Demonstration]:
 
 
 def start(model: Path, **settings: Any) -> SupervisedRank:
-    return SupervisedRank(
-        task=DemonstrationTask,
-        learner=SupervisedConfig.model_validate({"lr": 1e-2} | settings),
-        model=ModelConfig(path=str(model), dtype="float32"),
-        rank=0,
-        world_size=1,
-        master_address="127.0.0.1",
-        master_port=free_port(),
-        seed=0,
-        total_steps=10,
-    )
+    return start_supervised(DemonstrationTask, model, SupervisedConfig.model_validate({"lr": 1e-2} | settings))
 
 
 def test_the_loss_is_the_cross_entropy_of_response_tokens_over_all_of_them(tiny_model: Path) -> None:

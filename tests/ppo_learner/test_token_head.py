@@ -1,17 +1,15 @@
 """Logprobs and entropies from hidden states: against NumPy, in pieces, with the quirks of some model families."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ppo_learner import token_head
 from ppo_learner.token_head import TokenHead
+from tests.ppo_learner.largest_tensor import LargestTensor
 from tests.ppo_learner.numpy_reference import log_softmax
 
 
@@ -101,18 +99,6 @@ def test_a_frozen_head_passes_gradients_on_and_gets_none() -> None:
     head.weight.requires_grad_(False)
     head(states, TARGETS)[0].sum().backward()
     assert head.weight.grad is None and states.grad is not None and states.grad.any()
-
-
-class LargestTensor(TorchDispatchMode):
-    """Elements of the largest tensor that any operation made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        tensors = [value for value in tree_leaves(made) if isinstance(value, torch.Tensor)]
-        self.elements = max([self.elements, *(tensor.numel() for tensor in tensors)])
-        return made
 
 
 @pytest.mark.parametrize("options", [{}, {"entropy_gradient": True}], ids=str)

@@ -15,7 +15,7 @@ from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.ranks import Ranks
 from ppo_learner.weight_average import WeightAverage
 from tests.ppo_learner.builders import random_groups, start_rank, weights_of
-from tests.ppo_learner.test_lora import start_supervised
+from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
 
 RANKS = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
