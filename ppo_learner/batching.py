@@ -130,9 +130,14 @@ class Packing:
     longest: int
 
 
+def rollouts_of(groups: Sequence[ScoredGroup]) -> list[Rollout]:
+    """The rollouts of all groups, in order."""
+    return [rollout for scored in groups for rollout in scored.group.rollouts]
+
+
 def batch_rollouts(groups: Sequence[ScoredGroup]) -> Batch:
     """The rollouts of all groups, in order."""
-    return _batch(_rollouts(groups))
+    return _batch(rollouts_of(groups))
 
 
 def batch_demonstrations(demonstrations: Sequence[Demonstration]) -> Batch:
@@ -142,12 +147,12 @@ def batch_demonstrations(demonstrations: Sequence[Demonstration]) -> Batch:
 
 def sampler_logprobs(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
     """(A,) what the rollout engine reported, for the sampled tokens of `batch`."""
-    return _column([np.array(rollout.logprobs, dtype=np.float32) for rollout in _rollouts(groups)], batch)
+    return _column([np.array(rollout.logprobs, dtype=np.float32) for rollout in rollouts_of(groups)], batch)
 
 
 def sampler_versions(groups: Sequence[ScoredGroup], batch: Batch) -> Tensor:
     """(A,) version of the policy that sampled each token of `batch`."""
-    return _column([np.array(rollout.policy_versions, dtype=np.int64) for rollout in _rollouts(groups)], batch)
+    return _column([np.array(rollout.policy_versions, dtype=np.int64) for rollout in rollouts_of(groups)], batch)
 
 
 def plan_micro_batches(
@@ -284,10 +289,6 @@ def _packing(bounds: Sequence[int], device: torch.device) -> Packing:
         bounds=torch.tensor(bounds, dtype=torch.int32, device=device),
         longest=max(lengths),
     )
-
-
-def _rollouts(groups: Sequence[ScoredGroup]) -> list[Rollout]:
-    return [rollout for scored in groups for rollout in scored.group.rollouts]
 
 
 def _column(sequences: Sequence[np.ndarray], batch: Batch) -> Tensor:

@@ -12,6 +12,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from ppo_learner.batching import rollouts_of
 from ppo_learner.overlong_config import OverlongConfig
 from services.contracts.errors import UserError
 from services.contracts.records import Rollout, ScoredGroup
@@ -38,7 +39,7 @@ def length_rewards(groups: Sequence[ScoredGroup], config: OverlongConfig) -> Ten
     if config.overlong_tokens is None:
         return None
     assert config.overlong_limit is not None, "the limit is resolved before the learner starts"
-    lengths = torch.tensor([rollout.num_completion_tokens for rollout in _rollouts(groups)])
+    lengths = torch.tensor([rollout.num_completion_tokens for rollout in rollouts_of(groups)])
     return -config.overlong_penalty * overlong_penalties(
         lengths, limit=config.overlong_limit, tokens=config.overlong_tokens
     )
@@ -52,9 +53,10 @@ def learnt_groups(groups: Sequence[ScoredGroup], config: OverlongConfig) -> Sequ
     """
     if not config.mask_truncated:
         return groups
-    if all(rollout.finish_reason == "length" for rollout in _rollouts(groups)):
+    rollouts = rollouts_of(groups)
+    if all(rollout.finish_reason == "length" for rollout in rollouts):
         raise UserError(
-            f"all {len(_rollouts(groups))} completions of the step were cut at their limit, and learner.mask_truncated "
+            f"all {len(rollouts)} completions of the step were cut at their limit, and learner.mask_truncated "
             "learns from none of them; raise rollout.max_completion_tokens, or set it to false"
         )
     return [replace(scored, group=replace(scored.group, rollouts=_masked(scored))) for scored in groups]
@@ -62,7 +64,7 @@ def learnt_groups(groups: Sequence[ScoredGroup], config: OverlongConfig) -> Sequ
 
 def overlong_metrics(groups: Sequence[ScoredGroup], config: OverlongConfig) -> dict[str, float]:
     """The share of completions that were cut at their limit, and what length took off on average."""
-    metrics = {"completion_tokens/truncated": fmean(r.finish_reason == "length" for r in _rollouts(groups))}
+    metrics = {"completion_tokens/truncated": fmean(r.finish_reason == "length" for r in rollouts_of(groups))}
     rewards = length_rewards(groups, config)
     return metrics if rewards is None else metrics | {"reward/overlong": float(rewards.mean())}
 
@@ -74,7 +76,3 @@ def _masked(scored: ScoredGroup) -> tuple[Rollout, ...]:
         else rollout
         for rollout in scored.group.rollouts
     )
-
-
-def _rollouts(groups: Sequence[ScoredGroup]) -> list[Rollout]:
-    return [rollout for scored in groups for rollout in scored.group.rollouts]
