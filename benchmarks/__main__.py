@@ -25,6 +25,7 @@ BENCHMARKS = (
     "replica_loss",
     "simulator",
     "reward_calls",
+    "light_import",
     "reward_model_serving",
     "preference_table",
     "code_programs",

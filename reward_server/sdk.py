@@ -1,7 +1,7 @@
 """`serve`: everything a reward author has to call.
 
-It must not know gRPC, which it imports only when something is served. Invariant: `serve` returns after a clean shutdown
-and raises `UserError` for whatever the author can mend.
+It must not know gRPC. What serving needs is imported when something is served, so that importing a reward stays fast.
+Invariant: `serve` returns after a clean shutdown and raises `UserError` for whatever the author can mend.
 """
 
 import asyncio
@@ -9,10 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reward_server.config import RewardServerConfig, faults_in_words
 from reward_server.function import RewardFunction, ScoreBatch, ScoreSample
-from reward_server.logs import set_up_logs
-from reward_server.scorer import FunctionScorer
 from services.contracts.errors import UserError
 
 
@@ -29,6 +26,9 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
     Raises:
         UserError: a setting is wrong, the port is taken, or this is called while a server loads the file.
     """
+    from reward_server.config import RewardServerConfig, faults_in_words
+    from reward_server.logs import set_up_logs
+    from reward_server.scorer import FunctionScorer
     from reward_server.server import serve_until_signal
     from services.transport.tracing import set_up_tracing
 

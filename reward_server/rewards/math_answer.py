@@ -7,6 +7,7 @@ reference that cannot is a `Failure`, as no answer to it could be right.
 """
 
 import functools
+import itertools
 import logging
 import re
 from collections.abc import Callable
@@ -44,6 +45,8 @@ NOT_UNITS = frozenset(
 # Powers that computer algebra would work out until it is killed: no right answer looks like this unless word for word.
 EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*-?\d{4,}|(?:\^|\*\*)\s*(?:\{[^{}]*|\w\s*)(?:\^|\*\*)|\d\s*!")
 MAX_NUMBER_DIGITS = 100
+# Brackets in brackets, or bars that may open or close, take math-verify's parser seconds from this depth on.
+MAX_NESTING = 12
 
 
 class MathAnswer(RewardOptions):
@@ -123,7 +126,7 @@ def is_equal(reference: str, answer: str) -> bool:
         return wanted.equals(found)
     if _bare(reference) == _bare(answer):
         return True
-    if EXPLOSIVE.search(_formula(answer)):
+    if EXPLOSIVE.search(_formula(answer)) or _nesting(answer) > MAX_NESTING:
         return False
     parse, verify = _math_verify()
     return bool(verify(parse(reference), parse(answer)))
@@ -172,6 +175,12 @@ def _last_match(mark: re.Pattern[str], text: str) -> Found | None:
     for match in mark.finditer(text):  # noqa: B007 - the last one counts
         pass
     return None if match is None else Found(match["answer"].strip(), match.start())
+
+
+def _nesting(text: str) -> int:
+    """How deep brackets of any kind may lie within each other, if each second bar opens one that nothing closes."""
+    steps = ({"(": 1, "[": 1, "{": 1, ")": -1, "]": -1, "}": -1}.get(character, 0) for character in text)
+    return max(itertools.accumulate(steps), default=0) + text.count("|") // 2
 
 
 def _bare(text: str) -> str:

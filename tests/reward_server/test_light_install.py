@@ -4,14 +4,13 @@ import subprocess
 import sys
 import tomllib
 from importlib.metadata import PackageNotFoundError, packages_distributions, requires
-from statistics import median
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from tests.reward_server.test_processes import ROOT, environment
 
-IMPORT_BUDGET_S = 0.3
+PYDANTIC = {"pydantic", "pydantic-core", "annotated-types", "typing-extensions", "typing-inspection"}
 
 SERVE = """
 import importlib.abc, sys
@@ -76,11 +75,17 @@ def test_rewards_are_served_scored_and_checked_with_the_light_packages_alone() -
     assert ended.stdout == "1.0\n", ended.stderr
 
 
-def test_importing_the_package_is_fast() -> None:
-    measure = "import time; start = time.process_time(); import reward_server; print(time.process_time() - start)"
+def test_importing_the_package_loads_nothing_heavier_than_pydantic() -> None:
+    """What keeps the import under 300 ms; `benchmarks.light_import` measures it."""
+    measure = "import sys; before = set(sys.modules); import reward_server; print(*sorted(set(sys.modules) - before))"
+    ended = subprocess.run(
+        [sys.executable, "-c", measure],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    loaded = {module.partition(".")[0] for module in ended.stdout.split()}
+    modules = packages_distributions()
 
-    def seconds() -> float:
-        command = [sys.executable, "-c", measure]
-        return float(subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, check=True).stdout)
+    foreign = {canonicalize_name(owner) for module in loaded for owner in modules.get(module, ())} - {"trireme-rlhf"}
 
-    assert median(seconds() for _ in range(5)) < IMPORT_BUDGET_S
+    assert "reward_server" in loaded
+    assert foreign <= PYDANTIC

@@ -11,6 +11,8 @@ from services.contracts.records import Failure, FailureCode
 from tests.reward_server.serving import make_sample
 
 GSM8K = Path(__file__).parents[2].parent / "shared" / "data" / "gsm8k" / "test.jsonl"
+BOUND_S = 10.0
+"""Of processor time; what is guarded against would take minutes."""
 
 
 def score(completion: str, reference: str | float, **options: object) -> object:
@@ -109,19 +111,23 @@ def test_other_answers_score_zero(completion: str, reference: str) -> None:
     assert score(completion, reference) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "2^{99999999}", "100000!", "(((((((1" * 200, "9**9**9**9"])
+@pytest.mark.parametrize("answer", ["9^{9^{9^9}}", "2^{99999999}", "100000!", "(((((((1" * 100, "9**9**9**9"])
 def test_an_answer_that_would_keep_algebra_busy_is_wrong_at_once(answer: str) -> None:
+    started = time.process_time()
+
     assert score(f"\\boxed{{{answer}}}", "3") == 0.0
+    assert time.process_time() - started < BOUND_S
 
 
 @pytest.mark.parametrize(
-    "babble", ["answer is ", "####1", "\\boxed{", "\\(", "\\[", "$a", "$a ", "1", "1,", "1/", "answer:: ", "\\text{"]
+    "babble",
+    ["answer is ", "####1", "\\boxed{", "\\(", "\\[", "$a", "$a ", "1", "1,", "1/", "answer:: ", "\\text{", "|x"],
 )
 def test_repetitive_babble_is_wrong_without_taking_long(babble: str) -> None:
     started = time.process_time()
 
     assert score("the answer is " + babble * (20_000 // len(babble)), "5") == 0.0
-    assert time.process_time() - started < 3.0
+    assert time.process_time() - started < BOUND_S
 
 
 def test_an_unmarked_number_counts_only_where_no_mark_is_required() -> None:

@@ -121,7 +121,8 @@ def test_after_one_left_the_next_group_is_made_of_the_others_and_a_newcomer() ->
 
     assert is_version(workers.all(publish(learner, version=2), "a")[0], 2)
     assert all(is_version(one, 3) for one in workers.all(publish(learner, version=3), "a", "c"))
-    assert workers.groups["a"].num_joined == 3
+    assert workers.groups["a"].num_joined in (2, 3)  # Its old group, if it asked before the newcomer and was served.
+    assert workers.groups["c"].num_joined == 1
 
 
 FOREIGN = """
