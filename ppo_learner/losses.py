@@ -27,7 +27,7 @@ _LOG_RATIO_LIMIT = 20.0
 
 
 class TokenLoss(NamedTuple):
-    """Loss of each token (N,), and where a bound holds its gradient back (N,)."""
+    """Loss of each token (N,), and which bound holds it (N,): −1 the lower one, 1 the upper one, 0 none."""
 
     losses: Tensor
     clipped: Tensor
@@ -64,7 +64,7 @@ def cispo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tens
     """
     ratio = _ratio((logprobs - old_logprobs).detach())
     weights = ratio.clamp(1 - config.clip_ratio_low, 1 + config.clip_ratio_high)
-    return TokenLoss(-weights * advantages * logprobs, weights != ratio)
+    return TokenLoss(-weights * advantages * logprobs, torch.sign(ratio - weights))
 
 
 def sapo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tensor, config: LearnerConfig) -> TokenLoss:
@@ -77,7 +77,7 @@ def sapo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tenso
     temperature = torch.full_like(advantages, config.sapo_temperature_negative)
     temperature = temperature.masked_fill(advantages > 0, config.sapo_temperature_positive)
     gate = torch.sigmoid(temperature * (ratio - 1))
-    return TokenLoss(-4 / temperature * gate * advantages, torch.zeros_like(ratio, dtype=torch.bool))
+    return TokenLoss(-4 / temperature * gate * advantages, torch.zeros_like(ratio))
 
 
 def reinforce(
@@ -89,7 +89,7 @@ def reinforce(
     by the importance weight ∏π/μ of the whole sequence: exactly with `sequence_tis` below its cap, in part with others.
     The weight is of the policy at the step's start, so what moves in a step's further updates stays uncorrected.
     """
-    return TokenLoss(-advantages * logprobs, torch.zeros_like(logprobs, dtype=torch.bool))
+    return TokenLoss(-advantages * logprobs, torch.zeros_like(logprobs))
 
 
 def _clipped(ratio: Tensor, advantages: Tensor, config: LearnerConfig) -> TokenLoss:
@@ -99,7 +99,8 @@ def _clipped(ratio: Tensor, advantages: Tensor, config: LearnerConfig) -> TokenL
     if config.dual_clip is not None:
         floor = torch.where(advantages < 0, config.dual_clip * advantages, -torch.inf)
         objective = torch.maximum(objective, floor)
-    return TokenLoss(-objective, objective.detach() != free.detach())
+    held = objective.detach() != free.detach()
+    return TokenLoss(-objective, held * torch.sign(ratio.detach() - 1))
 
 
 def _ratio(log_ratio: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ optimizer step, so added up over micro-batches and ranks they are its loss, and 
 N sampled tokens of the micro-batch.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,10 @@ from ppo_learner.kl import KL_ESTIMATORS, k3
 from ppo_learner.losses import POLICY_LOSSES
 from ppo_learner.value_losses import value_loss
 
-SUMS = ("policy_loss", "entropy", "kl/old", "clip_fraction", "value_loss", "value_clip_fraction")
+_CLIPPED = ("clip_fraction", "clip_fraction/low", "clip_fraction/high")
+_OF_POLICY = ("policy_loss", "entropy", "kl/old", *_CLIPPED)
+_OF_VALUES = ("value_loss", *(f"value_{name}" for name in _CLIPPED))
+SUMS = (*_OF_POLICY, *_OF_VALUES)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -71,7 +75,7 @@ def policy_objective(
     approximate_kl = (weights * k3(proximal, logprobs.detach())).sum()
     return Objective(
         loss=loss,
-        sums=_sums(policy_loss, mean_entropy, approximate_kl, (weights * clipped).sum(), None, None),
+        sums=_sums(_OF_POLICY, policy_loss, mean_entropy, approximate_kl, *_clipped(weights, clipped)),
         ratio_range=_range(logprobs.detach() - proximal),
     )
 
@@ -91,15 +95,21 @@ def value_objective(
     loss = (weights * losses).sum()
     return Objective(
         loss=config.value_coefficient * loss,
-        sums=_sums(None, None, None, None, loss, (weights * clipped).sum()),
+        sums=_sums(_OF_VALUES, loss, *_clipped(weights, clipped)),
         ratio_range=torch.zeros(2, device=values.device),
     )
 
 
-def _sums(*parts: Tensor | None) -> Tensor:
-    device = next(part.device for part in parts if part is not None)
-    nothing = torch.zeros((), device=device)
-    return torch.stack([nothing if part is None else part.detach().float() for part in parts]).double()
+def _clipped(weights: Tensor, clipped: Tensor) -> Sequence[Tensor]:
+    """What the tokens count that any bound holds, that the lower one does, and that the upper one does."""
+    return [(weights * held).sum() for held in (clipped != 0, clipped < 0, clipped > 0)]
+
+
+def _sums(names: Sequence[str], *parts: Tensor) -> Tensor:
+    """(len(SUMS),) these parts under their names, and 0 under the others."""
+    named = dict(zip(names, parts, strict=True))
+    nothing = torch.zeros((), device=parts[0].device)
+    return torch.stack([named.get(name, nothing).detach().float() for name in SUMS]).double()
 
 
 def _range(log_ratio: Tensor) -> Tensor:

@@ -23,11 +23,11 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, config: Lear
     """
     free = _error(values - returns, config.value_huber_delta)
     if config.value_clip is None:
-        return TokenLoss(free, torch.zeros_like(values, dtype=torch.bool))
+        return TokenLoss(free, torch.zeros_like(values))
     moved = values - old_values
     held = _error(old_values + moved.clamp(-config.value_clip, config.value_clip) - returns, config.value_huber_delta)
     clipped = (moved.detach().abs() > config.value_clip) & (held.detach() > free.detach())
-    return TokenLoss(torch.maximum(free, held), clipped)
+    return TokenLoss(torch.maximum(free, held), clipped * torch.sign(moved.detach()))
 
 
 def _error(difference: Tensor, huber_delta: float | None) -> Tensor:

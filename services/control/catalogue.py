@@ -112,6 +112,12 @@ METRICS: Mapping[str, Metric] = {
     "value_loss": Metric(title="value loss", panel="Value loss"),
     "explained_variance": Metric(title="explained variance", panel="Explained variance"),
     "clip_fraction": Metric(title="clip fraction", unit="share", panel="Clipped tokens", label="policy"),
+    "clip_fraction/low": Metric(
+        title="clip fraction, lower bound", unit="share", panel="Clipped tokens", label="policy, low"
+    ),
+    "clip_fraction/high": Metric(
+        title="clip fraction, upper bound", unit="share", panel="Clipped tokens", label="policy, high"
+    ),
     "value_clip_fraction": Metric(title="value clip fraction", unit="share", panel="Clipped tokens", label="values"),
     "ratio/max": Metric(title="largest ratio", panel="Probability ratio, extremes", label="largest"),
     "ratio/min": Metric(title="smallest ratio", panel="Probability ratio, extremes", label="smallest"),

@@ -129,6 +129,9 @@ def test_reported_logprobs_may_stand_for_the_proximal_policy(tiny_model: Path) -
         report = rank.step(random_groups(0))
     # The made-up logprobs are far from the model's, so most ratios are.
     assert report.metrics["clip_fraction"] > 0.2
+    assert report.metrics["clip_fraction"] == pytest.approx(
+        report.metrics["clip_fraction/low"] + report.metrics["clip_fraction/high"]
+    )
     assert report.metrics["kl/old"] > 0.1
 
 

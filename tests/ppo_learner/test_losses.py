@@ -41,7 +41,7 @@ def test_ppo_clip_worked_by_hand() -> None:
     new, old = logs(0.6, 0.2, 0.6, 0.2), logs(0.4, 0.4, 0.4, 0.4)
     losses, clipped = loss_of("ppo_clip", new, old, tokens(2.0, 2.0, -2.0, -2.0))
     torch.testing.assert_close(losses, tokens(-2.4, -1.0, 3.0, 1.6))
-    assert clipped.tolist() == [True, False, False, True]
+    assert clipped.tolist() == [1, 0, 0, -1]
 
 
 def test_ppo_clip_ranges_may_differ() -> None:
@@ -56,7 +56,7 @@ def test_the_dual_clip_holds_bad_news_whose_ratio_exploded_and_nothing_else() ->
     new, old = logs(0.4, 0.4, 0.2, 0.05).requires_grad_(), logs(0.1, 0.1, 0.1, 0.1)
     losses, clipped = loss_of("ppo_clip", new, old, tokens(-2.0, 2.0, -2.0, -2.0), dual_clip=3.0)
     torch.testing.assert_close(losses, tokens(6.0, -2.4, 4.0, 1.6))
-    assert clipped.tolist() == [True, True, False, True]
+    assert clipped.tolist() == [1, 1, 0, -1]
     losses.sum().backward()
     assert new.grad is not None
     torch.testing.assert_close(new.grad, tokens(0.0, 0.0, 4.0, 0.0))
@@ -69,18 +69,19 @@ def test_gspo_worked_by_hand() -> None:
     options = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2}
     losses, clipped = loss_of("gspo", new, old, tokens(1.0, 1.0, 1.0, 1.0), rows, **options)
     torch.testing.assert_close(losses, tokens(-1.2, -1.2, -0.5, -0.5))
-    assert clipped.tolist() == [True, True, False, False]
+    assert clipped.tolist() == [1, 1, 0, 0]
     losses.sum().backward()
     assert new.grad is not None
     torch.testing.assert_close(new.grad, tokens(0.0, 0.0, -0.5, -0.5))
 
 
 def test_cispo_worked_by_hand() -> None:
-    # Ratios 4, 2 and ½ as weights, of which the first is cut to 3; each token keeps the gradient of its logprob.
-    new, old = logs(0.4, 0.2, 0.1).requires_grad_(), logs(0.1, 0.1, 0.2)
-    losses, clipped = loss_of("cispo", new, old, tokens(1.0, -1.0, 1.0), clip_ratio_high=2.0)
+    # Ratios 4, 2 and ¼ as weights, of which the first is cut to 3 and the last raised to ½; each token keeps the
+    # gradient of its logprob.
+    new, old = logs(0.4, 0.2, 0.1).requires_grad_(), logs(0.1, 0.1, 0.4)
+    losses, clipped = loss_of("cispo", new, old, tokens(1.0, -1.0, 1.0), clip_ratio_low=0.5, clip_ratio_high=2.0)
     torch.testing.assert_close(losses, tokens(-3 * math.log(0.4), 2 * math.log(0.2), -0.5 * math.log(0.1)))
-    assert clipped.tolist() == [True, False, False]
+    assert clipped.tolist() == [1, 0, -1]
     losses.sum().backward()
     assert new.grad is not None
     torch.testing.assert_close(new.grad, tokens(-3.0, 2.0, -0.5))

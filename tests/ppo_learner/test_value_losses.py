@@ -13,14 +13,15 @@ VARIANTS = [(clip, delta) for clip in (None, 0.3) for delta in (None, 0.7)]
 
 def test_value_clip_takes_the_worse_of_free_and_clipped() -> None:
     # Old value 0, return 1, ε 0.2: a value of 0.9 counts as 0.2, ½·0.8²; a value of −1 stays free, ½·2².
-    values = torch.tensor([0.9, -1.0, 0.1], dtype=torch.float64, requires_grad=True)
-    zeros, ones = torch.zeros(3, dtype=torch.float64), torch.ones(3, dtype=torch.float64)
-    losses, clipped = value_loss(values, zeros, ones, LearnerConfig())
-    torch.testing.assert_close(losses.detach(), torch.tensor([0.32, 2.0, 0.405], dtype=torch.float64))
-    assert clipped.tolist() == [True, False, False]
+    # Against a return of −1 the value of −1 counts as −0.2, ½·0.8².
+    values = torch.tensor([0.9, -1.0, 0.1, -1.0], dtype=torch.float64, requires_grad=True)
+    returns = torch.tensor([1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
+    losses, clipped = value_loss(values, torch.zeros_like(returns), returns, LearnerConfig())
+    torch.testing.assert_close(losses.detach(), torch.tensor([0.32, 2.0, 0.405, 0.32], dtype=torch.float64))
+    assert clipped.tolist() == [1, 0, 0, -1]
     losses.sum().backward()
     assert values.grad is not None
-    torch.testing.assert_close(values.grad, torch.tensor([0.0, -2.0, -0.9], dtype=torch.float64))
+    torch.testing.assert_close(values.grad, torch.tensor([0.0, -2.0, -0.9, 0.0], dtype=torch.float64))
 
 
 def test_beyond_delta_an_error_counts_linearly() -> None:

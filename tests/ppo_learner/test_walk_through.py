@@ -19,7 +19,7 @@ def spo(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tensor
     """Simple Policy Optimization (Xie et al. 2024, arXiv 2401.16025): −(r·A − |A|/(2ε)·(r − 1)²)."""
     ratio = torch.exp(logprobs - old_logprobs)
     objective = ratio * advantages - advantages.abs() / (2 * config.clip_ratio_high) * (ratio - 1).square()
-    return TokenLoss(-objective, torch.zeros_like(ratio, dtype=torch.bool))
+    return TokenLoss(-objective, torch.zeros_like(ratio))
 
 
 def test_a_new_loss_is_a_function_and_a_line_in_each_dict(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
