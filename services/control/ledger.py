@@ -45,11 +45,6 @@ class Ledger:
         return sum(state == "admitted" for state in self._open.values())
 
     @property
-    def num_accepted(self) -> int:
-        """Groups scored since the run began, trained ones included and filtered ones not."""
-        return self.counts["accepted"] - self.counts["filtered"]
-
-    @property
     def open_prompts(self) -> Mapping[str, str]:
         """Prompts that have not ended, each with its last event."""
         return self._open

@@ -44,13 +44,14 @@ class RolloutBuffer:
         batch: groups that leave for the learner at once.
         capacity: most groups that may wait to be trained; the admission rule keeps below it, so exceeding it is a bug.
         max_replaced: most flat groups that may leave untrained with one batch.
+        first_replaced: so many may with the first batch, if that is more.
     """
 
-    def __init__(self, *, batch: int, capacity: int, max_replaced: int = 0) -> None:
+    def __init__(self, *, batch: int, capacity: int, max_replaced: int = 0, first_replaced: int = 0) -> None:
         self._batch = batch
         self._capacity = capacity
         self._max_replaced = max_replaced
-        self._may_replace = max_replaced
+        self._may_replace = max(max_replaced, first_replaced)
         self._waiting: list[Waiting] = []
         self._flat: list[Waiting] = []
 
@@ -73,7 +74,7 @@ class RolloutBuffer:
         return len(self) - self.num_replaced
 
     def put(self, waiting: Waiting) -> None:
-        insort(self._flat if self._max_replaced and waiting.group.is_flat else self._waiting, waiting)
+        insort(self._flat if waiting.group.is_flat else self._waiting, waiting)
         assert self.num_trainable <= self._capacity, f"{self.num_trainable} groups wait and {self._capacity} may"
 
     def take(self, *, step: int, running: Counter[int]) -> Departure | None:

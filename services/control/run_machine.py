@@ -8,21 +8,13 @@ for anything but rewards that are all the same; a machine made from a snapshot g
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from services.contracts.records import NOT_SAMPLED, Prompt, ScoredGroup
 from services.contracts.run_status import RunPhase
 from services.control.admission import AdmissionRule
 from services.control.ledger import Ledger
+from services.control.open_work import OpenWork, under_rule
 from services.control.rollout_buffer import Departure, RolloutBuffer, Waiting
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OpenWork:
-    """The prompts that have not ended: scored groups that wait, and positions in the prompt stream of those running."""
-
-    waiting: tuple[Waiting, ...] = ()
-    running: tuple[int, ...] = ()
 
 
 class RunMachine:
@@ -33,7 +25,11 @@ class RunMachine:
         ledger: keeps the books, with `open_work`'s prompts open already.
         trained_steps: learner steps so far; also the policy version that is served.
         open_work: what a resumed run had under way. Running prompts are sampled anew, from the present version.
-        max_filtered_per_step: flat groups of a step that other prompts may replace; 0 trains on all.
+        max_filtered_per_step: flat groups of a step that other prompts may replace; 0 trains on all. The first step of
+            a resumed run replaces more where more had been put aside.
+
+    Raises:
+        UserError: `rule` leaves no room for `open_work`.
 
     Attributes:
         trained_steps: steps that the learner has made.
@@ -53,17 +49,17 @@ class RunMachine:
     ) -> None:
         self._rule = rule
         self._ledger = ledger
-        self._deadlines: dict[int, int] = {}
+        open_work, num_put_aside = under_rule(open_work or OpenWork(), rule, step=trained_steps)
         self._buffer = RolloutBuffer(
             batch=rule.prompts_per_step,
             capacity=(rule.max_staleness + 1) * rule.prompts_per_step,
             max_replaced=max_filtered_per_step,
+            first_replaced=num_put_aside,
         )
         self._in_hand = Departure()
         self.trained_steps = trained_steps
         self.version = trained_steps
         self.phase: RunPhase = "running"
-        open_work = open_work or OpenWork()
         for waiting in open_work.waiting:
             self._buffer.put(waiting)
         self._deadlines = dict.fromkeys(open_work.running, trained_steps + rule.max_staleness)
@@ -97,10 +93,10 @@ class RunMachine:
         """How many prompts are to be admitted now."""
         if self.phase != "running":
             return 0
-        num_replaced = len(self._in_hand.replaced) + self._buffer.num_replaced
-        return self._rule.room(
-            accepted=self._ledger.num_accepted - num_replaced, running=len(self._deadlines), version=self.version
-        )
+        # Trained steps count as if all had been as large as those to come, since the rule is about those.
+        trained = self.trained_steps * self._rule.prompts_per_step
+        accepted = trained + len(self._in_hand.batch) + self._buffer.num_trainable
+        return self._rule.room(accepted=accepted, running=len(self._deadlines), version=self.version)
 
     def admit(self, position: int, prompt: Prompt) -> None:
         self._ledger.admit(prompt.id, position=position, version=self.version)

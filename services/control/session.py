@@ -18,7 +18,7 @@ from services.control import run_state
 from services.control.admission import AdmissionRule
 from services.control.alarms import Alarm, Alarms
 from services.control.catalogue import ALARM_FAMILY
-from services.control.config import RunConfig
+from services.control.config import RunConfig, TrainConfig
 from services.control.controller import Controller, Step
 from services.control.evaluation import Evaluation, evaluate
 from services.control.event_log import EventLog
@@ -26,13 +26,14 @@ from services.control.filter_metrics import filter_metrics
 from services.control.learner_group import LearnerGroup
 from services.control.ledger import Ledger
 from services.control.metrics import SampleLog, read_metrics
+from services.control.open_work import OpenWork, under_rule
 from services.control.parts import Parts
 from services.control.preflight import RunInputs
 from services.control.progress import Progress
 from services.control.recorder import Recorder, is_due
 from services.control.reward_signals import reward_signals
 from services.control.run_events import RunEvents
-from services.control.run_machine import OpenWork, RunMachine
+from services.control.run_machine import RunMachine
 from services.control.run_state import RunState
 from services.control.saved_groups import read_groups
 from services.control.step_metrics import RunTotals, step_metrics
@@ -92,7 +93,7 @@ class Session:
         self._samples = stack.enter_context(
             SampleLog(config.run.dir, samples_per_step=config.metrics.samples_per_step, resume_step=state.step)
         )
-        self._ledger, self.machine = _books(run, state, self._open_work(checkpoint, state), self._prompts)
+        self._ledger, self.machine = _books(run, state, _open_work(checkpoint, state, self._prompts), self._prompts)
         self.controller = Controller(
             prompts=self._prompts,
             rollouts=parts.rollouts,
@@ -188,7 +189,7 @@ class Session:
         self._samples.record(step.number, step.groups)
         metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving) | self._parts.rewards.tally.lap()
         metrics |= reward_signals(step.sampled, maximum=self._parts.rewards.description.maximum)
-        if config.train.dynamic_sampling:
+        if config.train.dynamic_sampling or step.filtered:
             metrics |= filter_metrics(step.groups, step.filtered, config.evaluate)
         if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
             evaluation = await self.evaluate(f"after step {step.number}")
@@ -229,11 +230,11 @@ class Session:
         )
         return self.state
 
-    def _open_work(self, checkpoint: Path | None, state: RunState) -> OpenWork:
-        if checkpoint is None:
-            return OpenWork()
-        waiting = read_groups(checkpoint / run_state.WAITING_FILE, self._prompts.at)
-        return OpenWork(waiting=waiting, running=state.running)
+
+def check_open_work(config: RunConfig, inputs: RunInputs, checkpoint: Path | None, state: RunState) -> None:
+    """Raise `UserError` where the settings leave no room for what the checkpoint has under way."""
+    prompts = _prompt_stream(config, inputs, state.prompt_position)
+    under_rule(_open_work(checkpoint, state, prompts), _admission_rule(config.train), step=state.step)
 
 
 def _preparation(run: RunContext) -> Callable[[ScoredGroup], ScoredGroup]:
@@ -249,16 +250,30 @@ def _prompt_stream(config: RunConfig, inputs: RunInputs, position: int) -> Promp
     return PromptStream(prompts, order)
 
 
+def _open_work(checkpoint: Path | None, state: RunState, prompts: PromptStream) -> OpenWork:
+    if checkpoint is None:
+        return OpenWork()
+    waiting = read_groups(checkpoint / run_state.WAITING_FILE, prompts.at)
+    return OpenWork(waiting=waiting, running=state.running)
+
+
+def _admission_rule(train: TrainConfig) -> AdmissionRule:
+    return AdmissionRule(
+        prompts_per_step=train.prompts_per_step, max_staleness=train.max_staleness, num_steps=train.num_steps
+    )
+
+
 def _books(run: RunContext, state: RunState, open_work: OpenWork, prompts: PromptStream) -> tuple[Ledger, RunMachine]:
     train = run.config.train
     open_prompts = {prompts.at(position).id: "admitted" for position in open_work.running}
     open_prompts |= {waiting.group.group.prompt.id: "accepted" for waiting in open_work.waiting}
     ledger = Ledger(run.events.note, counts=state.event_counts, open_prompts=open_prompts)
     run.events.is_open = ledger.open_prompts.__contains__
-    rule = AdmissionRule(
-        prompts_per_step=train.prompts_per_step, max_staleness=train.max_staleness, num_steps=train.num_steps
-    )
     machine = RunMachine(
-        rule, ledger, trained_steps=state.step, open_work=open_work, max_filtered_per_step=train.most_filtered
+        _admission_rule(train),
+        ledger,
+        trained_steps=state.step,
+        open_work=open_work,
+        max_filtered_per_step=train.most_filtered,
     )
     return ledger, machine

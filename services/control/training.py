@@ -33,7 +33,7 @@ from services.control.progress import open_progress
 from services.control.recorder import restore_point
 from services.control.run_events import RunEvents
 from services.control.run_state import RunState, committed
-from services.control.session import RunContext, Session
+from services.control.session import RunContext, Session, check_open_work
 from services.control.step_metrics import RunTotals
 from services.control.versions import package_versions
 
@@ -64,6 +64,7 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
         memory = stack.enter_context(MemoryWatch())
         progress = stack.enter_context(open_progress(config.train.num_steps, title=config.run.name))
         checkpoint, state = restore_point(config.run.dir, progress, resume=resume)
+        check_open_work(config, inputs, checkpoint, state)
         log = stack.enter_context(EventLog(config.run.dir, resume=resume))
         run = RunContext(
             config=config,

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.contracts.errors import UserError
 from services.contracts.records import Json, Reward, RolloutGroup, ScoredGroup
 from services.control.admission import AdmissionRule
 from services.control.config import EvaluateConfig, RunConfig
@@ -162,23 +163,40 @@ def test_with_staleness_every_prompt_ends_and_the_bound_holds(k: int, batch: int
     assert len(trained) == 8 * batch
 
 
+def resumed(machine: RunMachine, ledger: Ledger, *, batch: int, most: int, max_staleness: int) -> RunMachine:
+    return RunMachine(
+        AdmissionRule(prompts_per_step=batch, max_staleness=max_staleness, num_steps=6),
+        ledger,
+        trained_steps=machine.trained_steps,
+        open_work=machine.open_work,
+        max_filtered_per_step=most,
+    )
+
+
+@pytest.mark.parametrize("settings_change", [False, True])
 @given(st.integers(0, 3), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**32))
-def test_a_run_resumed_from_any_snapshot_still_ends(k: int, batch: int, most: int, seed: int) -> None:
-    """Also from one taken while a batch was given out, with flat groups on both sides of it."""
+def test_a_run_resumed_from_any_snapshot_still_ends(
+    settings_change: bool, k: int, batch: int, most: int, seed: int
+) -> None:
+    """Also from one taken while a batch was given out, with flat groups on both sides of it.
+
+    A resume may filter fewer prompts than before, or none, train more at once, and bound staleness otherwise.
+    """
     draw = random.Random(seed)
     run = Run(batch=batch, most=most, max_staleness=k, num_steps=6)
     in_hand = None
     while run.machine.trained_steps < 6:
         if draw.random() < 0.2:
             in_hand = None
-            rule = AdmissionRule(prompts_per_step=batch, max_staleness=k, num_steps=6)
-            run.machine = RunMachine(
-                rule,
-                run.ledger,
-                trained_steps=run.machine.trained_steps,
-                open_work=run.machine.open_work,
-                max_filtered_per_step=most,
-            )
+            bound = draw.randint(0, 4) if settings_change else k
+            if settings_change:
+                batch, most = draw.randint(batch, batch + 1), draw.randint(0, 4)
+            try:
+                run.machine = resumed(run.machine, run.ledger, batch=batch, most=most, max_staleness=bound)
+                k = bound
+            except UserError:
+                assert bound < k
+                run.machine = resumed(run.machine, run.ledger, batch=batch, most=most, max_staleness=k)
         run.admit()
         in_hand = in_hand or run.machine.next_batch()
         if in_hand and (draw.random() < 0.5 or not run.running):
@@ -191,6 +209,33 @@ def test_a_run_resumed_from_any_snapshot_still_ends(k: int, batch: int, most: in
         else:
             assert in_hand, "nothing is under way, and nothing may be"
     assert run.ledger.open_prompts == {}
+
+
+def test_a_resume_without_dynamic_sampling_still_leaves_out_what_others_replaced_and_nothing_after_it() -> None:
+    run = Run(batch=1, most=4, num_steps=6)
+    for position in range(3):
+        run.admit()
+        run.machine.accept(position, group_of(position, is_flat=True))
+    run.admit()
+    run.machine = resumed(run.machine, run.ledger, batch=1, most=0, max_staleness=0)
+    run.machine.accept(3, group_of(3, is_flat=True))
+    groups = run.machine.next_batch()
+    assert groups is not None and run.train(groups) == [3]
+    assert run.rows("filtered") == [0, 1, 2]
+    run.admit()
+    run.machine.accept(4, group_of(4, is_flat=True, version=1))
+    groups = run.machine.next_batch()
+    assert groups is not None and run.train(groups) == [4]
+
+
+@pytest.mark.parametrize(("batch", "max_staleness"), [(2, 0), (1, 1)])
+def test_a_resume_with_too_little_room_for_what_waits_is_refused(batch: int, max_staleness: int) -> None:
+    run = Run(batch=2, most=4, max_staleness=1)
+    run.admit()
+    for position in range(4):
+        run.machine.accept(position, group_of(position, is_flat=False))
+    with pytest.raises(UserError, match=f"max_staleness {max_staleness} and train.prompts_per_step {batch}"):
+        resumed(run.machine, run.ledger, batch=batch, most=4, max_staleness=max_staleness)
 
 
 def test_the_metrics_say_how_much_was_filtered_and_whether_it_was_too_easy_or_too_hard() -> None:

@@ -179,7 +179,7 @@ def test_a_prompt_ends_once() -> None:
     ledger.admit("0-1", position=0, version=0)
     assert ledger.num_running == 1
     ledger.accept("0-1", lowest_version=0, rewards=[1.0])
-    assert (ledger.num_running, ledger.num_accepted) == (0, 1)
+    assert (ledger.num_running, ledger.counts["accepted"]) == (0, 1)
     ledger.end("0-1", "trained", step=1)
     with pytest.raises(AssertionError, match="ended already"):
         ledger.end("0-1", "trained", step=1)

@@ -33,7 +33,7 @@ from services.control.preflight import RunInputs
 from services.control.progress import Progress
 from services.control.recorder import restore_point
 from services.control.run_events import RunEvents
-from services.control.session import RunContext
+from services.control.session import RunContext, check_open_work
 from services.control.step_metrics import RunTotals
 from services.control.training import Outcome, Sessions
 from services.control.verification import verify_events
@@ -204,9 +204,11 @@ class _Process:
         config = _config(self._scenario, self._folder)
         progress = cast(Progress, _Messages(self._result.messages))
         checkpoint, state = restore_point(self._folder, progress, resume=self._resume)
+        inputs = RunInputs(prompts=_prompts(self._scenario), evaluation_prompts=None, max_length=100, tokenizer=None)
+        check_open_work(config, inputs, checkpoint, state)
         run = RunContext(
             config=config,
-            inputs=RunInputs(prompts=_prompts(self._scenario), evaluation_prompts=None, max_length=100, tokenizer=None),
+            inputs=inputs,
             progress=progress,
             totals=RunTotals(started=time.monotonic(), seconds_before=state.seconds),
             log=self._log,
