@@ -1,9 +1,11 @@
 """Runs a stage of a pipeline as a process of its own, through the same command line that a user types.
 
 It must not know what a stage is for. Invariants: a signal reaches the stage exactly once, whether it was sent to the
-terminal or to this process alone; the stage ends as its command ends on that signal, and is waited for.
+terminal or to this process alone; the stage ends as its command ends on that signal, and is waited for; the kernel
+kills it with this process.
 """
 
+import os
 import signal
 import subprocess
 import sys
@@ -36,7 +38,8 @@ def run_command(arguments: Sequence[str]) -> Ended:
     before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
     try:
         # A process group of its own: the terminal's Ctrl-C would else arrive twice.
-        process = subprocess.Popen([sys.executable, "-m", "services.cli", *arguments], process_group=0)
+        command = [sys.executable, "-m", "services.cli.tied", str(os.getpid()), *arguments]
+        process = subprocess.Popen(command, process_group=0)
         return Ended(code=process.wait(), interrupted=interrupted)
     finally:
         for number, handler in before.items():
