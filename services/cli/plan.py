@@ -4,6 +4,7 @@ It must not start anything.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -11,10 +12,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from rollout_workers.demonstrations import stretches
-from services.control.config import RunConfig, SupervisedRunConfig, TrainerRoot
+from rollout_workers.preference_data import PreferenceExamples
+from services.contracts.records import Demonstration
+from services.control.config import PreferenceRunConfig, RunConfig, SupervisedRunConfig, TrainerRoot
 from services.control.parts import rank_demands, run_demands
 from services.control.placement import Demand
-from services.control.preflight import RunInputs, SupervisedInputs
+from services.control.preflight import RunInputs, SupervisedInputs, load_tokenizer
 
 
 def print_plan(config: RunConfig, inputs: RunInputs) -> None:
@@ -47,9 +50,33 @@ def print_supervised_plan(config: SupervisedRunConfig, inputs: SupervisedInputs)
         f"{len(demonstrations)} demonstrations of {num_tokens} tokens, {num_learnt} of them learnt; "
         f"sequences of at most {inputs.max_length} tokens"
     )
-    console.print("first demonstration, each stretch with its tokens:")
-    for learnt, token_ids in stretches(demonstrations[0]):
-        text = escape(repr(inputs.tokenizer.decode(token_ids)))
+    _print_stretches(console, "first demonstration", demonstrations[0], inputs.tokenizer)
+
+
+def print_preference_plan(config: PreferenceRunConfig, found: PreferenceExamples) -> None:
+    """Show what `trireme prefer` would do with this configuration, and what it would learn of the first row."""
+    console = Console()
+    _print_settings(console, config)
+    console.print(_table(rank_demands(config.learner, config.cluster)))
+    tokenizer, max_length = load_tokenizer(config.model)
+    left_out = "".join(f", {count} left out ({fault})" for fault, count in found.left_out.items())
+    num_tokens = sum(len(sequence.token_ids) for example in found.training for sequence in example.completions)
+    console.print(
+        f"{len(found.training)} rows to learn, of {num_tokens} tokens; {len(found.validation)} for validation"
+        f"{left_out}; sequences of at most {max_length} tokens"
+    )
+    first = found.training[0]
+    names = {None: ("chosen", "rejected"), True: ("desirable",), False: ("undesirable",)}[first.desirable]
+    for name, completion in zip(names, first.completions, strict=True):
+        _print_stretches(console, f"row {first.row}, {name}", completion, tokenizer)
+
+
+def _print_stretches(
+    console: Console, name: str, demonstration: Demonstration, tokenizer: Any
+) -> None:  # Any: transformers is untyped
+    console.print(f"{name}, each stretch with its tokens:")
+    for learnt, token_ids in stretches(demonstration):
+        text = escape(repr(tokenizer.decode(token_ids)))
         console.print(f"{'learnt' if learnt else 'given':7}{len(token_ids):5}  {text}", style="green" if learnt else "")
 
 

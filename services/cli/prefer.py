@@ -2,6 +2,7 @@
 
 from services.cli.arguments import load_config, take_switch
 from services.cli.held_run import run_in_folder
+from services.cli.plan import print_preference_plan
 from services.control import run_folder
 from services.control.config import PreferenceRunConfig
 from services.control.preference_job import PreferenceJob
@@ -10,15 +11,21 @@ from services.control.supervised_training import train_supervised
 
 
 def main(argv: list[str]) -> int:
-    """`trireme prefer run.yaml [--section.key value ...] [--resume]`"""
+    """`trireme prefer run.yaml [--section.key value ...] [--dry-run] [--resume]`"""
+    dry_run, argv = take_switch(argv, "--dry-run")
     resume, argv = take_switch(argv, "--resume")
     config = load_config(
         PreferenceRunConfig,
         argv,
         prog="trireme prefer",
-        summary="Trains a policy on preferences. --resume: go on from the newest checkpoint in run.dir.",
+        summary="Trains a policy on preferences. --dry-run: show which rows and tokens are learnt, start nothing. "
+        "--resume: go on from the newest checkpoint in run.dir.",
     )
-    job = PreferenceJob(config, check_preferences(config))
+    found = check_preferences(config)
+    if dry_run:
+        print_preference_plan(config, found)
+        return 0
+    job = PreferenceJob(config, found)
 
     def work() -> bool:
         job.look()

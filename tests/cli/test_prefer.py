@@ -15,6 +15,18 @@ def labels(*values: object) -> list[dict[str, Any]]:
     return [{"prompt": f"{n}+1=", "completion": str(n), "label": value} for n, value in enumerate(values)]
 
 
+def arguments(rows: list[dict[str, Any]], flags: dict[str, str], task: Path, folder: Path) -> list[str]:
+    """Write rows and configuration; returns what follows `trireme prefer`."""
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections = {
+        "run": {"dir": str(folder / "run")},
+        "model": {"path": str(task / "model"), "dtype": "float32"},
+        "data": {"examples": str(folder / "rows.jsonl"), "validation_share": 0.0},
+    }
+    (folder / "run.yaml").write_text(json.dumps(sections))
+    return [str(folder / "run.yaml"), *(part for name, value in flags.items() for part in (f"--{name}", value))]
+
+
 @pytest.mark.parametrize(
     ("rows", "flags", "messages"),
     [
@@ -40,20 +52,45 @@ def test_what_cannot_be_learnt_is_refused(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    config = tmp_path / "run.yaml"
-    sections = {
-        "run": {"dir": str(tmp_path / "run")},
-        "model": {"path": str(task / "model"), "dtype": "float32"},
-        "data": {"examples": str(tmp_path / "rows.jsonl"), "validation_share": 0.0},
-    }
-    config.write_text(json.dumps(sections))
-    given = [part for name, value in flags.items() for part in (f"--{name}", value)]
-    assert main(["prefer", str(config), *given]) == 2
+    assert main(["prefer", *arguments(rows, flags, task, tmp_path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and "Traceback" not in error
     for message in messages:
         assert message in error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "shown"),
+    [
+        (
+            [*PAIRS, PAIRS[0] | {"rejected": "1"}],
+            {"data.unfit_rows": "drop"},
+            [
+                "algorithm: dpo", "learner rank 0", "12 rows to learn", "0 for validation, 1 left out (same)",
+                "row 0, chosen", "given      4  '0+1='", "learnt     2  '1<eos>'", "row 0, rejected",
+                "learnt     3  'no<eos>'",
+            ],
+        ),
+        (
+            labels(True, False),
+            {"learner.algorithm": "kto"},
+            ["algorithm: kto", "2 rows to learn", "row 0, desirable", "learnt     2  '0<eos>'"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_dry_run_shows_what_is_learnt_of_the_rows_and_starts_nothing(
+    rows: list[dict[str, Any]],
+    flags: dict[str, str],
+    shown: list[str],
+    task: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["prefer", *arguments(rows, flags, task, tmp_path), "--dry-run"]) == 0
+    output = capsys.readouterr().out
+    for expected in shown:
+        assert expected in output
     assert not (tmp_path / "run").exists()
 
 
@@ -62,5 +99,12 @@ def test_its_help_names_every_algorithm_and_setting(capsys: pytest.CaptureFixtur
         main(["prefer", "--help"])
     assert ended.value.code == 0
     shown = capsys.readouterr().out
-    for name in ("simpo", "--learner.beta", "--learner.desirable_weight", "--data.unfit_rows", "--evaluate.patience"):
+    for name in (
+        "simpo",
+        "--dry-run",
+        "--learner.beta",
+        "--learner.desirable_weight",
+        "--data.unfit_rows",
+        "--evaluate.patience",
+    ):
         assert name in shown
