@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.platforms import current_platform
 
 from services.contracts.errors import WeightSyncError
 from services.contracts.records import WeightManifest
@@ -71,15 +72,19 @@ def check_complete(manifest: WeightManifest, names: set[str], loaded: set[str]) 
 
 
 def repack(model: torch.nn.Module) -> None:
-    """Pack anew what kernels of the CPU read in place of a weight that is still there.
+    """Pack anew what kernels of the CPU read in place of the weights that a reload filled.
 
     vLLM packs linear weights for its CPU kernels and drops the originals, except that of an output head, which the
-    embedding may share: a reload fills the original and leaves the head's packed copy with the old values.
+    embedding may share: a reload fills the original and leaves the head's packed copy with the old values. Experts it
+    packs in place, and only when they are loaded first: a reload leaves them as they were stored.
     """
     for module in model.modules():
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and weight is not None and weight.numel():
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and current_platform.is_cpu():
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 @torch.no_grad()

@@ -1,0 +1,74 @@
+"""Mixtures of experts in the real engine, whose weights arrive under the names that they are stored under."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
+from transformers.core_model_loading import revert_weight_conversion
+
+from services.contracts.errors import CanaryMismatch
+from services.contracts.settings import ModelConfig
+from services.transport.disk_weights import DiskWeights
+from services.transport.weights import pack
+from tests.rollout_workers.conftest import ROLLOUT, HostedWorker
+from tests.rollout_workers.weights import TOLERANCE, largest_error, order
+from tests.tiny import tiny_canary, tiny_tokenizer
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": len(tiny_tokenizer()),
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.3,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+}
+CONFIGS = {
+    "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),
+    "qwen3_moe": Qwen3MoeConfig(**SHAPE, num_experts=4, moe_intermediate_size=64, head_dim=32),
+}
+
+
+def experts(config: PretrainedConfig, *, seed: int) -> Any:  # Any: transformers
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config).eval()
+
+
+def stored(model: Any) -> list[tuple[str, torch.Tensor]]:
+    """The weights under their stored names, as the learner publishes them."""
+    return [
+        named
+        for name, tensor in model.named_parameters()
+        for named in revert_weight_conversion(model, {name: tensor.detach()}).items()
+    ]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+async def test_experts_are_loaded_where_they_belong(name: str, host: Any, tmp_path: Path) -> None:
+    experts(CONFIGS[name], seed=0).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    await host.start.remote(name, ModelConfig(path=str(tmp_path), dtype="float32"), ROLLOUT)
+    worker, disk = HostedWorker(host, name, tmp_path), DiskWeights()
+
+    for version in (1, 2):
+        model = experts(CONFIGS[name], seed=version)
+        canary = tiny_canary(model, tolerance=TOLERANCE["float32"])
+        packed = pack(stored(model), version=version, dtype="float32", canary=canary)
+        await worker.load_weights(disk.publish(*packed))
+        group = await worker.sample(order())
+        assert max(largest_error(rollout, model) for rollout in group.rollouts) < 1e-4
+
+    weights = dict(stored(model))
+    first = next(name for name in weights if "layers.1" in name and "experts.0" in name)
+    other = first.replace("experts.0", "experts.1")
+    weights[first], weights[other] = weights[other], weights[first]
+    swapped = pack(list(weights.items()), version=3, dtype="float32", canary=canary)
+    with pytest.raises(CanaryMismatch):
+        await worker.load_weights(disk.publish(*swapped))
