@@ -1,9 +1,10 @@
-"""Gathers the samples of many requests into batches for one scorer.
+"""Bounds what is under way, and gathers the samples of many requests into batches for a scorer that wants batches.
 
-It must not know gRPC or what a score is. A batch costs its number of samples times the largest cost among them, as it
-does for a model that pads them to one length; where a sample costs 1 that is their number. Invariants: every sample
-accepted is scored once, or dropped because its caller left; at most `max_pending_samples` are accepted and unanswered;
-no sample waits for company longer than `max_wait_s` while the scorer is free, nor for more than one window of others.
+It must not know gRPC or what a score is. Calls are handed on as they are where the scorer takes no batches. A batch
+costs its number of samples times the largest cost among them, as it does for a model that pads them to one length;
+where a sample costs 1 that is their number. Invariants: every sample accepted is scored once, or dropped because its
+caller left; at most `max_pending_samples` are accepted and unanswered; no sample waits for company longer than
+`max_wait_s` while the scorer is free, nor for more than one window of others.
 """
 
 import asyncio
@@ -47,7 +48,7 @@ class Batcher:
 
     Attributes:
         num_pending: samples accepted and not yet answered.
-        note_batch: told the number of samples of each batch.
+        note_batch: told the number of samples of each batch, or call that was handed on.
     """
 
     def __init__(
@@ -78,8 +79,9 @@ class Batcher:
 
     @property
     def num_waiting(self) -> int:
-        """Samples that are not yet given to the scorer."""
-        return len(self._waiting) + len(self._window)
+        """Samples that are not yet scored; about that where the scorer takes calls as they are."""
+        in_calls = 0 if self._scorer.batched else max(self.num_pending - self._max_running, 0)
+        return len(self._waiting) + len(self._window) + in_calls
 
     async def submit(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         """One outcome per sample, in order. Cancelling it takes samples that wait out of the queue.
@@ -94,14 +96,20 @@ class Batcher:
             )
         if not samples:
             return []
-        answer: asyncio.Future[Outcomes] = asyncio.get_running_loop().create_future()
-        self._enqueue(samples, answer)
         self.num_pending += len(samples)
         try:
-            self._dispatch(have_waited=not self._scorer.batched)
-            outcomes = await answer
+            if self._scorer.batched:
+                return await self._in_batches(samples)
+            self.note_batch(len(samples))
+            return list(await self._scorer.score(samples))
         finally:
             self.num_pending -= len(samples)
+
+    async def _in_batches(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
+        answer: asyncio.Future[Outcomes] = asyncio.get_running_loop().create_future()
+        self._enqueue(samples, answer)
+        self._dispatch(have_waited=False)
+        outcomes = await answer
         return [outcomes[index] for index in range(len(samples))]
 
     def _enqueue(self, samples: Sequence[RewardSample], answer: "asyncio.Future[Outcomes]") -> None:

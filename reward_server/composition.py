@@ -67,7 +67,8 @@ class CompositeScorer:
             if part.gate is not None:
                 await ask(part, undecided(tallies))
         rest = undecided(tallies)  # Once, so that no part is spared because another was quick to fail.
-        await asyncio.gather(*(ask(part, rest) for part in self._parts if part.gate is None))
+        asking = [ask(part, rest) for part in self._parts if part.gate is None]
+        await (asking[0] if len(asking) == 1 else asyncio.gather(*asking))  # One alone needs no task.
         self._versions.note(tallies)
         bounds = self._bounds()
         return [outcome_of(tally, bounds, version=self._versions.of(tally)) for tally in tallies]

@@ -11,12 +11,13 @@ import os
 import struct
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
 from reward_server.part_config import RewardSource
+from reward_server.stepping import side_by_side
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.contracts.settings import Section
@@ -64,10 +65,15 @@ class IsolatedScorer:
         return {}  # What the reward counts stays in its processes.
 
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        return list(await asyncio.gather(*(self._score_one(sample) for sample in samples)))
+        return await side_by_side(self._score_one, samples, at_once=len(self._children))
 
-    async def _score_one(self, sample: RewardSample) -> Reward | Failure:
+    async def _score_one(self, sample: RewardSample, on_wait: Callable[[], None]) -> Reward | Failure:
+        on_wait()
         child = await self._idle.get()
+        # A process that is killed takes long to replace, so it goes on when its caller leaves.
+        return await asyncio.shield(asyncio.create_task(self._score_in(child, sample)))
+
+    async def _score_in(self, child: "Child", sample: RewardSample) -> Reward | Failure:
         try:
             await child.ensure_ready()
             return await asyncio.wait_for(child.score(sample), self._timeout_s)

@@ -7,14 +7,15 @@ and span; a line about a batch, which may be of many calls, carries none.
 import json
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from reward_server.config import RewardServerConfig
 
-CURRENT_CALL: ContextVar[Mapping[str, str]] = ContextVar("current_call")
-"""Ids of the call that is being answered: request_id, and trace_id and span_id where the caller sent them."""
+CURRENT_CALL: ContextVar[Callable[[], Mapping[str, str]]] = ContextVar("current_call", default=dict)
+"""Tells the ids of the call that is being answered, which few calls need: request_id, and trace_id and span_id where
+the caller sent them."""
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -35,7 +36,7 @@ class JsonFormatter(logging.Formatter):
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
-            **CURRENT_CALL.get({}),
+            **CURRENT_CALL.get()(),
             **getattr(record, "facts", {}),
         }
         if record.exc_info:

@@ -4,6 +4,7 @@ It must not know gRPC, nor how anything is scored. Invariant: a call counts once
 the outcome that its caller got.
 """
 
+from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
@@ -60,8 +61,8 @@ class RewardMetrics:
 
     def samples_answered(self, outcomes: Iterable[tuple[str, str]]) -> None:
         """Count samples by outcome and version."""
-        for outcome, version in outcomes:
-            self._samples.labels(outcome, version).inc()
+        for (outcome, version), count in Tally(outcomes).items():
+            self._samples.labels(outcome, version).inc(count)
 
 
 class Served(Collector):

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -44,18 +45,18 @@ class ObservedServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[m
         return description
 
     async def Score(self, request: reward_pb2.ScoreRequest, call: Call) -> reward_pb2.ScoreResponse:  # noqa: N802 - named by the contract
-        caller = incoming(call.invocation_metadata())
         with self._metrics.in_flight.track_inprogress() if self._metrics else NOTHING:
             if not self._is_recorded:
-                return await self._observed(request, call, ids_in(caller))
+                CURRENT_CALL.set(partial(ids_of, request, call))
+                return await self._observed(request, call)
+            caller = incoming(call.invocation_metadata())
             with span(f"{SERVICE_NAME}/Score", {"rpc.system": "grpc"}, parent=caller, kind=SpanKind.SERVER):
-                return await self._observed(request, call, ids_in())
+                ids = {"request_id": request.request_id, **ids_in()}
+                CURRENT_CALL.set(lambda: ids)
+                return await self._observed(request, call)
 
-    async def _observed(
-        self, request: reward_pb2.ScoreRequest, call: Call, ids: Mapping[str, str]
-    ) -> reward_pb2.ScoreResponse:
+    async def _observed(self, request: reward_pb2.ScoreRequest, call: Call) -> reward_pb2.ScoreResponse:
         began = time.perf_counter()
-        CURRENT_CALL.set({"request_id": request.request_id, **ids})
         try:
             response: reward_pb2.ScoreResponse = await self._servicer.Score(request, call)
         except BaseException as error:
@@ -88,6 +89,11 @@ class ObservedServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[m
             )
         if self._metrics:
             self._metrics.samples_answered(map(outcome_and_version, results))
+
+
+def ids_of(request: reward_pb2.ScoreRequest, call: Call) -> Mapping[str, str]:
+    """Ids of a call of which no span is recorded here."""
+    return {"request_id": request.request_id, **ids_in(incoming(call.invocation_metadata()))}
 
 
 def status_of(error: BaseException, call: Call) -> str:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, SupportsFloat, cast
 
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
+from reward_server.stepping import Ended, begin, go_on, side_by_side
 from reward_server.threads import AbandonableThreads, TooManyAbandoned
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample
 from services.contracts.settings import Section
@@ -32,7 +33,8 @@ class Scorer(Protocol):
 
     @property
     def batched(self) -> bool:
-        """Whether larger batches cost less per sample."""
+        """Whether larger batches cost less per sample. Otherwise any number of calls are scored at the same time, and
+        one that is cancelled leaves nothing behind that others have to wait for in vain."""
         ...
 
     async def start(self) -> None:
@@ -79,9 +81,11 @@ class FunctionScorer:
         self.description = function.description
         self.batched = function.batched
         self._function = function
+        self._is_async = function.is_async
         self._call = function.score if function.is_async else guarded(function.score)
         self._opened = AsyncExitStack()
         self._timeout_s = timeout_s
+        self._num_threads = num_threads
         self._slots = asyncio.Semaphore(num_threads)
         self._threads: AbandonableThreads[Any, object] = AbandonableThreads(  # Any: a sample or a sequence of them
             max_abandoned=ABANDONED_PER_THREAD * num_threads
@@ -100,41 +104,55 @@ class FunctionScorer:
     async def score(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         if self.batched:
             return await self._score_batch(samples)
-        if len(samples) == 1:
-            returned = [await self._run(samples[0])]
-        else:
-            returned = await asyncio.gather(*(self._run(sample) for sample in samples))
-        return [self._outcome(value, sample) for value, sample in zip(returned, samples, strict=True)]
+        returned = await side_by_side(self._run, samples, at_once=self._num_threads)
+        description = self.description
+        return [to_outcome(value, sample, description) for value, sample in zip(returned, samples, strict=True)]
 
     async def _score_batch(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
-        returned = await self._run(samples)
+        returned = await self._run(samples, lambda: None)
         if isinstance(returned, Raised) and len(samples) > 1:
             # One bad sample must not fail its neighbours, which may be of other requests.
             alone = await asyncio.gather(*(self._score_batch([sample]) for sample in samples))
             return [outcome for outcomes in alone for outcome in outcomes]
         return [
-            self._outcome(value, sample)
+            to_outcome(value, sample, self.description)
             for value, sample in zip(one_each(returned, len(samples)), samples, strict=True)
         ]
 
-    async def _run(self, argument: RewardSample | Sequence[RewardSample]) -> object:
-        """What the function returned, `Raised`, or a `Failure` of ours."""
-        async with self._slots:
+    async def _run(self, argument: RewardSample | Sequence[RewardSample], on_wait: Callable[[], None]) -> object:
+        """What the function returned, `Raised`, or a `Failure` of ours; `on_wait` is called where it has to wait."""
+        await self._slots.acquire()
+        if self._is_async:
             try:
-                async with asyncio.timeout(self._timeout_s) as deadline:
-                    if self._function.is_async:
-                        return await awaited(cast(Callable[..., Awaitable[object]], self._call), argument)
-                    return await self._threads.run(self._call, argument)
-            except TooManyAbandoned as error:
-                message = f"{error}; restart the server, and set isolate: true for a reward that can hang"
-                return Failure(code=FailureCode.UNAVAILABLE, message=message, retryable=True)
-            except TimeoutError:
-                assert deadline.expired()
-                message = f"the reward did not return within {self._timeout_s:g} s (timeout_s)"
-                return Failure(code=FailureCode.TIMEOUT, message=message, retryable=True)
+                call = awaited(cast(Callable[..., Awaitable[object]], self._call), argument)
+                found = begin(call)
+                if isinstance(found, Ended):
+                    return found.result
+                on_wait()
+                return await self._within_timeout(go_on(call, found))
+            finally:
+                self._slots.release()
+        on_wait()
+        # A thread cannot be ended, so it keeps its slot also when its caller leaves.
+        return await asyncio.shield(asyncio.create_task(self._run_in_thread(argument)))
 
-    def _outcome(self, returned: object, sample: RewardSample) -> Reward | Failure:
-        return to_outcome(returned, sample, self.description)
+    async def _run_in_thread(self, argument: RewardSample | Sequence[RewardSample]) -> object:
+        try:
+            return await self._within_timeout(self._threads.run(self._call, argument))
+        except TooManyAbandoned as error:
+            message = f"{error}; restart the server, and set isolate: true for a reward that can hang"
+            return Failure(code=FailureCode.UNAVAILABLE, message=message, retryable=True)
+        finally:
+            self._slots.release()
+
+    async def _within_timeout(self, call: Awaitable[object]) -> object:
+        try:
+            async with asyncio.timeout(self._timeout_s) as deadline:
+                return await call
+        except TimeoutError:
+            assert deadline.expired()
+            message = f"the reward did not return within {self._timeout_s:g} s (timeout_s)"
+            return Failure(code=FailureCode.TIMEOUT, message=message, retryable=True)
 
 
 def guarded(function: Callable[..., object]) -> Callable[..., object]:
@@ -196,6 +214,8 @@ def to_outcome(returned: object, sample: RewardSample, description: RewardDescri
 
 def _number(returned: object) -> float:
     """A number of any library as a float; text is none, although float() would read it."""
+    if type(returned) is float:
+        return returned
     if not hasattr(returned, "__float__"):
         raise TypeError(returned)
     return float(cast(SupportsFloat, returned))

@@ -27,7 +27,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample, reward_versions
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.grpc_security import HEALTH_METHODS, TokenCheck, server_credentials
-from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, encode_result
+from services.transport.reward_codec import SERVICE_NAME, decode_sample, encode_description, write_result
 from services.transport.secret_files import server_material, tokens
 
 if TYPE_CHECKING:  # Imported where it is wanted: Prometheus's client takes long.
@@ -49,9 +49,8 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         self._max_request_bytes = config.max_message_bytes
         self.batcher = Batcher(
             scorer,
-            # What is scored one by one is handed on one by one, so that what its caller gave up is not scored at all.
-            max_batch_cost=config.max_batch_samples if scorer.batched else 1,
-            max_wait_s=config.max_wait_s if scorer.batched else 0.0,
+            max_batch_cost=config.max_batch_samples,
+            max_wait_s=config.max_wait_s,
             max_pending_samples=config.max_pending_samples,
             max_running=config.num_threads,
         )
@@ -81,8 +80,11 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
             outcomes = await self._outcomes(request.samples)
         except Overloaded as error:
             await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
-        results = [encode_result(sample.id, outcomes[sample.id]) for sample in request.samples]
-        return reward_pb2.ScoreResponse(request_id=request.request_id, results=results)
+        response = reward_pb2.ScoreResponse(request_id=request.request_id)
+        results = response.results
+        for sample, outcome in zip(request.samples, outcomes, strict=True):
+            write_result(results.add(), sample.id, outcome)
+        return response
 
     async def finish(self, timeout_s: float) -> None:
         """Accept nothing more, and wait until calls under way have ended or the time is up."""
@@ -94,16 +96,10 @@ class RewardServicer(reward_pb2_grpc.RewardServiceServicer):  # type: ignore[mis
         except TimeoutError:
             logger.warning("%d calls were still under way after %g s (drain_s)", self._num_calls, timeout_s)
 
-    async def _outcomes(self, messages: Sequence[reward_pb2.Sample]) -> dict[str, Reward | Failure]:
-        outcomes: dict[str, Reward | Failure] = {}
-        samples: list[RewardSample] = []
-        for message in messages:
-            try:
-                samples.append(decode_sample(message))
-            except ValueError as error:
-                outcomes[message.id] = Failure(code=FailureCode.INVALID_SAMPLE, message=str(error))
-        scored = await self._of_one_version(samples)
-        return outcomes | {sample.id: outcome for sample, outcome in zip(samples, scored, strict=True)}
+    async def _outcomes(self, messages: Sequence[reward_pb2.Sample]) -> list[Reward | Failure]:
+        decoded = [decoded_or_failure(message) for message in messages]
+        scored = iter(await self._of_one_version([one for one in decoded if isinstance(one, RewardSample)]))
+        return [next(scored) if isinstance(one, RewardSample) else one for one in decoded]
 
     async def _of_one_version(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
         """Outcomes of the samples, which are scored once more when the reward changed its version between them."""
@@ -235,6 +231,13 @@ def fault_in_request(request: reward_pb2.ScoreRequest, *, max_samples: int) -> s
         twice = next(name for name in ids if ids.count(name) > 1)
         return f"sample id {twice!r} is given more than once; ids must be unique within a request"
     return None
+
+
+def decoded_or_failure(message: reward_pb2.Sample) -> RewardSample | Failure:
+    try:
+        return decode_sample(message)
+    except ValueError as error:
+        return Failure(code=FailureCode.INVALID_SAMPLE, message=str(error))
 
 
 def bracketed(host: str) -> str:

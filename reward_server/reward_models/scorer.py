@@ -51,7 +51,7 @@ class ServedVersion:
             FunctionScorer(function, timeout_s=config.timeout_s, num_threads=1),
             max_batch_cost=options.max_batch_tokens,
             max_wait_s=config.max_wait_s,
-            max_pending_samples=config.num_threads * config.max_batch_samples,  # What the server hands on at most.
+            max_pending_samples=config.max_pending_samples,
             max_running=1,
             cost=partial(expected_tokens, model),  # No reference to this object: a model is large, so it goes at once.
             window=WINDOW_BATCHES,

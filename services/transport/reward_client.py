@@ -7,12 +7,13 @@ connection, so servers that disagree never mix; nor do versions of the scores of
 """
 
 import asyncio
+import itertools
 import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
 
 from services.contracts.errors import RewardContractError, RewardUnavailable, UserError
 from services.contracts.records import (
@@ -24,7 +25,7 @@ from services.contracts.records import (
     reward_versions,
 )
 from services.protos.reward.v1 import reward_pb2
-from services.transport.reward_codec import decode_outcome, encode_sample
+from services.transport.reward_codec import decode_outcome, encode_lone_request, encode_request_id
 from services.transport.reward_endpoint import Endpoint
 from services.transport.reward_replicas import Lookup, Replicas, look_up
 from services.transport.reward_retry import CallFault, Outage, Patience, Refusal, SampleFault
@@ -36,10 +37,16 @@ logger = logging.getLogger(__name__)
 
 FAILURES_OF_THE_SERVICE = (FailureCode.UNAVAILABLE, FailureCode.OVERLOADED)
 REQUEST_OVERHEAD_BYTES = 64
-SAMPLE_OVERHEAD_BYTES = 8
 WARN_EVERY_S = 5.0
 
 Result = TypeVar("Result")
+
+
+class Encoded(NamedTuple):
+    """A sample on its way: a request with this sample alone, to be put together with others."""
+
+    sample_id: str
+    request: bytes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,6 +85,8 @@ class RewardClient:
         self._in_flight = asyncio.Semaphore(self._config.max_in_flight_calls)
         self._description: RewardDescription | None = None
         self._warned_at = float("-inf")
+        self._name = uuid.uuid4().hex
+        self._numbers = itertools.count()
 
     async def describe(self, *, budget_s: float | None = None) -> RewardDescription:
         """What the service says of itself; asked of every server once, and then remembered.
@@ -115,11 +124,11 @@ class RewardClient:
             return []
         description = await self.describe()
         max_bytes = min(self._config.max_request_bytes, description.max_request_bytes)
-        messages = self._encode(batch, max_bytes, with_token_ids=description.needs_token_ids)
-        calls = list(split(messages, description.max_batch_samples, max_bytes))
+        encoded = self._encode(batch, max_bytes, with_token_ids=description.needs_token_ids)
+        calls = list(split(encoded, description.max_batch_samples, max_bytes))
 
         async def attempt() -> None:
-            await all_or_cancel(self._settle(batch, messages) for messages in calls)
+            await all_or_cancel(self._settle(batch, call) for call in calls)
             raise_for_versions(batch.outcomes.values())
 
         await self._retry(attempt)
@@ -129,19 +138,19 @@ class RewardClient:
         """Close the connections; calls under way are cancelled."""
         await self._replicas.close()
 
-    def _encode(self, batch: Batch, max_bytes: int, *, with_token_ids: bool) -> Iterator[reward_pb2.Sample]:
+    def _encode(self, batch: Batch, max_bytes: int, *, with_token_ids: bool) -> Iterator[Encoded]:
         """The samples that can be sent; the others fail at once."""
         for sample in batch.samples.values():
             try:
-                message = encode_sample(sample, with_token_ids=with_token_ids)
-                num_bytes = message.ByteSize() + SAMPLE_OVERHEAD_BYTES + REQUEST_OVERHEAD_BYTES
+                request = encode_lone_request(sample, with_token_ids=with_token_ids)
+                num_bytes = len(request) + REQUEST_OVERHEAD_BYTES
                 if num_bytes > max_bytes:
                     raise ValueError(self._too_large(num_bytes))
             except ValueError as error:
                 text = f"sample {sample.id!r} cannot be sent: {error}"
                 batch.outcomes[sample.id] = Failure(code=FailureCode.INVALID_SAMPLE, message=text)
             else:
-                yield message
+                yield Encoded(sample.id, request)
 
     def _too_large(self, num_bytes: int) -> str:
         ours, theirs = self._config.max_request_bytes, self.description.max_request_bytes
@@ -149,9 +158,9 @@ class RewardClient:
             return f"{num_bytes} bytes exceed the {theirs} that the service takes; raise its max_message_bytes"
         return f"{num_bytes} bytes exceed reward.max_request_bytes ({ours}); raise it, to {theirs} at most"
 
-    async def _settle(self, batch: Batch, messages: Sequence[reward_pb2.Sample]) -> None:
+    async def _settle(self, batch: Batch, call: Sequence[Encoded]) -> None:
         """Score what fits one call, again and again until each outcome is final."""
-        pending = list(messages)
+        pending = list(call)
         endpoint: Endpoint | None = None
 
         async def attempt() -> None:
@@ -159,30 +168,31 @@ class RewardClient:
             async with self._in_flight:
                 endpoint = await self._replicas.pick(avoid=endpoint)
                 batch.outcomes.update(await self._attempt_score(endpoint, batch, pending))
-            pending[:] = [message for message in pending if is_retryable(batch.outcomes[message.id])]
-            raise_for([batch.outcomes[message.id] for message in pending])
+            pending[:] = [one for one in pending if is_retryable(batch.outcomes[one.sample_id])]
+            raise_for([batch.outcomes[one.sample_id] for one in pending])
 
         await self._retry(attempt)
 
     async def _attempt_score(
-        self, endpoint: Endpoint, batch: Batch, messages: Sequence[reward_pb2.Sample]
+        self, endpoint: Endpoint, batch: Batch, call: Sequence[Encoded]
     ) -> dict[str, Reward | Failure]:
         """One call to one server, and every check of its reply."""
         description = await self._agreed_description(endpoint)
-        request = reward_pb2.ScoreRequest(request_id=uuid.uuid4().hex, samples=messages)
         self.tally.num_calls += 1
-        response = await endpoint.score(request)
+        request_id = f"{self._name}-{next(self._numbers)}"
+        response = await endpoint.score(encode_request_id(request_id) + b"".join([one.request for one in call]))
+        results = list(response.results)
         fault = fault_in_reply(
-            asked=request.request_id,
+            asked=request_id,
             answered=response.request_id,
-            sample_ids=[message.id for message in messages],
-            result_ids=[result.sample_id for result in response.results],
+            sample_ids=[one.sample_id for one in call],
+            result_ids=[result.sample_id for result in results],
         )
         if fault is not None:
             raise RewardContractError(f"{endpoint.address} broke the reward contract: {fault}")
         return {
             result.sample_id: checked_outcome(result, batch.samples[result.sample_id], description, endpoint.address)
-            for result in response.results
+            for result in results
         }
 
     async def _attempt_describe(self) -> None:
@@ -237,27 +247,25 @@ def checked_outcome(
     result: reward_pb2.Result, sample: RewardSample, description: RewardDescription, address: str
 ) -> Reward | Failure:
     """The outcome in a result. Raises `RewardContractError` where the contract forbids it."""
-    outcome = decode_outcome(result)
+    outcome = decode_outcome(result, version=description.version)
     fault = "it has neither a reward nor a failure" if outcome is None else None
     if isinstance(outcome, Reward):
         fault = fault_in_reward(outcome, description=description, completion=sample.completion)
-        outcome = replace(outcome, version=outcome.version or description.version)
     if outcome is None or fault is not None:
         raise RewardContractError(f"{address} broke the reward contract for sample {sample.id!r}: {fault}")
     return outcome
 
 
-def split(messages: Iterable[reward_pb2.Sample], max_samples: int, max_bytes: int) -> Iterator[list[reward_pb2.Sample]]:
+def split(samples: Iterable[Encoded], max_samples: int, max_bytes: int) -> Iterator[list[Encoded]]:
     """Consecutive runs of samples, each small enough for one request."""
-    run: list[reward_pb2.Sample] = []
+    run: list[Encoded] = []
     num_bytes = REQUEST_OVERHEAD_BYTES
-    for message in messages:
-        more_bytes = message.ByteSize() + SAMPLE_OVERHEAD_BYTES
-        if run and (len(run) >= max_samples or num_bytes + more_bytes > max_bytes):
+    for sample in samples:
+        if run and (len(run) >= max_samples or num_bytes + len(sample.request) > max_bytes):
             yield run
             run, num_bytes = [], REQUEST_OVERHEAD_BYTES
-        run.append(message)
-        num_bytes += more_bytes
+        run.append(sample)
+        num_bytes += len(sample.request)
     if run:
         yield run
 

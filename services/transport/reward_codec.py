@@ -60,6 +60,24 @@ def encode_sample(sample: RewardSample, *, with_token_ids: bool) -> reward_pb2.S
     return message
 
 
+def encode_lone_request(sample: RewardSample, *, with_token_ids: bool) -> bytes:
+    """A request with this sample alone. The bytes of several requests, put together, are one request with the samples
+    of all, as protobuf merges what comes twice; so a sample is written once, however it is sent.
+
+    Raises:
+        ValueError: as `encode_sample`.
+    """
+    request = reward_pb2.ScoreRequest(samples=(encode_sample(sample, with_token_ids=with_token_ids),))
+    data: bytes = request.SerializeToString()
+    return data
+
+
+def encode_request_id(request_id: str) -> bytes:
+    """A request without samples, to be put together with those that have some."""
+    data: bytes = reward_pb2.ScoreRequest(request_id=request_id).SerializeToString()
+    return data
+
+
 def decode_sample(message: reward_pb2.Sample) -> RewardSample:
     """The message as a sample.
 
@@ -69,9 +87,9 @@ def decode_sample(message: reward_pb2.Sample) -> RewardSample:
     return RewardSample(
         id=message.id,
         prompt=message.prompt,
-        messages=tuple(Message(role=_role(m.role), content=m.content) for m in message.messages),
+        messages=_decode_messages(message.messages) if message.messages else (),
         completion=message.completion,
-        token_ids=tuple(message.token_ids),
+        token_ids=tuple(message.token_ids) if message.token_ids else (),
         reference=_decode_struct(message.reference),
         policy_version=message.policy_version,
         finish_reason=_FINISH_REASONS.get(message.finish_reason, "stop"),
@@ -80,42 +98,57 @@ def decode_sample(message: reward_pb2.Sample) -> RewardSample:
 
 def encode_result(sample_id: str, outcome: Reward | Failure) -> reward_pb2.Result:
     """The result of one sample as a message; a reward that cannot be sent becomes the failure that says so."""
+    result = reward_pb2.Result()
+    write_result(result, sample_id, outcome)
+    return result
+
+
+def write_result(result: reward_pb2.Result, sample_id: str, outcome: Reward | Failure) -> None:
+    """As `encode_result`, into a message that is empty, such as one that a response has already."""
     try:
-        return _encode_outcome(sample_id, outcome)
+        result.sample_id = sample_id
+        _write_outcome(result, outcome)
     except (TypeError, ValueError, OverflowError) as error:
         message = f"the reward's answer cannot be sent: {error}"
-        return _encode_outcome(sample_id, Failure(code=FailureCode.INTERNAL, message=message))
+        result.ClearField("outcome")
+        _write_outcome(result, Failure(code=FailureCode.INTERNAL, message=message))
 
 
-def _encode_outcome(sample_id: str, outcome: Reward | Failure) -> reward_pb2.Result:
+def _write_outcome(result: reward_pb2.Result, outcome: Reward | Failure) -> None:
     if isinstance(outcome, Failure):
         message = outcome.message.encode(errors="replace").decode()
         code = f"FAILURE_CODE_{outcome.code.name}"
-        failure = reward_pb2.Failure(code=code, message=message, retryable=outcome.retryable)
-        return reward_pb2.Result(sample_id=sample_id, failure=failure)
-    steps = [reward_pb2.StepReward(start=step.start, end=step.end, value=step.value) for step in outcome.steps]
-    reward = reward_pb2.Reward(
-        value=outcome.value, components=dict(outcome.components), steps=steps, version=outcome.version
-    )
-    return reward_pb2.Result(sample_id=sample_id, reward=reward)
+        result.failure.CopyFrom(reward_pb2.Failure(code=code, message=message, retryable=outcome.retryable))
+        return
+    reward = result.reward
+    reward.value = outcome.value
+    if outcome.version:
+        reward.version = outcome.version
+    if outcome.components:
+        components = reward.components
+        for name, value in outcome.components.items():
+            components[name] = value
+    for step in outcome.steps:
+        reward.steps.add(start=step.start, end=step.end, value=step.value)
 
 
-def decode_outcome(result: reward_pb2.Result) -> Reward | Failure | None:
-    """The outcome in a result; None where the service set neither reward nor failure."""
-    match result.WhichOneof("outcome"):
-        case "reward":
-            return Reward(
-                value=result.reward.value,
-                components=dict(result.reward.components),
-                steps=tuple(StepReward(start=s.start, end=s.end, value=s.value) for s in result.reward.steps),
-                version=result.reward.version,
-            )
-        case "failure":
-            return Failure(
-                code=_FAILURE_CODES.get(result.failure.code, FailureCode.INTERNAL),
-                message=result.failure.message,
-                retryable=result.failure.retryable,
-            )
+def decode_outcome(result: reward_pb2.Result, *, version: str = "") -> Reward | Failure | None:
+    """The outcome in a result, whose rewards are of `version` where they name none; None where there is no outcome."""
+    kind = result.WhichOneof("outcome")
+    if kind == "reward":
+        reward = result.reward
+        return Reward(
+            value=reward.value,
+            components=dict(reward.components) if reward.components else {},
+            steps=tuple(StepReward(start=s.start, end=s.end, value=s.value) for s in reward.steps),
+            version=reward.version or version,
+        )
+    if kind == "failure":
+        return Failure(
+            code=_FAILURE_CODES.get(result.failure.code, FailureCode.INTERNAL),
+            message=result.failure.message,
+            retryable=result.failure.retryable,
+        )
     return None
 
 
@@ -182,8 +215,13 @@ def _role(role: str) -> Role:
     return _ROLES[role]
 
 
+def _decode_messages(messages: Iterable[reward_pb2.Message]) -> tuple[Message, ...]:
+    return tuple(Message(role=_role(message.role), content=message.content) for message in messages)
+
+
 def _decode_struct(struct: Struct) -> dict[str, Json]:
-    return {key: _decode_value(value) for key, value in struct.fields.items()}
+    fields = struct.fields
+    return {key: _decode_value(fields[key]) for key in fields}  # Faster than its items(), which are made in Python.
 
 
 def _decode_list(values: Iterable[Value]) -> list[Json]:

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from services.contracts.errors import RewardContractError
 from services.contracts.records import RewardDescription
-from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
+from services.protos.reward.v1 import reward_pb2
 from services.transport.grpc_security import TOKEN_KEY, bearer, channel_credentials
 from services.transport.key_material import KeyMaterial
 from services.transport.reflection import list_services
@@ -64,6 +64,10 @@ class Endpoint:
         self._config = config
         self._tally = tally
         self._channel = channel
+        self._methods = {
+            method: channel.unary_unary(f"/{SERVICE_NAME}/{method}", response_deserializer=answer.FromString)
+            for method, answer in (("Describe", reward_pb2.DescribeResponse), ("Score", reward_pb2.ScoreResponse))
+        }
         self._token = token
         self._find_fault = find_fault
         self._has_answered = False
@@ -83,8 +87,8 @@ class Endpoint:
             self._description = await self._ask_description()
         return self._description
 
-    async def score(self, request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
-        """The server's reply, unchecked."""
+    async def score(self, request: bytes) -> reward_pb2.ScoreResponse:
+        """The server's reply to a `ScoreRequest`, unchecked."""
         response: reward_pb2.ScoreResponse = await self._call("Score", request, self._config.timeout_s)
         self.standing.answered()  # Not for a description: a server may tell it and still hang at every call.
         return response
@@ -99,7 +103,7 @@ class Endpoint:
     async def _ask_description(self) -> RewardDescription:
         timeout_s = min(DESCRIBE_S, self._config.timeout_s)
         try:
-            message = await self._call("Describe", reward_pb2.DescribeRequest(), timeout_s)
+            message = await self._call("Describe", b"", timeout_s)  # A request without fields.
         except NotImplementedThere as error:
             raise RewardContractError(f"{error}; {await self._what_it_has(timeout_s)}") from error
         except Outage as error:
@@ -121,17 +125,16 @@ class Endpoint:
         own = [name for name in names if not name.startswith("grpc.")]
         return f"it has {', '.join(own) or 'no service of its own'}, and {SERVICE_NAME} is wanted"
 
-    async def _call(self, method: str, request: Any, timeout_s: float) -> Any:  # Any: the messages of either method
-        stub = reward_pb2_grpc.RewardServiceStub(self._channel)
+    async def _call(self, method: str, request: bytes, timeout_s: float) -> Any:  # Any: the reply of either method
         with self.standing.call():
             try:
-                response = await getattr(stub, method)(request, timeout=timeout_s, metadata=self._metadata())
+                response = await self._methods[method](request, timeout=timeout_s, metadata=self._metadata())
             except grpc.aio.AioRpcError as error:
                 failure = typed(
                     error,
                     address=self.address,
                     method=method,
-                    num_bytes=request.ByteSize(),
+                    num_bytes=len(request),
                     timeout_s=timeout_s,
                     config=self._config,
                 )

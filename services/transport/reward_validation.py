@@ -29,7 +29,7 @@ def fault_in_reward(reward: Reward, *, description: RewardDescription, completio
     for name, value in reward.components.items():
         if not math.isfinite(value):
             return f"component {name!r} is {value}, which is not finite"
-    return _fault_in_steps(reward.steps, completion)
+    return _fault_in_steps(reward.steps, completion) if reward.steps else None
 
 
 def fault_in_description(description: RewardDescription) -> str | None:
@@ -51,8 +51,10 @@ def fault_in_reply(*, asked: str, answered: str, sample_ids: Sequence[str], resu
     """Why a reply to request `asked` with `sample_ids` cannot be its answer."""
     if answered != asked:
         return f"it answered request {answered!r} where {asked!r} was asked"
+    if sample_ids == result_ids:
+        return None
     wanted, found = Counter(sample_ids), Counter(result_ids)
-    if wanted == found:
+    if wanted == found:  # Any order will do.
         return None
     lists = {
         "missing": wanted.keys() - found.keys(),
