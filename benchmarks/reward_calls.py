@@ -3,7 +3,7 @@
 The reward does nothing, so that only the service is measured. The client runs on one core, the servers, of which one
 works at a time, on another. *Server*: the same bare client sends the same bytes to both servers. *Client and server*:
 `RewardClient.score`, which encodes, retries and checks every answer, against the bare client and the echo. Against
-HTTP, which scores one sample a call, samples are counted.
+HTTP, which scores one sample a call, samples are counted; the echo over HTTP is what grpc.aio leaves to calls of one.
 
     python -m benchmarks.reward_calls [--pairs 7] [--seconds 1] [--characters 2000] [--output results.json]
 """
@@ -125,6 +125,7 @@ async def measure(addresses: dict[str, str], arguments: argparse.Namespace) -> l
                 (f"server ÷ echo, {text}", "calls/s", bare, echo, 0.85),
                 (f"client and server ÷ echo, {text}", "calls/s", ours, echo, 0.85),
                 (f"client and server ÷ HTTP, {text}", "samples/s", scored, http, 3.0),
+                *([("echo ÷ HTTP: most that calls of one can reach", "calls/s", echo, http, 3.0)] if size == 1 else []),
             ):
                 measured = await in_turn(mine, theirs, num_pairs=arguments.pairs)
                 ratios.append(Ratio(name=name, unit=unit, ours=measured[0], theirs=measured[1], aim=aim))

@@ -66,7 +66,8 @@ def load_reward(service: RewardSource) -> RewardFunction:
             f"there is no reward {service.name!r}; built in are {', '.join([*REWARDS, *SCORERS])}; "
             "your own is given as my_reward.py:score"
         )
-    return _with_options_in_version(_with_options(REWARDS[service.name], service), service)
+    function = replace(_with_options(REWARDS[service.name], service), gives_steps=False)  # None of the built-in does.
+    return _with_options_in_version(function, service)
 
 
 def _part(source: RewardSource, config: RewardServerConfig) -> Part:

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from reward_server.parts import Part, Tally, Versions, counters_of
+from reward_server.parts import Part, Tally, Versions, any_gives_steps, counters_of
 from reward_server.ranges import Range, hull, of_sum, scaled, within
 from reward_server.routing import Routing
 from reward_server.steps import merge_steps
@@ -50,6 +50,7 @@ class CompositeScorer:
             needs_token_ids=any(description.needs_token_ids for description in descriptions),
             minimum=low if math.isfinite(low) else None,
             maximum=high if math.isfinite(high) else None,
+            gives_steps=any_gives_steps([part for part in self._parts if part.weight]),
         )
 
     async def start(self) -> None:

@@ -106,8 +106,8 @@ class RewardConfig(RewardClientConfig):
         if bool(self.addresses) == bool(self.services):
             found = "both" if self.addresses else "neither"
             raise ValueError(
-                f"give either reward.addresses (servers that run already) or reward.services (rewards that the run "
-                f"starts itself); {found} was given"
+                f"give either {self.section}addresses (servers that run already) or {self.section}services (rewards "
+                f"that the run starts itself); {found} was given"
             )
         check_addresses(self.addresses, self)
         return self

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from reward_server.composition import refuse_equal_labels
 from reward_server.part_config import EnsembleConfig
-from reward_server.parts import Part, Tally, Versions, counters_of
+from reward_server.parts import Part, Tally, Versions, any_gives_steps, counters_of
 from reward_server.ranges import Range, of_mean, of_mean_minus_std, of_minimum, within
 from reward_server.steps import merge_steps
 from services.contracts.records import Failure, FailureCode, Reward, RewardDescription, RewardSample, StepReward
@@ -48,6 +48,7 @@ class EnsembleScorer:
             needs_token_ids=any(member.scorer.description.needs_token_ids for member in self._members),
             minimum=low if math.isfinite(low) else None,
             maximum=high if math.isfinite(high) else None,
+            gives_steps=any_gives_steps(self._members) if self._config.aggregate == "mean" else False,
         )
 
     async def start(self) -> None:

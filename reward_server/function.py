@@ -32,6 +32,7 @@ class RewardFunction:
         needs_token_ids: whether the completion's token ids must be sent.
         minimum: smallest value it can return; None where it has no bound.
         maximum: largest value it can return; None where it has no bound.
+        gives_steps: whether its rewards may score single steps; None where that is not known.
         isolate: whether it may hang in a way that only killing its process ends.
         opened: makes a context that is entered before the first sample is scored and left after the last.
         counters: totals of its own for the server's metrics, by name; each only grows.
@@ -45,6 +46,7 @@ class RewardFunction:
     needs_token_ids: bool = False
     minimum: float | None = None
     maximum: float | None = None
+    gives_steps: bool | None = None
     isolate: bool = False
     opened: Callable[[], AbstractAsyncContextManager[object]] = nullcontext
     counters: Callable[[], Mapping[str, float]] = dict
@@ -64,6 +66,7 @@ class RewardFunction:
             needs_token_ids=self.needs_token_ids,
             minimum=self.minimum,
             maximum=self.maximum,
+            gives_steps=self.gives_steps,
         )
 
     @property

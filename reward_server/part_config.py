@@ -7,7 +7,7 @@ were checked together have one way to route; what only the reward itself can tel
 import difflib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
@@ -36,6 +36,8 @@ class NamedKeys(Section):
 
 class RemoteConfig(NamedKeys, RewardClientConfig):
     """A reward service that runs elsewhere, and how this server calls it."""
+
+    section: ClassVar[str] = "remote."
 
     addresses: tuple[str, ...] = Field(min_length=1)
     """Servers of one reward service, each HOST:PORT; calls go round all of them."""

@@ -81,6 +81,12 @@ def counters_of(parts: Sequence[Part]) -> dict[str, float]:
     return {f"{part.label}/{name}": count for part in parts for name, count in part.scorer.counters().items()}
 
 
+def any_gives_steps(parts: Sequence[Part]) -> bool | None:
+    """Whether what is made of the parts may score single steps; None where some part does not say."""
+    said = {part.scorer.description.gives_steps for part in parts}
+    return True if True in said else None if None in said else False
+
+
 @dataclass(kw_only=True, slots=True)
 class Tally:
     """What the parts of one sample gave so far.

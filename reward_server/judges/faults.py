@@ -10,7 +10,8 @@ from services.contracts.records import Failure, FailureCode
 class JudgeFault(TriremeError):
     """A question that stays without a verdict; `failure` is what it means for a sample.
 
-    INVALID_SAMPLE and INTERNAL are about this question; the other codes are about the endpoint and concern every one.
+    INVALID_SAMPLE and INTERNAL are about this question, and so is TIMEOUT, which a question that takes the model long
+    meets alone; the other codes are about the endpoint and concern every one.
     """
 
     def __init__(self, message: str, *, code: FailureCode, retryable: bool = False) -> None:
@@ -20,7 +21,7 @@ class JudgeFault(TriremeError):
     @property
     def concerns_all(self) -> bool:
         """Whether other questions would fail as well."""
-        return self.failure.code not in (FailureCode.INVALID_SAMPLE, FailureCode.INTERNAL)
+        return self.failure.code not in (FailureCode.INVALID_SAMPLE, FailureCode.INTERNAL, FailureCode.TIMEOUT)
 
 
 class Unreadable(Exception):

@@ -6,6 +6,7 @@ scores name, and those who wait for the old version get it; a model runs in a th
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -84,6 +85,8 @@ class RewardModelScorer:
 
     async def start(self) -> None:
         await self.versions.start()
+        head = self.versions.current.card.head
+        self.description = replace(self.description, gives_steps=head == "process")
         if self._reload_every_s:
             self._watching = asyncio.create_task(self.versions.watch(self._reload_every_s))
 

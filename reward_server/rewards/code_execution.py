@@ -62,6 +62,7 @@ class CodeExecution(ScorerOptions):
             version=f"1-{digest}",  # Servers that differ in their options alone must not pass for one reward.
             minimum=0.0,
             maximum=1.0,
+            gives_steps=False,
             opened=examiner.opened,
         )
         return FunctionScorer(function, timeout_s=config.timeout_s, num_threads=config.num_threads)

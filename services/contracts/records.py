@@ -229,6 +229,8 @@ class RewardDescription:
         max_batch_samples: most samples in one `Score` call.
         max_request_bytes: largest `Score` request.
         contract_version: version of the contract that the service keeps.
+        gives_steps: whether its rewards may score single steps; None where the service does not say. It tells no reward
+            from another, so that servers of one reward agree of which the older say nothing.
     """
 
     name: str
@@ -239,6 +241,7 @@ class RewardDescription:
     max_batch_samples: int = 1024
     max_request_bytes: int = 4 << 20
     contract_version: int = REWARD_CONTRACT_VERSION
+    gives_steps: bool | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ another model at `latest`. Invariant: every process here may be killed at any ti
 
 import asyncio
 from contextlib import closing
+from typing import ClassVar
 
 from reward_server.config import RewardConfig
 from services.contracts.errors import UserError
@@ -20,11 +21,17 @@ from services.control.reward_service import open_reward_service
 from services.control.reward_versions import AdaptSection, RewardVersions, Tell
 
 
+class LabelsConfig(RewardConfig):
+    """Where the labelling reward comes from; the settings are those of a run's `reward`."""
+
+    section: ClassVar[str] = "labels."
+
+
 class AdaptConfig(SettingsRoot):
     """Everything `trireme adapt` can be told."""
 
     run: AdaptSection
-    labels: RewardConfig
+    labels: LabelsConfig
     """The reward that tells which completion is better: a judge, a verifier, people behind a service of their own."""
     pairs: PairsConfig = PairsConfig()
 

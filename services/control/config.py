@@ -5,7 +5,7 @@ only the machine, the model or the data can tell is checked by `preflight`.
 """
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -185,6 +185,12 @@ class TrainerRoot(SettingsRoot):
     cluster: ClusterConfig = ClusterConfig()
 
 
+class GoldConfig(RewardConfig):
+    """Where the reward that counts comes from; the settings are those of `reward`."""
+
+    section: ClassVar[str] = "gold."
+
+
 class RunConfig(TrainerRoot):
     """Everything `trireme train` and `trireme evaluate` can be told."""
 
@@ -193,7 +199,7 @@ class RunConfig(TrainerRoot):
     learner: LearnerConfig = Field(default_factory=LearnerConfig)
     rollout: RolloutConfig = RolloutConfig()
     reward: RewardConfig
-    gold: RewardConfig | None = None
+    gold: GoldConfig | None = None
     """The reward that counts, where `reward` only stands for it: scored on the completions of each evaluation, never
     trained on. See `alarms`."""
     evaluate: EvaluateConfig = EvaluateConfig()

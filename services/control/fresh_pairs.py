@@ -16,8 +16,8 @@ from rollout_workers.rows import Row, read_rows
 from services.contracts.interfaces import RewardScorer
 from services.contracts.records import Reward, RewardSample
 from services.contracts.settings import Section
-from services.control.metrics import SAMPLES_FILE, SampleRecord, read_samples
-from services.control.step_log import StepLog, read_lines
+from services.control.metrics import SAMPLES_FILE, SampleRecord, to_sample
+from services.control.step_log import LineTail, StepLog, read_lines
 
 PAIRS_FILE = "pairs.jsonl"
 
@@ -60,9 +60,9 @@ class PairQueue:
         known = read_lines(self._path)
         self._step = known[-1]["step"] - 1 if known else 0  # The last step may have been cut short.
         self._log = StepLog(self._path, resume_step=self._step)
-        self._follow = follow
         self._config = config
-        self._num_bytes_read = 0
+        self._samples = LineTail(follow / SAMPLES_FILE)
+        self._unlabelled: defaultdict[int, list[SampleRecord]] = defaultdict(list)
         self.num_pairs = len(read_lines(self._path))
         self.num_failed = 0
 
@@ -86,20 +86,19 @@ class PairQueue:
 
     def close(self) -> None:
         self._log.close()
+        self._samples.close()
 
     def _whole_steps(self) -> Iterator[tuple[int, list[SampleRecord]]]:
         """The steps not yet labelled, but for the newest, which the run may still be writing."""
-        path = self._follow / SAMPLES_FILE
-        num_bytes = path.stat().st_size if path.exists() else 0
-        if num_bytes == self._num_bytes_read:
-            return
-        self._num_bytes_read = num_bytes
-        steps: defaultdict[int, list[SampleRecord]] = defaultdict(list)
-        for sample in read_samples(self._follow):
-            steps[sample.step].append(sample)
-        for step in sorted(steps)[:-1]:
-            if step > self._step:
-                yield step, steps[step]
+        lines = self._samples.read()
+        if self._samples.is_anew:
+            self._unlabelled.clear()
+        for sample in map(to_sample, lines):
+            if sample.step > self._step:
+                self._unlabelled[sample.step].append(sample)
+        for step in sorted(self._unlabelled)[:-1]:
+            yield step, self._unlabelled[step]
+            del self._unlabelled[step]
 
     async def _pair(self, group: Sequence[SampleRecord], labels: RewardScorer) -> FreshPair | None:
         """The pair of a prompt; None where its completions do not differ, or cannot be labelled."""

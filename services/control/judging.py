@@ -15,7 +15,7 @@ from pydantic import Field
 from reward_server.judges.faults import JudgeFault
 from reward_server.judges.judge import Counts, Judge
 from services.contracts.errors import TriremeError, UserError
-from services.contracts.records import Json
+from services.contracts.records import FailureCode, Json
 from services.contracts.settings import Section
 from services.control import run_folder
 from services.control.candidates import PromptValue
@@ -34,7 +34,8 @@ class JobConfig(Section):
     seed: int = 0
     """Seed of what is drawn at random."""
     max_failed: int = Field(default=100, ge=0)
-    """Items that may stay without a verdict before the job stops; when it goes on they are asked about again."""
+    """Items that may stay without a verdict, such as for a judge that takes longer than judge.timeout_s each of
+    judge.max_attempts times, before the job stops; when it goes on they are asked about again."""
 
 
 class Item(Protocol):
@@ -56,6 +57,7 @@ class Job:
     results: dict[str, Result] = field(default_factory=dict)
     counts: Counts = field(default_factory=Counts)
     num_failed: int = 0
+    num_timeouts_in_a_row: int = 0
 
     async def run(
         self,
@@ -68,13 +70,14 @@ class Job:
         """Do what is not done yet; `tell` hears every few seconds how far it is.
 
         Raises:
-            JudgeFault: the judge is away, or its budget is spent.
+            JudgeFault: the judge is away, its budget is spent, or it answers none of as many items as are asked about
+                at once.
             TriremeError: more than `max_failed` items failed.
         """
         try:
             await work_off(
                 [item for item in items if item.id not in self.results],
-                lambda item: self._do(item.id, work(item)),
+                lambda item: self._do(item.id, work(item), judge.config.max_in_flight),
                 at_once=judge.config.max_in_flight,
                 tell=lambda: tell(f"{len(self.results)} of {len(items)} judged, {self.num_failed} failed"),
             )
@@ -82,14 +85,18 @@ class Job:
             self.log.note("asked", **asdict(judge.counts))
             self.counts += judge.counts
 
-    async def _do(self, item_id: str, work: Awaitable[dict[str, Json]]) -> None:
+    async def _do(self, item_id: str, work: Awaitable[dict[str, Json]], max_timeouts_in_a_row: int) -> None:
         try:
             result = await work
         except JudgeFault as fault:
             if fault.concerns_all:
                 raise
             self._fail(item_id, fault)
+            self.num_timeouts_in_a_row += fault.failure.code is FailureCode.TIMEOUT
+            if self.num_timeouts_in_a_row > max_timeouts_in_a_row:
+                raise  # An endpoint that hangs would otherwise be waited for until `max_failed` is reached.
         else:
+            self.num_timeouts_in_a_row = 0
             self.log.note("judged", item=item_id, result=result)
             self.results[item_id] = result
 

@@ -20,7 +20,7 @@ from services.contracts.records import NOT_SAMPLED, FinishReason, Json, Reward, 
 from services.contracts.settings import Section
 from services.control.metric_sinks import SINKS
 from services.control.run_folder import METRICS_FILE
-from services.control.step_log import StepLog, read_lines
+from services.control.step_log import Line, StepLog, read_lines
 
 SAMPLES_FILE = "samples.jsonl"
 
@@ -155,17 +155,19 @@ class SampleLog:
 
 def read_samples(folder: Path) -> list[SampleRecord]:
     """The completions a run kept, in order of steps. Raises `UserError` on a damaged file."""
-    return [
-        SampleRecord(
-            **{
-                **line,
-                "reward": _number(line["reward"]),
-                "components": _numbers(line["components"]),
-                "steps": [StepReward(**step | {"value": _number(step["value"])}) for step in line.get("steps", ())],
-            }
-        )
-        for line in read_lines(folder / SAMPLES_FILE)
-    ]
+    return list(map(to_sample, read_lines(folder / SAMPLES_FILE)))
+
+
+def to_sample(line: Line) -> SampleRecord:
+    """The completion in a line of `samples.jsonl`."""
+    return SampleRecord(
+        **{
+            **line,
+            "reward": _number(line["reward"]),
+            "components": _numbers(line["components"]),
+            "steps": [StepReward(**step | {"value": _number(step["value"])}) for step in line.get("steps", ())],
+        }
+    )
 
 
 def _by_sample_index(groups: Sequence[ScoredGroup]) -> Iterator[tuple[Rollout, Reward, ScoredGroup]]:

@@ -20,6 +20,7 @@ from services.control.cluster import Cluster, Room
 from services.control.config import ClusterConfig, RunConfig, SupervisedRoot, TrainerRoot
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
+from services.control.preflight import refuse_reward_without_steps
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
 from services.control.reward_service import GOLD_LOG_FILE, open_reward_service
 from services.control.run_events import RunEvents
@@ -64,6 +65,7 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
     """
     async with AsyncExitStack() as stack:
         rewards, gold = await _open_rewards(config, stack)
+        refuse_reward_without_steps(config.learner, rewards.description)
         ranks = _learner_demands(config)
         cluster = stack.enter_context(_open_cluster(config, ranks))
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)

@@ -9,12 +9,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from ppo_learner.config import LearnerConfig
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.teacher_config import TeacherConfig
 from rollout_workers.demonstrations import load_demonstrations
 from rollout_workers.prompts import DataConfig, PromptSet, load_prompts
 from services.contracts.errors import UserError
-from services.contracts.records import Demonstration
+from services.contracts.records import Demonstration, RewardDescription
 from services.contracts.settings import ModelConfig
 from services.control.config import RunConfig, SupervisedRunConfig
 from services.transport import secret_files
@@ -211,4 +212,14 @@ def _check_colocation(config: RunConfig) -> None:
         raise UserError(
             "rollout.colocate puts learner and worker on one GPU, and NCCL takes one process of each GPU; set "
             "weights.transport to ipc or shared_memory"
+        )
+
+
+def refuse_reward_without_steps(learner: LearnerConfig, reward: RewardDescription) -> None:
+    """Raises `UserError` where steps count and the reward says that it scores none."""
+    if learner.uses_steps and reward.gives_steps is False:
+        raise UserError(
+            f"learner.algorithm {learner.algorithm} learns from rewards for steps (learner.step_weight is "
+            f"{learner.step_weight:g}), and the reward {reward.name} says that it gives none (gives_steps); use a "
+            "reward that gives steps, or an algorithm and weights that learn from totals alone"
         )

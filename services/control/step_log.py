@@ -7,9 +7,10 @@ a line, so that a run which never made a step leaves none.
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from services.contracts.errors import UserError
 from services.control.line_file import LineFile, replace_lines
@@ -62,16 +63,75 @@ def read_lines(path: Path) -> list[dict[str, Any]]:  # Any: whatever JSON holds
         encoded.pop()
     for number, text in enumerate(encoded, start=1):
         try:
-            line = json.loads(text)
-            int(line["step"])
-        except (ValueError, TypeError, KeyError) as error:
+            lines.append(_decode(text, path, number))
+        except UserError:
             if number < len(encoded):
-                raise UserError(
-                    f"{path}, line {number} is not a JSON object with a step: {text[:60]!r}; mend or delete that line"
-                ) from error
-        else:
-            lines.append(line)
+                raise
     return lines
+
+
+class LineTail:
+    """The whole lines of a file that another process writes, each read once.
+
+    A file that was put in the place of the one read before is read from its beginning: so is what a run leaves that is
+    resumed from an earlier step.
+
+    Attributes:
+        is_anew: whether the last lines read are the first of their file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.is_anew = True
+        self._path = path
+        self._file: BinaryIO | None = None
+        self._num_lines = 0
+
+    def read(self) -> list[dict[str, Any]]:  # Any: whatever JSON holds
+        """The lines since the last time; one that is not ended yet is left for the next.
+
+        Raises:
+            UserError: a line is damaged.
+        """
+        self.is_anew = self._follow()
+        if self._file is None:
+            return []
+        begin = self._file.tell()
+        content = self._file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        self._file.seek(begin + len(whole))
+        lines = []
+        for text in whole.splitlines():
+            self._num_lines += 1
+            lines.append(_decode(text, self._path, self._num_lines))
+        return lines
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def _follow(self) -> bool:
+        """Open what stands at the path now, if that is another file; returns whether it is."""
+        try:
+            found = self._path.open("rb")
+        except FileNotFoundError:
+            return False
+        if self._file is not None and os.path.sameopenfile(found.fileno(), self._file.fileno()):
+            found.close()
+            return False
+        self.close()
+        self._file, self._num_lines = found, 0
+        return True
+
+
+def _decode(text: bytes, path: Path, number: int) -> dict[str, Any]:  # Any: whatever JSON holds
+    try:
+        line: dict[str, Any] = json.loads(text)  # Any: as above
+        int(line["step"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{path}, line {number} is not a JSON object with a step: {text[:60]!r}; mend or delete that line"
+        ) from error
+    return line
 
 
 def _rewrite(path: Path, lines: Sequence[Line]) -> None:

@@ -156,7 +156,9 @@ class RewardClient:
         ours, theirs = self._config.max_request_bytes, self.description.max_request_bytes
         if theirs < ours:
             return f"{num_bytes} bytes exceed the {theirs} that the service takes; raise its max_message_bytes"
-        return f"{num_bytes} bytes exceed reward.max_request_bytes ({ours}); raise it, to {theirs} at most"
+        return (
+            f"{num_bytes} bytes exceed {self._config.section}max_request_bytes ({ours}); raise it, to {theirs} at most"
+        )
 
     async def _settle(self, batch: Batch, call: Sequence[Encoded]) -> None:
         """Score what fits one call, again and again until each outcome is final."""
@@ -232,7 +234,7 @@ class RewardClient:
             raise RewardUnavailable(
                 f"no answer from the reward service ({self._addresses}) for {patience.outage_s:.0f} s; the last error: "
                 f"{error}. Start it (`trireme reward serve`), test it (`trireme reward check`), or raise "
-                f"reward.unavailable_budget_s ({patience.budget_s:g})"
+                f"{self._config.section}unavailable_budget_s ({patience.budget_s:g})"
             ) from error
 
     def _note_retry(self, error: BaseException, again: Callable[[], None]) -> None:

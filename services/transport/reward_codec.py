@@ -163,6 +163,7 @@ def encode_description(description: RewardDescription) -> reward_pb2.DescribeRes
         max_batch_samples=description.max_batch_samples,
         contract_version=description.contract_version,
         max_request_bytes=description.max_request_bytes,
+        gives_steps=description.gives_steps,
     )
 
 
@@ -177,6 +178,7 @@ def decode_description(message: reward_pb2.DescribeResponse) -> RewardDescriptio
         max_batch_samples=message.max_batch_samples or DEFAULT_MAX_BATCH_SAMPLES,
         max_request_bytes=message.max_request_bytes or DEFAULT_MAX_REQUEST_BYTES,
         contract_version=message.contract_version or DEFAULT_CONTRACT_VERSION,
+        gives_steps=message.gives_steps if message.HasField("gives_steps") else None,
     )
 
 

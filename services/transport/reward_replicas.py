@@ -50,8 +50,8 @@ class Replicas:
         self._config = config
         self._look_up = look_up
         self._tally = tally
-        self._material = client_material(config, section="reward.")
-        self._tokens = tokens(config, section="reward.")
+        self._material = client_material(config, section=config.section)
+        self._tokens = tokens(config, section=config.section)
         self._endpoints: dict[ReplicaKey, Endpoint] = {}
         self._lookup_faults: list[str] = []
         self._refreshing: asyncio.Task[None] | None = None

@@ -5,6 +5,7 @@ It must not know gRPC or any reward, so that reading a configuration stays cheap
 """
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -13,6 +14,8 @@ from services.transport.security import ClientSecurity, refuse_plaintext
 
 class RewardClientConfig(ClientSecurity):
     """Deadlines, retries, limits and security of the calls to a reward service."""
+
+    section: ClassVar[str] = "reward."
 
     timeout_s: float = Field(default=60.0, gt=0)
     """Deadline of one call, in seconds; a call that misses it is made again, on another server where there is one."""

@@ -57,15 +57,16 @@ def typed(
 
 def _too_large(method: str, num_bytes: int, details: str, config: RewardClientConfig) -> str:
     if TOO_LARGE_HERE.search(details):  # Requests are not compressed, so what was decompressed is the answer.
-        return f"answered {method} with more than reward.max_response_bytes ({config.max_response_bytes}): {details}"
+        limit = f"{config.section}max_response_bytes ({config.max_response_bytes})"
+        return f"answered {method} with more than {limit}: {details}"
     return (
         f"does not take a {method} request of {num_bytes} bytes, although it declares that it does: {details}; lower "
-        f"reward.max_request_bytes ({config.max_request_bytes})"
+        f"{config.section}max_request_bytes ({config.max_request_bytes})"
     )
 
 
 def _fault_in_token(config: RewardClientConfig) -> str:
     for name in ("token_file", "token_variable"):
         if getattr(config, name) is not None:
-            return f"does not know the token that reward.{name} leads to"
-    return "asks for a token; set reward.token_file or reward.token_variable"
+            return f"does not know the token that {config.section}{name} leads to"
+    return f"asks for a token; set {config.section}token_file or {config.section}token_variable"

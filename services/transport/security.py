@@ -5,7 +5,7 @@ variable is; nothing travels to another machine in plain text unless the user sa
 """
 
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from pydantic import model_validator
 
@@ -52,6 +52,9 @@ class ServerSecurity(ServerCertificate):
 
 class ClientSecurity(Section):
     """How a client knows its servers, and proves itself to them. Its files are read again when they change."""
+
+    section: ClassVar[str] = ""
+    """What errors put before a setting's name, such as `reward.`, so that the one in question is found."""
 
     tls: bool = False
     """Speak TLS with servers whose certificate descends from an authority that this machine trusts."""

@@ -75,7 +75,10 @@ def _fault_in_plaintext(connect: Callable[[], socket.socket], name: str, securit
     context.verify_mode = ssl.CERT_NONE
     try:
         with connect() as plain, _wrapped(context, plain, name):
-            return "speaks TLS; set reward.tls_ca to the authority of its certificate, or reward.tls to true"
+            return (
+                f"speaks TLS; set {security.section}tls_ca to the authority of its certificate, or "
+                f"{security.section}tls to true"
+            )
     except OSError:
         return None
 
@@ -88,8 +91,8 @@ def _wrapped(context: ssl.SSLContext, plain: socket.socket, name: str) -> ssl.SS
 def _fault_in_certificate(error: ssl.SSLCertVerificationError, name: str, security: ClientSecurity) -> str:
     if error.verify_code in WRONG_NAME:
         return (
-            f"shows a certificate that does not name {name}; use a name that it has in reward.addresses, or set "
-            "reward.tls_server_name"
+            f"shows a certificate that does not name {name}; use a name that it has in {security.section}addresses, "
+            f"or set {security.section}tls_server_name"
         )
     if error.verify_code == EXPIRED:
         return (
@@ -97,13 +100,16 @@ def _fault_in_certificate(error: ssl.SSLCertVerificationError, name: str, securi
         )
     if error.verify_code == NOT_YET_VALID:
         return "shows a certificate that is not valid yet; look at the clocks of both machines"
-    authority = "this machine trusts" if security.tls_ca is None else "reward.tls_ca vouches for"
+    authority = "this machine trusts" if security.tls_ca is None else f"{security.section}tls_ca vouches for"
     return f"shows a certificate that is none that {authority}: {error.verify_message}"
 
 
 def _fault_in_handshake(reason: str, security: ClientSecurity) -> str | None:
     if reason in NOT_TLS:
-        return "does not speak TLS; give it tls_certificate and tls_key, or leave out reward.tls and reward.tls_ca"
+        return (
+            f"does not speak TLS; give it tls_certificate and tls_key, or leave out {security.section}tls and "
+            f"{security.section}tls_ca"
+        )
     if "ALERT" not in reason:
         return None
     is_about_us = "CERT" in reason or "UNKNOWN_CA" in reason
@@ -114,8 +120,9 @@ def _fault_in_own_certificate(security: ClientSecurity) -> str:
     if security.tls_certificate is None:
         return (
             "closes the connection after the TLS handshake, as a server does that asks for a client certificate; set "
-            "reward.tls_certificate and reward.tls_key"
+            f"{security.section}tls_certificate and {security.section}tls_key"
         )
     return (
-        "does not accept the client certificate in reward.tls_certificate: it has expired, or its authority is another"
+        f"does not accept the client certificate in {security.section}tls_certificate: it has expired, or its "
+        "authority is another"
     )

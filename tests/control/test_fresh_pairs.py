@@ -5,7 +5,7 @@ from pathlib import Path
 
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample, RolloutGroup, ScoredGroup
 from services.control.fresh_pairs import PAIRS_FILE, PairQueue, PairsConfig
-from services.control.metrics import SampleLog
+from services.control.metrics import SAMPLES_FILE, SampleLog
 from tests.fakes import FakeRewards, make_prompt, make_rollout
 
 
@@ -93,3 +93,40 @@ async def test_a_queue_that_was_killed_labels_the_torn_step_again_and_no_other(t
     assert queue.newest() == whole
     assert queue.num_pairs == 3
     assert labels.asked == ["prompt 1", "prompt 2"]
+
+
+async def test_what_a_run_adds_is_read_once_and_a_line_that_is_being_written_when_it_is_whole(tmp_path: Path) -> None:
+    run, labels = tmp_path / "run", Digits()
+    sample(run, after=0, steps=[[scored(0, "1", "a")], [scored(1, "1", "a")]])
+    path = run / SAMPLES_FILE
+    whole = path.read_bytes()
+    torn = whole[:-20]
+    path.write_bytes(torn)
+    queue = PairQueue(tmp_path, run, PairsConfig())
+    await queue.fill(labels)
+    with path.open("r+b") as file:  # What was read must not be read again: it would be no JSON.
+        file.write(b"x" * torn.rfind(b"\n"))
+        file.seek(len(torn))
+        file.write(whole[-20:])
+    with SampleLog(tmp_path / "more", samples_per_step=100, resume_step=2) as log:
+        log.record(3, [scored(2, "12", "a")])
+    with path.open("ab") as file:
+        file.write((tmp_path / "more" / SAMPLES_FILE).read_bytes())
+    await queue.fill(labels)
+    queue.close()
+
+    assert labels.asked == ["prompt 0", "prompt 1"]
+    assert queue.num_pairs == 2
+
+
+async def test_a_run_that_is_resumed_from_an_earlier_step_is_followed_from_there(tmp_path: Path) -> None:
+    run, labels = tmp_path / "run", Digits()
+    sample(run, after=0, steps=[[scored(0, "1", "a")], [scored(1, "1", "a")], [scored(2, "1", "a")]])
+    queue = PairQueue(tmp_path, run, PairsConfig())
+    await queue.fill(labels)
+    sample(run, after=2, steps=[[scored(7, "1", "a")], [scored(8, "1", "a")]])
+    await queue.fill(labels)
+    queue.close()
+
+    assert labels.asked == ["prompt 0", "prompt 1", "prompt 7"]
+    assert [pair["step"] for pair in queue.newest()] == [1, 2, 3]

@@ -146,6 +146,38 @@ async def test_a_pair_without_a_verdict_is_left_out_and_asked_about_again(
         await labelled(sections, mumbles)
 
 
+async def test_a_pair_that_takes_the_judge_too_long_is_left_out_and_counted(
+    sections: dict[str, dict[str, object]], tmp_path: Path
+) -> None:
+    fair = prefers(len)
+
+    def ponders(body: Body) -> Said:
+        return Answer(hang=True) if texts_of(body)["PROMPT"] == "Why?" else fair(body)
+
+    async with fake_endpoint(ponders) as endpoint:
+        config = to_config(sections, endpoint, timeout_s=0.2, max_attempts=2)
+        found = await label(config, tell=print)
+        assert (found.num_failed, found.num_pairs) == (1, 2)
+        failed = [event for event in json_lines(tmp_path / "labels" / EVENTS_FILE) if event["event"] == "failed"]
+        assert len(failed) == 1 and "did not answer within 0.2 s (judge.timeout_s)" in failed[0]["message"]
+
+        endpoint.mind = fair
+        assert (await label(config, tell=print)).num_failed == 0
+        assert len(json_lines(tmp_path / "labels" / "preferences.jsonl")) == 2
+
+
+async def test_a_judge_that_answers_nothing_at_all_is_not_waited_for_again_and_again(tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    texts = [{"prompt": f"Why {index}?", "completion": text} for index in range(6) for text in ("Yes.", "No.")]
+    rows.write_text("".join(json.dumps(row) + "\n" for row in texts))
+    many: dict[str, dict[str, object]] = {"run": {"dir": str(tmp_path / "out")}, "candidates": {"rows": str(rows)}}
+    async with fake_endpoint(lambda body: Answer(hang=True)) as endpoint:
+        with pytest.raises(JudgeFault, match="did not answer within"):
+            await label(to_config(many, endpoint, timeout_s=0.1, max_attempts=1, max_in_flight=2), tell=print)
+    failed = [event for event in json_lines(tmp_path / "out" / EVENTS_FILE) if event["event"] == "failed"]
+    assert len(failed) == 3  # One more than are asked about at once.
+
+
 async def test_the_command_tells_what_it_found_and_how_it_goes_on(
     sections: dict[str, dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -233,6 +233,31 @@ def test_reward_servers_answer_their_own_runs_only() -> None:
     assert policy["spec"]["podSelector"]["matchLabels"].items() <= server.items()
 
 
+def test_metrics_are_served_where_prometheus_is_told_to_look_and_nobody_else_may(tmp_path: Path) -> None:
+    metrics = {"port": 9191, "from": [{"podSelector": {"matchLabels": {"app": "prometheus"}}}]}
+    manifests = render({"reward": {"metrics": metrics}})
+    for manifest in manifests:
+        check(manifest, KUBERNETES[0])
+    served = _served(manifests, tmp_path)
+    assert (served.metrics_host, served.metrics_port) == ("0.0.0.0", 9191)
+    template = one(manifests, "Deployment")["spec"]["template"]
+    assert {name: value for name, value in template["metadata"]["annotations"].items() if "prometheus" in name} == {
+        "prometheus.io/scrape": "true", "prometheus.io/port": "9191", "prometheus.io/path": "/metrics",
+    }  # fmt: skip
+    assert {"name": "metrics", "containerPort": 9191} in template["spec"]["containers"][0]["ports"]
+    rules = next(m for m in manifests if m["kind"] == "NetworkPolicy")["spec"]["ingress"]
+    assert [(rule["ports"], rule["from"]) for rule in rules[1:]] == [([{"port": "metrics"}], metrics["from"])]
+
+
+def test_metrics_that_are_not_wanted_leave_no_trace(tmp_path: Path) -> None:
+    manifests = render({"reward": {"metrics": {"enabled": False}}})
+    assert _served(manifests, tmp_path).metrics_port is None
+    template = one(manifests, "Deployment")["spec"]["template"]
+    assert "prometheus.io/scrape" not in template["metadata"]["annotations"]
+    assert [port["name"] for port in template["spec"]["containers"][0]["ports"]] == ["grpc"]
+    assert len(next(m for m in manifests if m["kind"] == "NetworkPolicy")["spec"]["ingress"]) == 1
+
+
 def test_a_changed_reward_replaces_the_pods() -> None:
     def checksum(values: dict[str, object]) -> str:
         template = one(render(values), "Deployment")["spec"]["template"]
@@ -249,6 +274,8 @@ def test_a_changed_reward_replaces_the_pods() -> None:
         {"reward": {"replica": 3}},
         {"reward": {"security": {"clientTlsSecret": "run-tls", "tlsSecret": ""}}},
         {"reward": {"security": {"tokenSecret": "Not A Name"}}},
+        {"reward": {"metrics": {"from": []}}},  # Which would be everybody.
+        {"reward": {"metrics": {"port": 80}}},
         {"ray": {"kind": "service"}},
         {"secrets": {"rayTokenValue": "hunter2"}},
         {"storage": {"size": "many"}},

@@ -16,7 +16,12 @@ from services.transport.reward_client import RewardClient
 from tests.reward_server.serving import IMPATIENT, completion_as_number, honest, make_samples, scripted, serving
 
 TOKENS = RewardFunction(
-    lambda sample: float(len(sample.token_ids)), name="theirs", needs_token_ids=True, minimum=0.0, maximum=9.0
+    lambda sample: float(len(sample.token_ids)),
+    name="theirs",
+    needs_token_ids=True,
+    minimum=0.0,
+    maximum=9.0,
+    gives_steps=True,
 )
 QUICK = {"timeout_s": 0.3, "max_attempts": 1, "unavailable_budget_s": 0.2, "backoff_initial_s": 0.01}
 
@@ -42,7 +47,7 @@ async def test_a_server_can_put_together_what_others_serve() -> None:
             once, again = await asyncio.gather(client.score(make_samples(3)), client.score(make_samples(3)))
             await client.close()
     assert (description.name, description.minimum, description.maximum) == ("number_theirs", 0.0, 14.0)
-    assert description.needs_token_ids
+    assert description.needs_token_ids and description.gives_steps
     expected = [Reward(value=0.5 * n, components={"number": float(n), "theirs": 0.0}) for n in range(3)]
     assert once == again == expected
 

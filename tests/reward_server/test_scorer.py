@@ -194,6 +194,41 @@ async def test_no_more_calls_run_at_once_than_threads() -> None:
     assert most <= 2
 
 
+async def test_a_thread_keeps_its_place_when_its_caller_leaves() -> None:
+    release, begun = threading.Event(), threading.Event()
+    scored: list[str] = []
+
+    def score(sample: RewardSample) -> float:
+        begun.set()
+        release.wait()
+        scored.append(sample.completion)
+        return 1.0
+
+    under_test = scorer(score, num_threads=1)
+    leaving = asyncio.create_task(under_test.score(make_samples(3)))
+    await until(begun.is_set)
+    leaving.cancel()
+    await asyncio.gather(leaving, return_exceptions=True)
+    staying = asyncio.create_task(under_test.score([make_sample(completion="next")]))
+    await asyncio.sleep(0)
+    assert not staying.done()
+    release.set()
+
+    assert await staying == [Reward(value=1.0)]
+    assert scored == ["0", "next"]  # What had not begun is not scored at all.
+
+
+async def test_an_async_function_that_never_waits_is_scored_in_the_task_of_its_caller() -> None:
+    tasks: set[object] = set()
+
+    async def score(sample: RewardSample) -> float:
+        tasks.add(asyncio.current_task())
+        return 0.0
+
+    await scorer(score).score(make_samples(8))
+    assert tasks == {asyncio.current_task()}
+
+
 @pytest.mark.parametrize("says", [{"name": "no good"}, {"minimum": 1.0, "maximum": 0.0}])
 def test_a_function_cannot_describe_itself_wrongly(says: dict[str, object]) -> None:
     with pytest.raises(UserError):

@@ -11,10 +11,13 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from reward_server.config import RewardServerConfig
+from reward_server.config import RewardConfig, RewardServerConfig
 from reward_server.function import RewardFunction
+from reward_server.part_config import RemoteConfig
 from services.contracts.errors import RewardUnavailable, UserError
 from services.contracts.records import Reward
+from services.control.adaptation import LabelsConfig
+from services.control.config import GoldConfig
 from services.transport.grpc_security import bearer, is_accepted
 from services.transport.reward_client import RewardClient
 from services.transport.reward_conformance import CHECKS, check_service
@@ -127,6 +130,21 @@ async def test_what_is_wrong_with_tls_is_told_before_the_run(connect: Connect, p
         for address, config, words in cases:
             with pytest.raises(UserError, match=f"^{address} .*{words}"):
                 await connect([address], config).describe()
+
+
+@pytest.mark.parametrize("section", [GoldConfig, LabelsConfig, RemoteConfig])
+async def test_what_is_wrong_is_told_with_the_section_that_it_is_in(
+    section: type[RewardConfig] | type[RemoteConfig], connect: Connect, pki: Pki
+) -> None:
+    name = section.section
+    async with serving(NUMBER, pki.server()) as address:
+        config = section(addresses=(address,), unavailable_budget_s=0.0)
+        with pytest.raises(UserError, match=f"speaks TLS; set {name}tls_ca to .*, or {name}tls to true"):
+            await connect([address], config).describe()
+        config = section(addresses=(address,), tls_ca=pki.folder / "none")
+        with pytest.raises(UserError, match=f"^{name}tls_ca .*none cannot be used"):
+            connect([address], config)
+    assert name in ("gold.", "labels.", "remote.")
 
 
 async def test_without_a_right_token_nothing_is_answered_but_health(connect: Connect, pki: Pki) -> None:

@@ -35,7 +35,8 @@ async def describes_itself(session: Session) -> str:
         raise Violation(fault)
     found = session.description
     needs = "needs token ids" if found.needs_token_ids else "needs no token ids"
-    return f"{found.name}, version {found.version}, range {range_text(found)}, {needs}"
+    steps = {True: "may give rewards for steps", False: "gives no rewards for steps", None: "says nothing of steps"}
+    return f"{found.name}, version {found.version}, range {range_text(found)}, {needs}, {steps[found.gives_steps]}"
 
 
 async def tells_its_health(session: Session) -> str:

@@ -39,7 +39,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("name", "version", "needs_token_ids", "minimum", "maximum", "max_batch_samples", "contract_version", "max_request_bytes")
+    __slots__ = ("name", "version", "needs_token_ids", "minimum", "maximum", "max_batch_samples", "contract_version", "max_request_bytes", "gives_steps")
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NEEDS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +48,7 @@ class DescribeResponse(_message.Message):
     MAX_BATCH_SAMPLES_FIELD_NUMBER: _ClassVar[int]
     CONTRACT_VERSION_FIELD_NUMBER: _ClassVar[int]
     MAX_REQUEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    GIVES_STEPS_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: str
     needs_token_ids: bool
@@ -56,7 +57,8 @@ class DescribeResponse(_message.Message):
     max_batch_samples: int
     contract_version: int
     max_request_bytes: int
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., needs_token_ids: _Optional[bool] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., max_batch_samples: _Optional[int] = ..., contract_version: _Optional[int] = ..., max_request_bytes: _Optional[int] = ...) -> None: ...
+    gives_steps: bool
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[str] = ..., needs_token_ids: _Optional[bool] = ..., minimum: _Optional[float] = ..., maximum: _Optional[float] = ..., max_batch_samples: _Optional[int] = ..., contract_version: _Optional[int] = ..., max_request_bytes: _Optional[int] = ..., gives_steps: _Optional[bool] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("request_id", "samples")
