@@ -27,7 +27,15 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
 
 @pytest.mark.parametrize(
     "name",
-    ["code.yaml", "gsm8k.yaml", "gpu.yaml", "quickstart/ppo.yaml", "quickstart/process.yaml", "reward_hacking.yaml"],
+    [
+        "code.yaml",
+        "gsm8k.yaml",
+        "gpu.yaml",
+        "judged.yaml",
+        "quickstart/ppo.yaml",
+        "quickstart/process.yaml",
+        "reward_hacking.yaml",
+    ],
 )
 def test_an_example_is_a_valid_configuration(name: str) -> None:
     config = load_config(RunConfig, [str(ROOT / "examples" / name)], prog="", summary="")

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
 from reward_server.assembly import build_scorer
 from reward_server.config import RewardServerConfig, RewardServiceConfig
@@ -35,6 +36,7 @@ from tests.end_to_end.tiny_run import run_sections
 from tests.reward_server.serving import make_sample, serving
 from tests.tiny import write_tiny_model
 
+EXAMPLE = Path(__file__).parents[2] / "examples" / "judged.yaml"
 CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant:"
 KEY = "a-key-for-this-test"
 START_TIMEOUT_S = 120
@@ -187,3 +189,23 @@ async def test_what_a_policy_samples_is_labelled(config: JudgeConfig, task: Path
     found = await label(labelling, tell=print)
     assert found.statistics.agreement.total == 24 and found.num_failed == 0
     assert len(json_lines(tmp_path / "labels" / "preferences.jsonl")) == found.statistics.decided.count
+
+
+def test_a_policy_is_trained_by_what_a_judge_says(config: JudgeConfig, task: Path, tmp_path: Path) -> None:
+    reward = yaml.safe_load(EXAMPLE.read_text())["reward"]
+    reward["services"][0]["options"]["judge"] = config.model_dump(mode="json", exclude_unset=True)
+    train = {"num_steps": 2, "checkpoint_every": 0}
+    sections = run_sections(task, run={"dir": str(tmp_path / "run")}, reward=reward, train=train)
+    sections["learner"] = {"algorithm": "grpo", "lr": 1e-3}
+    trained = trireme("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
+    assert trained.code == 0, trained.output
+
+    samples = json_lines(tmp_path / "run" / "samples.jsonl")
+    marks = [
+        [sample["components"][f"judge_pointwise/{name}"] for name in ("helpful", "truthful")] for sample in samples
+    ]
+    assert len(samples) == 2 * 4 * 4
+    assert {mark for both in marks for mark in both} <= {0.0, 0.25, 0.5, 0.75, 1.0}
+    assert [sample["reward"] for sample in samples] == pytest.approx([(2 * h + t) / 3 for h, t in marks])
+    assert len(set(map(tuple, marks))) > 1  # It learnt from something.
+    assert "questions" in (tmp_path / "run" / "reward_server.log").read_text()
