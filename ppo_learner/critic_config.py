@@ -28,7 +28,8 @@ class CriticConfig(AlgorithmConfig):
     their square."""
     normalise_returns: bool = False
     """Have the critic predict returns on the scale of all returns so far: less their mean, over their deviation. It
-    keeps the loss of values on one scale, whatever that of the rewards is."""
+    keeps the loss of values on one scale, whatever that of the rewards is. When that scale changes, the critic's last
+    layer is corrected such that what it predicts does not (PopArt)."""
     value_coefficient: float = Field(default=0.5, gt=0)
     """Weight of the value loss beside the policy loss; with critic: model it scales only the critic's gradient."""
 

@@ -8,7 +8,7 @@ none. Every method is a collective: every rank calls it, in the same order.
 import logging
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field, replace
 from io import StringIO
@@ -115,6 +115,13 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             with deepspeed.zero.GatheredParameters([parameter], enabled=self._stage == 3):
                 yield name, parameter.data
+
+    def change(self, changes: Mapping[str, Callable[[Tensor], Tensor]]) -> None:
+        """Give trained weights other values, each number by itself; the optimizer's state stays as it is."""
+        for shard in partitions.shards_of(self._engine, self._stage):
+            if shard.name in changes:
+                shard.weight.copy_(changes[shard.name](shard.weight))
+        partitions.spread_weights(self._engine, self._stage)
 
     def average(self) -> None:
         """Take the present weights into their moving average, where one is kept."""

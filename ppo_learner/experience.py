@@ -116,10 +116,10 @@ def make_experience(
     raw = ADVANTAGES[config.parts.advantage](episodes, config)
     advantages = whiten(raw, episodes.mask) if config.whiten_advantages else raw
     returns = None if values is None else batch.unpad(raw + values)
-    targets = returns
-    if returns is not None and config.normalise_returns:
+    targets, old_values = returns, evaluation.values
+    if values is not None and returns is not None and config.normalise_returns:
         return_moments = return_moments.merged(returns)
-        targets = return_moments.normalise(returns)
+        targets, old_values = return_moments.normalise(returns), return_moments.normalise(batch.unpad(values))
     return Experience(
         batch=batch,
         advantages=batch.unpad(advantages).float(),
@@ -128,7 +128,7 @@ def make_experience(
         staleness=version + 1 - sampler_versions(groups, batch),
         start_logprobs=evaluation.logprobs,
         reference_logprobs=evaluation.reference_logprobs,
-        old_values=evaluation.values,
+        old_values=None if old_values is None else old_values.float(),
         targets=None if targets is None else targets.float(),
         values=None if values is None else batch.unpad(values).float(),
         returns=None if returns is None else returns.float(),

@@ -128,7 +128,7 @@ class LearnerRank:
                 kl_coefficient=self._kl_coefficient,
                 return_moments=self._return_moments,
             )
-        self._return_moments = experience.return_moments
+        self._take_scale(experience.return_moments)
         with clock.measure("train"):
             trace = self._updater.train(experience, rates, step=self._step)
             self._networks.policy.average()
@@ -197,6 +197,12 @@ class LearnerRank:
             kl_coefficient=self._kl_coefficient,
             train_policy=self._step >= self._config.critic_warmup_steps,
         )
+
+    def _take_scale(self, moments: ReturnMoments) -> None:
+        """From now on the critic speaks on this scale, and means what it meant; an untrained one says 0 on any."""
+        before, self._return_moments = self._return_moments, moments
+        if before.count and before != moments:
+            self._networks.rescale_values(*before.rescaling(moments))
 
     def _needs_logprobs(self, rates: Rates) -> bool:
         """Whether the policy must be evaluated before it is trained.

@@ -103,6 +103,16 @@ class Networks:
             values=columns[2] if self._config.parts.needs_critic else None,
         )
 
+    @torch.no_grad()
+    def rescale_values(self, factor: float, shift: float) -> None:
+        """Have the critic say factor·v + shift where it says v, by its last layer alone (POP of arXiv 1602.07714)."""
+        (self.critic or self.policy).change(
+            {
+                "value_head.weight": lambda weight: factor * weight,
+                "value_head.bias": lambda bias: factor * bias + shift,
+            }
+        )
+
     def save(self, folder: Path) -> None:
         """Write weights and optimizer state of every rank."""
         self.policy.save(folder / "policy")

@@ -35,6 +35,51 @@ def test_returns_that_are_all_the_same_leave_the_scale_at_one() -> None:
     assert ReturnMoments().deviation == ReturnMoments().merged(torch.tensor([4.0, 4.0])).deviation == 1.0
 
 
+def test_returns_that_are_not_finite_leave_the_moments_alone() -> None:
+    moments = ReturnMoments(count=2, mean=1.0, squares=2.0)
+    assert moments.merged(torch.tensor([3.0, torch.inf])) == moments
+
+
+def test_rescaling_worked_by_hand() -> None:
+    # ½ on a scale of mean 20 and deviation 10 is a return of 25, which is 3 on one of mean 10 and deviation 5.
+    before, after = ReturnMoments(count=4, mean=20.0, squares=400.0), ReturnMoments(count=4, mean=10.0, squares=100.0)
+    factor, shift = before.rescaling(after)
+    assert (factor, shift) == (2.0, 2.0)
+    assert factor * 0.5 + shift == after.normalise(before.restore(torch.tensor(0.5))).item() == 3.0
+
+
+@pytest.mark.parametrize("critic", ["model", "value_head"])
+@pytest.mark.parametrize("zero_stage", [0, 2, 3])
+def test_the_last_layer_says_the_same_on_another_scale(critic: str, zero_stage: int, tiny_model: Path) -> None:
+    settings = {"critic": critic, "zero_stage": zero_stage, "normalise_returns": True, "critic_lr": 1e-2}
+    rank = start_rank(LearnerConfig.model_validate(settings), tiny_model)
+    groups = random_groups(0)
+    rank.step(groups)
+    networks, batch = rank._networks, batch_rollouts(groups)
+    before = networks.evaluate(batch, logprobs=False).values
+    networks.rescale_values(3.0, -0.5)
+    after = networks.evaluate(batch, logprobs=False).values
+    rank.close()
+    assert before is not None and after is not None and before.std() > 1e-3
+    torch.testing.assert_close(after, 3 * before - 0.5, rtol=1e-4, atol=1e-5)
+
+
+def test_what_the_critic_predicts_does_not_change_with_the_scale(tiny_model: Path) -> None:
+    # A critic that hardly learns: it says the mean of the first step's returns, whatever returns come after those.
+    settings = LearnerConfig(normalise_returns=True, critic_lr=1e-12, gae_lambda=1.0)
+    rank = start_rank(settings, tiny_model)
+    first = rank.step(random_groups(0)).metrics
+    others = [
+        replace(scored, rewards=tuple(replace(reward, value=100 + 50 * reward.value) for reward in scored.rewards))
+        for scored in random_groups(1)
+    ]
+    second, third = rank.step(others).metrics, rank.step(random_groups(0)).metrics
+    rank.close()
+    assert abs(second["return/mean"]) > 10 * abs(first["return/mean"])
+    for later in (second, third):
+        assert later["value/mean"] == pytest.approx(first["return/mean"], rel=1e-3)
+
+
 def test_the_critic_s_numbers_become_rewards_before_advantages_and_its_targets_are_on_its_own_scale() -> None:
     groups = [make_group([[0, 1], [0, 1]], [10.0, 30.0])]
     before = ReturnMoments(count=4, mean=20.0, squares=400.0)  # deviation 10
@@ -52,8 +97,8 @@ def test_the_critic_s_numbers_become_rewards_before_advantages_and_its_targets_a
     assert made.values.tolist() == [10.0, 25.0]
     assert made.advantages.tolist() == [0.0, 5.0]
     assert made.returns.tolist() == [10.0, 30.0]
-    assert made.old_values.tolist() == [-1.0, 0.5]
     after = before.merged(made.returns)
+    torch.testing.assert_close(made.old_values, after.normalise(made.values))
     assert made.return_moments == after and after.count == 6
     torch.testing.assert_close(made.targets, after.normalise(made.returns))
 
