@@ -26,6 +26,7 @@ from services.contracts.records import (
     Sampling,
     ScoredGroup,
     SyncReceipt,
+    WeightedDemonstrations,
 )
 from services.control.admission import AdmissionRule
 from services.control.controller import Controller, Step
@@ -95,7 +96,9 @@ class SleepingLearner(FakeLearner):
         self._seconds = seconds
         self._steps = 0
 
-    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
+    async def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
         await asyncio.sleep(self._seconds())
         self._steps += 1
         return LearnerReport(step=self._steps, metrics={})

@@ -16,7 +16,7 @@ from ppo_learner.moe import check_experts
 from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
-from ppo_learner.supervised import Part, Questions
+from ppo_learner.task import Part, Questions
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
@@ -34,9 +34,8 @@ class DemonstrationTask:
         self._language_model = self.network.language_model
 
     def work(self, examples: Sequence[Demonstration]) -> "DemonstrationWork":
-        if self.network.experts_per_token:
-            return RoutedDemonstrationWork(examples, self._coefficient)
-        return DemonstrationWork(examples)
+        experts = self.network.experts_per_token
+        return demonstration_work(examples, router_loss_coefficient=self._coefficient if experts else None)
 
     def export(self, network: Engine, ranks: Ranks, folder: Path) -> None:
         export_network(network, self._language_model, self._model, ranks, folder)
@@ -45,7 +44,8 @@ class DemonstrationTask:
 class DemonstrationWork:
     """Implements `Work`: an answer is the log-probability of a trained token, and each is a term."""
 
-    def __init__(self, demonstrations: Sequence[Demonstration]) -> None:
+    def __init__(self, demonstrations: Sequence[Demonstration], *, packed: bool = False) -> None:
+        self._packed = packed
         self._batch = batch_demonstrations(demonstrations)
         self.num_tokens = sum(self._batch.lengths)
         self.num_terms = self.num_answers = self._batch.num_actions
@@ -55,11 +55,11 @@ class DemonstrationWork:
             )
 
     def plan(self, *, max_tokens: int, num_ranks: int) -> list[list[Part]]:
-        return plan_micro_batches(self._batch.lengths, max_tokens=max_tokens, num_ranks=num_ranks)
+        return plan_micro_batches(self._batch.lengths, max_tokens=max_tokens, num_ranks=num_ranks, packed=self._packed)
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        micro_batch = collate(self._batch, part, device)
-        logprobs, *_ = network(micro_batch, entropy=False)
+        micro_batch = collate(self._batch, part, device, packed=self._packed)
+        logprobs, *_ = network(micro_batch, temperature=1.0, entropy=False)
         return logprobs, micro_batch.actions
 
     def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
@@ -75,17 +75,34 @@ class RoutedDemonstrationWork(DemonstrationWork):
     The answers are first all log-probabilities, then for each the balance loss of the micro-batch that it was in.
     """
 
-    def __init__(self, demonstrations: Sequence[Demonstration], coefficient: float) -> None:
-        super().__init__(demonstrations)
+    def __init__(self, demonstrations: Sequence[Demonstration], coefficient: float, *, packed: bool = False) -> None:
+        super().__init__(demonstrations, packed=packed)
         self.num_answers = 2 * self.num_terms
         self._coefficient = coefficient
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        micro_batch = collate(self._batch, part, device)
-        said = network(micro_batch, entropy=False)
+        micro_batch = collate(self._batch, part, device, packed=self._packed)
+        said = network(micro_batch, temperature=1.0, entropy=False)
         answers = torch.cat([said.logprobs, said.routing.balance_loss.expand_as(said.logprobs)])
         return answers, torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms])
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         logprobs, balance_losses = answers.reshape(2, len(answers) // 2)
         return torch.stack([self._coefficient * balance_losses.sum() - logprobs.sum(), balance_losses.sum().detach()])
+
+
+def demonstration_work(
+    demonstrations: Sequence[Demonstration], *, router_loss_coefficient: float | None, packed: bool = False
+) -> DemonstrationWork:
+    """The work for a policy.
+
+    Args:
+        router_loss_coefficient: of its routers' balance loss; None where it has no experts.
+        packed: whether sequences share a row.
+
+    Raises:
+        UserError: there is no token to learn.
+    """
+    if router_loss_coefficient is None:
+        return DemonstrationWork(demonstrations, packed=packed)
+    return RoutedDemonstrationWork(demonstrations, router_loss_coefficient, packed=packed)

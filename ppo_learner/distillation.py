@@ -22,7 +22,7 @@ from ppo_learner.models import load_network, load_policy, target_states
 from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
-from ppo_learner.supervised import Part
+from ppo_learner.task import Part
 from ppo_learner.teacher_config import TeacherConfig
 from ppo_learner.token_head import OutputLayer
 from services.contracts.records import Demonstration

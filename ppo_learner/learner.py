@@ -28,10 +28,12 @@ from ppo_learner.metrics import (
     experience_metrics,
     group_metrics,
     importance_metrics,
+    mix_metrics,
     peak_memory_bytes,
     rate_metrics,
     trace_metrics,
 )
+from ppo_learner.mixing import learnt
 from ppo_learner.networks import Networks
 from ppo_learner.overlong import learnt_groups, overlong_metrics
 from ppo_learner.publishing import default_canary, export_network, make_transport, publish_policy
@@ -40,7 +42,7 @@ from ppo_learner.return_moments import ReturnMoments
 from ppo_learner.schedule import learning_rate_factor
 from ppo_learner.updates import Rates, Updater
 from services.contracts.errors import UserError
-from services.contracts.records import LearnerReport, Publication, ScoredGroup
+from services.contracts.records import LearnerReport, Publication, ScoredGroup, WeightedDemonstrations
 from services.contracts.settings import ModelConfig
 
 
@@ -105,8 +107,10 @@ class LearnerRank:
         self._return_moments = ReturnMoments()
         self._step = 0
 
-    def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
-        """One learner step on whole groups.
+    def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
+        """One learner step on whole groups, and on demonstrations beside them.
 
         Raises:
             UserError: a group too small for the algorithm, or no token to learn from at all.
@@ -114,6 +118,7 @@ class LearnerRank:
         """
         clock = Stopwatch()
         rates = self._rates()
+        beside = learnt(demonstrations, trained_policy=rates.train_policy)
         with clock.measure("batch"):
             batch = _nonempty(batch_rollouts(learnt_groups(groups, self._config)))
         with clock.measure("evaluate"):
@@ -130,7 +135,7 @@ class LearnerRank:
             )
         self._take_scale(experience.return_moments)
         with clock.measure("train"):
-            trace = self._updater.train(experience, rates, step=self._step)
+            trace = self._updater.train(experience, rates, step=self._step, beside=beside)
             self._networks.policy.average()
         logprobs = trace.logprobs if evaluation.logprobs is None else evaluation.logprobs
         measured = (
@@ -140,7 +145,8 @@ class LearnerRank:
             | importance_metrics(experience, logprobs, self._config)
             | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)
             | rate_metrics(rates, has_critic=self._config.parts.needs_critic)
-            | clock.metrics(num_tokens=sum(batch.lengths))
+            | mix_metrics(demonstrations, trace)
+            | clock.metrics(num_tokens=sum(batch.lengths) + (beside.num_tokens if beside else 0))
             | {"learner/memory_bytes": peak_memory_bytes(self._ranks)}
         )
         self._steer_kl(measured, num_completions=len(batch.lengths))

@@ -25,7 +25,7 @@ from ppo_learner.moe import load_metrics
 from ppo_learner.objective import SUMS
 from ppo_learner.ranks import Ranks
 from ppo_learner.updates import Rates, Trace
-from services.contracts.records import ScoredGroup
+from services.contracts.records import ScoredGroup, WeightedDemonstrations
 
 
 class Stopwatch:
@@ -156,6 +156,23 @@ def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> di
         "updates_skipped": trace.num_skipped,
         "updates_left_out": trace.num_left_out,
     }
+
+
+def mix_metrics(demonstrations: WeightedDemonstrations | None, trace: Trace) -> dict[str, float]:
+    """Coefficient and learnt tokens of the demonstrations beside the rollouts, and their mean loss where there are any.
+
+    Args:
+        demonstrations: what the step was given; None in a run without any.
+    """
+    if demonstrations is None:
+        return {}
+    metrics = {
+        "demonstrations/coefficient": demonstrations.coefficient,
+        "demonstrations/tokens": float(trace.num_mixed_tokens),
+    }
+    if not trace.num_mixed_tokens:
+        return metrics
+    return metrics | {"demonstrations/loss": float(trace.mixed_loss) / trace.num_updates}
 
 
 def rate_metrics(rates: Rates, *, has_critic: bool) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Networks:
         temperature: the sampling temperature, which divides all logits.
 
     Attributes:
+        experts_per_token: of the policy, where it is a mixture of experts.
         packed: whether they take sequences that share a row.
     """
 
@@ -39,6 +40,7 @@ class Networks:
         self._ranks = ranks
         self._has_value_head = config.parts.needs_critic and config.critic == "value_head"
         policy = load_policy(model, config, temperature=temperature, value_head=self._has_value_head)
+        self.experts_per_token = policy.experts_per_token
         check_experts(policy.experts_per_token, config.router_loss_coefficient, model.path)
         groups = None
         if policy.value_head is not None:

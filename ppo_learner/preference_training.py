@@ -24,7 +24,7 @@ from ppo_learner.preference_losses import (
 )
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
-from ppo_learner.supervised import Part, Questions
+from ppo_learner.task import Part, Questions
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig

@@ -19,7 +19,7 @@ from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_losses import REWARD_LOSSES
 from ppo_learner.reward_models import CLASSIFIER, load_reward_model
 from ppo_learner.reward_objectives import RewardObjective
-from ppo_learner.supervised import Part, Questions
+from ppo_learner.task import Part, Questions
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 

@@ -6,6 +6,7 @@ update, or leave it out, or none does.
 """
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -15,12 +16,14 @@ from ppo_learner.aggregation import AGGREGATIONS
 from ppo_learner.batching import Batch, MicroBatch, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
+from ppo_learner.mixing import descend_demonstrations, shares
 from ppo_learner.models import PolicyOutcome
 from ppo_learner.moe import Routing
 from ppo_learner.networks import Networks
 from ppo_learner.objective import SUMS, Objective, policy_objective, value_objective
 from ppo_learner.ranks import Ranks
 from ppo_learner.skip_counter import SkipCounter
+from services.contracts.records import Demonstration, WeightedDemonstrations
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,16 +49,20 @@ class Trace:
         num_skipped: optimizer steps skipped for a non-finite gradient.
         num_left_out: updates that never began, because the KL had passed `kl_stop`.
         routing: the balance loss as `sums`, and the loads of all updates; None without experts.
+        mixed_loss: (), that of the demonstrations beside the rollouts, as `sums`.
+        num_mixed_tokens: tokens that were learnt of them.
     """
 
     sums: Tensor
     logprobs: Tensor
     ratio_range: Tensor
+    mixed_loss: Tensor
     gradient_norms: dict[str, list[float]] = field(default_factory=dict)
     num_updates: int = 0
     num_skipped: int = 0
     num_left_out: int = 0
     routing: Routing | None = None
+    num_mixed_tokens: int = 0
 
     def add_routing(self, routing: Routing, *, share: Tensor) -> None:
         """Count in a micro-batch that has this share of its update's tokens."""
@@ -75,8 +82,13 @@ class Updater:
         self._seed = seed
         self.skips = SkipCounter(config.max_nonfinite_steps)
 
-    def train(self, experience: Experience, rates: Rates, *, step: int) -> Trace:
+    def train(
+        self, experience: Experience, rates: Rates, *, step: int, beside: WeightedDemonstrations | None = None
+    ) -> Trace:
         """All epochs over `experience`; the trace is of every rank.
+
+        Args:
+            beside: demonstrations that the policy learns in the same updates, each in one of them.
 
         Raises:
             NonFiniteStep: too many updates in a row were skipped.
@@ -87,6 +99,7 @@ class Updater:
             sums=torch.zeros(len(SUMS), dtype=torch.float64, device=device),
             logprobs=torch.zeros(experience.batch.num_actions, device=device),
             ratio_range=torch.zeros(2, device=device),
+            mixed_loss=torch.zeros((), dtype=torch.float64, device=device),
         )
         self._networks.train()
         updates = [
@@ -94,19 +107,31 @@ class Updater:
             for epoch in range(self._config.num_epochs)
             for sequences in self._minibatches(len(experience.batch.token_ids), step=step, epoch=epoch)
         ]
+        mixed = shares(beside.demonstrations, len(updates)) if beside else []
         for number, (epoch, sequences) in enumerate(updates, start=1):
+            if beside:
+                self._mix(mixed[number - 1], beside.coefficient, trace)
             sums = self._update(experience, sequences, rates, trace, first_sight=epoch == 0)
             trace.sums += sums
             if self._strayed(sums):
                 trace.num_left_out = len(updates) - number
                 break
         trace.sums = self._ranks.sum(trace.sums)
+        trace.mixed_loss = self._ranks.sum(trace.mixed_loss)
         trace.logprobs = self._ranks.sum(trace.logprobs)
         if trace.routing:
             balance_loss, loads = self._ranks.sum(trace.routing.balance_loss), self._ranks.sum(trace.routing.loads)
             trace.routing = Routing(balance_loss=balance_loss, loads=loads)
         trace.ratio_range = self._ranks.max(trace.ratio_range)
         return trace
+
+    def _mix(self, demonstrations: Sequence[Demonstration], coefficient: float, trace: Trace) -> None:
+        """Add the gradient of an update's demonstrations, before that of its rollouts."""
+        loss, num_tokens = descend_demonstrations(
+            demonstrations, coefficient, self._networks, self._config, self._ranks
+        )
+        trace.mixed_loss += loss
+        trace.num_mixed_tokens += num_tokens
 
     def _minibatches(self, num_sequences: int, *, step: int, epoch: int) -> tuple[Tensor, ...]:
         if self._config.num_minibatches == 1:

@@ -1,4 +1,4 @@
-"""From a data file or hub name to demonstrations: a prompt with its response, or chosen turns of a conversation.
+"""From a data file or hub name to demonstrations: prompts with responses, chosen turns of conversations, or texts.
 
 It must not know how they are learnt. Invariant: every row becomes one demonstration, whole, or the data is refused with
 file, row and column of the first fault.
@@ -19,7 +19,7 @@ from services.contracts.records import Demonstration
 def load_demonstrations(
     data: DataConfig, tokenizer: Any, *, max_length: int
 ) -> tuple[Demonstration, ...]:  # Any: transformers
-    """Read what supervised training learns; a response of `response_field` ends with the end-of-sequence token.
+    """Read what supervised training learns; a response and a text end with the end-of-sequence token.
 
     Args:
         max_length: most tokens of a demonstration.
@@ -32,10 +32,12 @@ def load_demonstrations(
         demonstrations = _conversations(data, rows, tokenizer)
     elif data.response_field is not None:
         demonstrations = _responses(data, rows, tokenizer, max_length)
+    elif data.text_field is not None:
+        demonstrations = _texts(data, rows, tokenizer)
     else:
         raise UserError(
-            "supervised training needs data.response_field, the column with the response to learn, or "
-            "data.messages_field, the one with whole conversations"
+            "supervised training needs data.response_field, the column with the response to learn, "
+            "data.messages_field, the one with whole conversations, or data.text_field, the one with whole texts"
         )
     for number, demonstration in enumerate(demonstrations):
         if len(demonstration.token_ids) > max_length:
@@ -50,6 +52,19 @@ def stretches(demonstration: Demonstration) -> list[tuple[bool, list[int]]]:
     """The demonstration's tokens in order, cut where learnt ones (True) meet others."""
     tokens = zip(demonstration.loss_mask, demonstration.token_ids, strict=True)
     return [(bool(learnt), [token for _, token in run]) for learnt, run in groupby(tokens, key=lambda pair: pair[0])]
+
+
+def _texts(data: DataConfig, rows: Sequence[Row], tokenizer: Any) -> list[Demonstration]:  # Any: ditto
+    """Every token is learnt but the first, which nothing predicts."""
+    assert data.text_field is not None
+    demonstrations = []
+    for number, row in enumerate(rows):
+        text_ids = tokenizer.encode(text_column(data, row, data.text_field, number))
+        if not text_ids:
+            raise UserError(f"{data.prompts}, row {number}, column {data.text_field!r}: the text is empty")
+        token_ids = array("i", [*text_ids, tokenizer.eos_token_id])
+        demonstrations.append(Demonstration(token_ids=token_ids, loss_mask=array("b", [0] + [1] * len(text_ids))))
+    return demonstrations
 
 
 def _conversations(data: DataConfig, rows: Sequence[Row], tokenizer: Any) -> list[Demonstration]:  # Any: ditto

@@ -40,6 +40,9 @@ class DataConfig(ConversationConfig):
     """Further columns that rewards read in the reference, under their own names, such as the one that routes go by."""
     response_field: str | None = None
     """Column with the response that supervised training learns."""
+    text_field: str | None = None
+    """Column with a text of which supervised training learns every token, as pretraining does; in place of prompt_field
+    and response_field."""
     template: Literal["chat", "plain"] = "chat"
     """chat: the tokenizer's chat template; plain: the prompt's text as it is."""
     system: str | None = None
@@ -53,12 +56,22 @@ class DataConfig(ConversationConfig):
     limit: int | None = Field(default=None, ge=1)
     """Use only the first so many rows."""
 
+    @property
+    def is_learnt(self) -> bool:
+        """Whether some column is named that supervised training learns."""
+        return any(field is not None for field in (self.messages_field, self.response_field, self.text_field))
+
     @model_validator(mode="after")
     def _conversations_stand_alone(self) -> Self:
         if self.messages_field is not None and self.response_field is not None:
             raise ValueError(
                 f"messages_field {self.messages_field!r} holds whole conversations, and response_field "
                 f"{self.response_field!r} the answers to prompt_field; set one of them"
+            )
+        if self.text_field is not None and (self.messages_field, self.response_field) != (None, None):
+            raise ValueError(
+                f"text_field {self.text_field!r} holds whole texts, beside which there is no messages_field and no "
+                "response_field; set one of them"
             )
         if self.messages_field is not None and self.template == "plain":
             raise ValueError("messages_field is written by the tokenizer's chat template; set template: chat")
@@ -83,7 +96,7 @@ class RowOrder:
         position: rows already drawn, when a run resumes.
     """
 
-    def __init__(self, num_rows: int, *, seed: int, shuffle: bool, position: int = 0) -> None:
+    def __init__(self, num_rows: int, *, seed: int | str, shuffle: bool, position: int = 0) -> None:
         assert num_rows > 0
         self._num_rows = num_rows
         self._seed = seed

@@ -21,6 +21,7 @@ from services.contracts.records import (
     SampleRequest,
     ScoredGroup,
     SyncReceipt,
+    WeightedDemonstrations,
     WeightManifest,
     sampling_seed,
 )
@@ -125,10 +126,14 @@ class FakeLearner:
 
     def __init__(self) -> None:
         self.batches: list[list[ScoredGroup]] = []
+        self.demonstrations: list[WeightedDemonstrations | None] = []
         self.trained_tokens: list[int] = []
 
-    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
+    async def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
         self.batches.append(list(groups))
+        self.demonstrations.append(demonstrations)
         for group in groups:
             for rollout in group.group.rollouts:
                 self.trained_tokens.extend(rollout.token_ids)

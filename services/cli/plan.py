@@ -36,6 +36,12 @@ def print_plan(config: RunConfig, inputs: RunInputs) -> None:
     console.print(f"first prompt, {len(first.token_ids)} tokens:")
     console.print(escape(first.text), style="cyan")
     console.print(f"reference: {escape(str(dict(first.reference)))}")
+    if config.demonstrations is not None:
+        console.print(
+            f"{len(inputs.demonstrations)} demonstrations, {config.demonstrations.rows_per_step} beside the rollouts "
+            f"of each step at a coefficient of {config.demonstrations.coefficient:g}"
+        )
+        _print_stretches(console, "first demonstration", inputs.demonstrations[0], inputs.tokenizer)
 
 
 def print_supervised_plan(config: SupervisedRunConfig, inputs: SupervisedInputs) -> None:

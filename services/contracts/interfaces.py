@@ -18,6 +18,7 @@ from services.contracts.records import (
     SampleRequest,
     ScoredGroup,
     SyncReceipt,
+    WeightedDemonstrations,
     WeightManifest,
 )
 from services.contracts.run_status import RunStatus
@@ -46,8 +47,13 @@ class RewardScorer(Protocol):
 class Learner(Protocol):
     """All ranks of the learner, acting as one."""
 
-    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
-        """One update of the policy (and critic) on whole groups. Raises `NonFiniteStep`, `WorkerLost`."""
+    async def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
+        """One update of the policy (and critic) on whole groups, and of the policy on demonstrations beside them.
+
+        Raises `NonFiniteStep`, `WorkerLost`.
+        """
         ...
 
     async def publish(self, version: int) -> Publication:

@@ -287,6 +287,22 @@ class Demonstration:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WeightedDemonstrations:
+    """What a learner step learns beside its rollouts, and how much the mean loss of their tokens counts there.
+
+    Without demonstrations the coefficient is 0, and the step learns from its rollouts alone.
+    """
+
+    demonstrations: tuple[Demonstration, ...]
+    coefficient: float
+
+    @property
+    def num_tokens(self) -> int:
+        """All of their tokens, learnt or not."""
+        return sum(len(demonstration.token_ids) for demonstration in self.demonstrations)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TensorEntry:
     """Where one tensor lies in the packed weights: `offset` bytes into bucket number `bucket`."""
 

@@ -110,6 +110,11 @@ METRICS: Mapping[str, Metric] = {
     ),
     "policy_loss": Metric(title="policy loss", panel="Policy loss"),
     "value_loss": Metric(title="value loss", panel="Value loss"),
+    "demonstrations/loss": Metric(title="loss of demonstrations", panel="Loss of demonstrations"),
+    "demonstrations/coefficient": Metric(
+        title="coefficient of demonstrations", panel="Coefficient of demonstrations", only_when_it_varies=True
+    ),
+    "demonstrations/tokens": Metric(title="learnt tokens of demonstrations", unit="count"),
     "explained_variance": Metric(title="explained variance", panel="Explained variance"),
     "clip_fraction": Metric(title="clip fraction", unit="share", panel="Clipped tokens", label="policy"),
     "clip_fraction/low": Metric(

@@ -5,7 +5,7 @@ only the machine, the model or the data can tell is checked by `preflight`.
 """
 
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -147,6 +147,38 @@ class ClusterConfig(Section):
     """Shared memory for weights and rollouts when Ray is started here, in GiB."""
 
 
+class DemonstrationsConfig(DataConfig):
+    """Demonstrations that each learner step learns beside its rollouts, from rows in the form that `trireme sft` reads:
+    the pretraining mix of PPO-ptx, supervised learning that gives way to RL, or a replay of earlier tasks."""
+
+    rows_per_step: int = Field(default=64, ge=1)
+    """Rows that a learner step learns, each in one of its updates."""
+    coefficient: float = Field(default=1.0, ge=0, allow_inf_nan=False)
+    """What the mean cross-entropy of their tokens is multiplied by, before it is added to the policy's loss."""
+    schedule: Literal["constant", "linear"] = "constant"
+    """Course of the coefficient over the learner steps: constant, or linear to final_coefficient. At 0 the rows of a
+    step are neither sent nor learnt."""
+    final_coefficient: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    """What a linear coefficient reaches after schedule_steps, and keeps."""
+    schedule_steps: int | None = Field(default=None, ge=1)
+    """Learner steps that a linear coefficient takes; by default all of the run."""
+
+    @model_validator(mode="after")
+    def _something_is_learnt(self) -> Self:
+        if not self.is_learnt:
+            raise ValueError(
+                "demonstrations need response_field, the column with the response to learn, messages_field, the one "
+                "with whole conversations, or text_field, the one with whole texts"
+            )
+        if self.schedule == "constant":
+            for name in ("final_coefficient", "schedule_steps"):
+                if getattr(self, name) != type(self).model_fields[name].default:
+                    raise ValueError(f"{name} has no effect with schedule: constant; use linear, or remove it")
+        if not self.coefficient and not self.final_coefficient:
+            raise ValueError("coefficient 0 learns from no row; set it above 0, or leave the section out")
+        return self
+
+
 class WeightsConfig(Section):
     """How new weights reach the rollout workers."""
 
@@ -202,6 +234,8 @@ class RunConfig(TrainerRoot):
     gold: GoldConfig | None = None
     """The reward that counts, where `reward` only stands for it: scored on the completions of each evaluation, never
     trained on. See `alarms`."""
+    demonstrations: DemonstrationsConfig | None = None
+    """Demonstrations that each learner step learns beside its rollouts; none where it is not given."""
     evaluate: EvaluateConfig = EvaluateConfig()
     alarms: AlarmsConfig = AlarmsConfig()
     weights: WeightsConfig = WeightsConfig()
@@ -228,6 +262,16 @@ class RunConfig(TrainerRoot):
     @model_validator(mode="after")
     def _overlong_range_fits(self) -> Self:
         self.learner.for_length(self.rollout.max_completion_tokens)
+        return self
+
+    @model_validator(mode="after")
+    def _each_update_has_demonstrations(self) -> Self:
+        if self.demonstrations and self.demonstrations.rows_per_step < self.learner.updates_per_step:
+            raise ValueError(
+                f"demonstrations.rows_per_step {self.demonstrations.rows_per_step} is shared out to the "
+                f"{self.learner.updates_per_step} updates of a step (learner.num_epochs · learner.num_minibatches); "
+                "give each a row at least"
+            )
         return self
 
     @model_validator(mode="after")

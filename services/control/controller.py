@@ -32,6 +32,7 @@ from services.contracts.records import (
     Sampling,
     ScoredGroup,
     SyncReceipt,
+    WeightedDemonstrations,
 )
 from services.control.ledger import Note
 from services.control.reward_samples import to_reward_samples
@@ -78,6 +79,7 @@ class Controller:
         greedy_baseline: whether the greedy answer to each prompt is sampled and scored beside its group.
         max_failed_prompts: prompts that may fail for good before the run stops with `SampleNotScorable`.
         prepare: what is done to every scored group before it is accepted.
+        demonstrations: what the learner learns beside the rollouts of a step, by the number of steps before it.
 
     Attributes:
         learner_is_free: held while the learner is ahead of what the caller of `steps` has seen; whoever else wants the
@@ -98,6 +100,7 @@ class Controller:
         greedy_baseline: bool = False,
         max_failed_prompts: int = 0,
         prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
+        demonstrations: Callable[[int], WeightedDemonstrations | None] = lambda step: None,
     ) -> None:
         self._prompts = prompts
         self._rollouts = rollouts
@@ -109,6 +112,7 @@ class Controller:
         self._greedy_baseline = greedy_baseline
         self._max_failed_prompts = max_failed_prompts
         self._prepare = prepare
+        self._demonstrations = demonstrations
         self._tasks: set[asyncio.Task[None]] = set()
         self._sync: asyncio.Task[None] | None = None
         self._receipts: list[SyncReceipt] = []
@@ -136,7 +140,8 @@ class Controller:
                 async with self.learner_is_free:
                     self.learner_is_sound = False
                     with self._clock.phase("learning"):
-                        report = await self._learner.step(groups)
+                        beside = self._demonstrations(self._machine.trained_steps)
+                        report = await self._learner.step(groups, beside)
                     filtered, staleness = self._machine.filtered, self._machine.trained(groups)
                     self.learner_is_sound = True
                     await self.publish(self._machine.trained_steps)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.distillation import DistillationTask
-from ppo_learner.supervised import Task
+from ppo_learner.task import Task
 from services.contracts.records import Demonstration, Json
 from services.control import run_folder
 from services.control.config import SupervisedRunConfig

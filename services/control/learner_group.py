@@ -14,7 +14,7 @@ from typing import Any
 from ppo_learner.optimizer_config import OptimizerConfig
 from services.contracts.errors import DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
 from services.contracts.preference_example import PreferenceExample
-from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup
+from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup, WeightedDemonstrations
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 from services.control.actor import Actor
@@ -56,10 +56,13 @@ class LearnerGroup:
         """Wait until every rank has loaded its model."""
         await self._call("start", timeout_s=self._start_timeout_s)
 
-    async def step(self, batch: Sequence[ScoredGroup] | Examples) -> LearnerReport:
+    async def step(
+        self, batch: Sequence[ScoredGroup] | Examples, demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
         if self._before_step is not None:
             await self._before_step()
-        report: LearnerReport = await self._call("step", put(list(batch)))
+        beside = () if demonstrations is None else (put(demonstrations),)
+        report: LearnerReport = await self._call("step", put(list(batch)), *beside)
         return report
 
     async def evaluate(self, examples: Examples) -> dict[str, float]:

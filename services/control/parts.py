@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from ppo_learner.learner import LearnerRank
 from ppo_learner.optimizer_config import OptimizerConfig
-from ppo_learner.supervised import SupervisedRank, Task
+from ppo_learner.supervised import SupervisedRank
+from ppo_learner.task import Task
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
 from rollout_workers.sleeping import sleep_all

@@ -23,12 +23,14 @@ from services.transport import secret_files
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInputs:
-    """What a run trains and evaluates on, the longest sequence (tokens) that its model takes, and the tokenizer."""
+    """What a run trains and evaluates on, the longest sequence (tokens) that its model takes, the tokenizer, and the
+    demonstrations beside the rollouts."""
 
     prompts: PromptSet
     evaluation_prompts: PromptSet | None
     max_length: int
     tokenizer: Any  # Any: transformers is untyped
+    demonstrations: tuple[Demonstration, ...] = ()
 
     def decode(self, token_ids: list[int]) -> str:
         """The text of some tokens as rollout workers make it: without special ones."""
@@ -66,6 +68,7 @@ def check_run(config: RunConfig) -> RunInputs:
         evaluation_prompts=load_prompts(held_out, tokenizer, max_prompt_tokens=room) if held_out else None,
         max_length=max_length,
         tokenizer=tokenizer,
+        demonstrations=_demonstrations_beside(config, tokenizer, max_length),
     )
 
 
@@ -131,6 +134,23 @@ def load_tokenizer(
     if model.max_length is not None and model.max_length > longest:
         raise UserError(f"model.max_length is {model.max_length}, and {model.path} takes at most {longest} tokens")
     return tokenizer, model.max_length or longest
+
+
+def _demonstrations_beside(
+    config: RunConfig, tokenizer: Any, max_length: int
+) -> tuple[Demonstration, ...]:  # Any: transformers is untyped
+    """What the section `demonstrations` names, each with a token to learn; nothing where there is no such section."""
+    data = config.demonstrations
+    if data is None:
+        return ()
+    try:
+        demonstrations = load_demonstrations(data, tokenizer, max_length=max_length)
+    except UserError as error:
+        raise UserError(f"section demonstrations, whose settings are called as those of data: {error}") from error
+    for number, demonstration in enumerate(demonstrations):
+        if not any(demonstration.loss_mask[1:]):
+            raise UserError(f"section demonstrations: {data.prompts}, row {number} has no token to learn; leave it out")
+    return demonstrations
 
 
 def _check_teacher(

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from rollout_workers.prompts import PromptStream, RowOrder
 from services.contracts.errors import CheckpointError
-from services.contracts.records import ScoredGroup
+from services.contracts.records import ScoredGroup, WeightedDemonstrations
 from services.control import run_state
 from services.control.admission import AdmissionRule
 from services.control.alarms import Alarm, Alarms
 from services.control.catalogue import ALARM_FAMILY
 from services.control.config import RunConfig, TrainConfig
 from services.control.controller import Controller, Step
+from services.control.demonstration_mix import DemonstrationMix
 from services.control.evaluation import Evaluation, evaluate
 from services.control.event_log import EventLog
 from services.control.filter_metrics import filter_metrics
@@ -105,6 +106,7 @@ class Session:
             greedy_baseline=config.learner.parts.needs_greedy_baseline,
             max_failed_prompts=config.train.max_failed_prompts,
             prepare=_preparation(run),
+            demonstrations=_demonstrations_beside(run),
         )
         rows = [row.metrics for row in read_metrics(config.run.dir)]
         self._alarms = Alarms(config.alarms, [state.evaluation_before, *rows])
@@ -242,6 +244,16 @@ def _preparation(run: RunContext) -> Callable[[ScoredGroup], ScoredGroup]:
     if run.config.learner.uses_steps:
         return partial(locate_steps, decode=run.inputs.decode)
     return lambda scored: scored
+
+
+def _demonstrations_beside(run: RunContext) -> Callable[[int], WeightedDemonstrations | None]:
+    """What the learner learns beside its rollouts, by the number of steps before."""
+    config = run.config.demonstrations
+    if config is None:
+        return lambda step: None
+    return DemonstrationMix(
+        config, run.inputs.demonstrations, seed=run.config.run.seed, num_steps=run.config.train.num_steps
+    ).at
 
 
 def _prompt_stream(config: RunConfig, inputs: RunInputs, position: int) -> PromptStream:

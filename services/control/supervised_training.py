@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ppo_learner.supervised import Task
+from ppo_learner.task import Task
 from rollout_workers.prompts import RowOrder
 from services.contracts.records import Json
 from services.control import run_folder, run_state

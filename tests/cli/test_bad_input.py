@@ -142,6 +142,72 @@ def test_a_dry_run_shows_settings_processes_and_the_first_prompt(
     assert not (tmp_path / "run").exists()
 
 
+MIX = {"prompt_field": "question", "response_field": "answer", "template": "plain", "rows_per_step": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "messages"),
+    [
+        ({"prompts": "nowhere.jsonl"}, ["section demonstrations", "data file 'nowhere.jsonl' does not exist"]),
+        ({"prompts": "empty.jsonl"}, ["section demonstrations", "empty.jsonl"]),
+        ({"prompt_field": "prompt"}, ["section demonstrations", "row 0: no column 'prompt'", "'answer', 'question'"]),
+        ({"response_field": "reply"}, ["section demonstrations", "row 0: no column 'reply'"]),
+        ({"response_field": None}, ["demonstrations need response_field", "or text_field"]),
+        ({"prompts": "long.jsonl"}, ["section demonstrations", "row 1: it has 605 tokens and the limit is 512"]),
+        ({"messages_field": "turns"}, ["response_field 'answer' the answers", "set one of them"]),
+        ({"coefficient": 0}, ["coefficient 0 learns from no row"]),
+        ({"coefficient": -1}, ["demonstrations.coefficient", "greater than or equal to 0"]),
+        ({"coefficient": float("inf")}, ["demonstrations.coefficient", "finite"]),
+        ({"final_coefficient": 0.5}, ["final_coefficient has no effect with schedule: constant"]),
+        ({"schedule_steps": 5}, ["schedule_steps has no effect with schedule: constant"]),
+        ({"schedule": "cosine"}, ["demonstrations.schedule", "'constant' or 'linear'"]),
+        ({"rows": 5}, ["demonstrations.rows"]),
+        ({"rows_per_step": 1}, ["rows_per_step 1 is shared out to the 2 updates of a step"]),
+    ],
+)
+def test_demonstrations_that_cannot_be_learnt_are_refused(
+    sections: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    settings: dict[str, Any],
+    messages: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("empty.jsonl").write_text("")
+    rows = [{"question": "1+1=", "answer": "2"}, {"question": "1+1=", "answer": "2" * 600}]
+    Path("long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections["demonstrations"] = MIX | {"prompts": sections["data"]["prompts"]} | settings
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections), "--dry-run")
+    for message in messages:
+        assert message in error
+
+
+def test_a_conversation_without_a_learnt_turn_is_refused_as_a_demonstration(
+    sections: dict[str, dict[str, Any]], task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_tiny_model(tmp_path / "model")
+    (model / "chat_template.jinja").write_text("{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}")
+    learnt, given = ({"role": "assistant", "content": "2", "train": train} for train in (True, False))
+    rows = [{"turns": [{"role": "user", "content": "1+1="}, turn]} for turn in (learnt, given)]
+    (tmp_path / "turns.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sections["demonstrations"] = {"prompts": str(tmp_path / "turns.jsonl"), "messages_field": "turns"}
+    config = write_config(tmp_path / "run.yaml", **sections)
+    capsys.readouterr()
+    error = refuse(capsys, "train", config, "--model.path", str(model), "--dry-run")
+    assert "row 1" in error
+
+
+def test_a_dry_run_counts_the_demonstrations_beside_the_rollouts(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections["demonstrations"] = MIX | {"prompts": sections["data"]["prompts"], "limit": 7}
+    assert main(["train", write_config(tmp_path / "run.yaml", **sections), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "7 demonstrations, 8 beside the rollouts of each step at a coefficient of 1" in shown
+    assert "learnt     2  '1<eos>'" in shown
+
+
 def test_a_dry_run_of_supervised_training_shows_which_tokens_are_learnt(
     sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

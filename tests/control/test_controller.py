@@ -20,6 +20,7 @@ from services.contracts.records import (
     Sampling,
     ScoredGroup,
     SyncReceipt,
+    WeightedDemonstrations,
 )
 from services.control.admission import AdmissionRule
 from services.control.controller import Controller, Step
@@ -49,6 +50,7 @@ class Setting:
         greedy_baseline: bool = False,
         max_filtered_per_step: int = 0,
         prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
+        demonstrations: Callable[[int], WeightedDemonstrations | None] = lambda step: None,
     ) -> None:
         self.events: list[dict[str, Any]] = []
         self.learner = learner or FakeLearner()
@@ -68,6 +70,7 @@ class Setting:
             max_failed_prompts=max_failed_prompts,
             greedy_baseline=greedy_baseline,
             prepare=prepare,
+            demonstrations=demonstrations,
         )
 
     def note(self, event: str, **fields: Any) -> None:
@@ -91,12 +94,14 @@ class SlowLearner(FakeLearner):
         self.sampled_meanwhile: list[int] = []
         self._rollouts = rollouts
 
-    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
+    async def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
         before = len(self._rollouts.requests)
         for _ in range(50):
             await asyncio.sleep(0)
         self.sampled_meanwhile.append(len(self._rollouts.requests) - before)
-        return await super().step(groups)
+        return await super().step(groups, demonstrations)
 
 
 async def test_each_prompt_of_an_epoch_is_trained_exactly_once() -> None:

@@ -28,6 +28,7 @@ from services.contracts.records import (
     RolloutGroup,
     SampleRequest,
     ScoredGroup,
+    WeightedDemonstrations,
 )
 from services.control.config import RunConfig
 from services.control.event_log import EventLog
@@ -72,8 +73,10 @@ class GamingPolicy(FakeRollouts):
 class MeasuringLearner(FakeLearner):
     """Reports the mean reward, as the real one does, and how far the policy went."""
 
-    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
-        report = await super().step(groups)
+    async def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
+        report = await super().step(groups, demonstrations)
         rewards = [reward.value for scored in groups for reward in scored.rewards]
         return LearnerReport(
             step=report.step,

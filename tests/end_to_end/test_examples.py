@@ -32,6 +32,7 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
         "gsm8k.yaml",
         "gpu.yaml",
         "judged.yaml",
+        "quickstart/mixed.yaml",
         "quickstart/ppo.yaml",
         "quickstart/process.yaml",
         "reward_hacking.yaml",

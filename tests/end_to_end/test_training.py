@@ -80,6 +80,15 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
         learner=base["learner"] | {"num_ranks": 2, "zero_stage": 2, "kl_coefficient": 0.01},
         train=base["train"] | {"num_steps": 3},
         evaluate={"prompts": str(task / "rows.jsonl"), "num_samples": 2, "ks": [1, 2]},
+        demonstrations={
+            "prompts": str(task / "rows.jsonl"),
+            "prompt_field": "question",
+            "response_field": "answer",
+            "template": "plain",
+            "rows_per_step": 5,
+            "schedule": "linear",
+            "schedule_steps": 2,
+        },
     )
     finished = trireme("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
     assert finished.code == 0, finished.output
@@ -88,6 +97,9 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
     assert all(float(str(row["sampler_gap/mean"])) <= 1e-5 for row in metrics)
     assert all(float(str(row["sync/canary_error"])) <= 1e-5 for row in metrics)
     assert all(float(str(row["reward_service/calls"])) >= 1 for row in metrics)
+    assert [row["demonstrations/coefficient"] for row in metrics] == [1.0, 0.5, 0.0]
+    assert [float(str(row["demonstrations/tokens"])) > 5 for row in metrics] == [True, True, False]
+    assert "demonstrations/loss" in metrics[1] and "demonstrations/loss" not in metrics[2]
     workers = {event["worker"] for event in json_lines(tmp_path / "run" / "events.jsonl") if event["event"] == "synced"}
     assert workers == {0, 1}
     check = subprocess.run(

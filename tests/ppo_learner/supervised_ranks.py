@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from ppo_learner.optimizer_config import OptimizerConfig
-from ppo_learner.supervised import SupervisedRank, Task
+from ppo_learner.supervised import SupervisedRank
+from ppo_learner.task import Task
 from services.contracts.settings import ModelConfig
 from tests.ppo_learner.builders import free_port
 

@@ -47,9 +47,13 @@ CONFIGS = {
 @pytest.fixture(scope="module", params=CONFIGS)
 def experts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of two layers with four experts each."""
-    folder: Path = tmp_path_factory.mktemp(request.param)
+    return write_experts(tmp_path_factory.mktemp(request.param), request.param)
+
+
+def write_experts(folder: Path, name: str = "mixtral") -> Path:
+    """Write such a model and its tokenizer."""
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CONFIGS[request.param]).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(CONFIGS[name]).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

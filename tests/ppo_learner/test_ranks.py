@@ -11,6 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo_learner.config import LearnerConfig
+from services.contracts.records import WeightedDemonstrations
 from tests.ppo_learner.builders import (
     is_of_the_machine,
     outcomes_of_ranks,
@@ -19,6 +20,7 @@ from tests.ppo_learner.builders import (
     start_rank,
     weights_of,
 )
+from tests.ppo_learner.test_supervised import make_demonstrations
 
 CRITIC = {
     "lr": 1e-3,
@@ -67,6 +69,8 @@ CASES: dict[str, dict[str, Any]] = {
     "muon_zero_2": MUON | {"zero_stage": 2},
     **{f"lora_zero_{stage}": LORA | {"zero_stage": stage} for stage in (0, 2, 3)},
 }
+MIXED = ("value_head", "stale", "lora")
+"""Beginnings of the names of cases that learn demonstrations beside their rollouts."""
 TWO_RANKS = [name for name in CASES if "zero" in name]
 RESHARDED = ["critic_zero_2", "value_head_zero_3"]
 
@@ -79,7 +83,7 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     start = weights_of(learner)
     reports = []
     for step in range(4):
-        reports.append(learner.step(random_groups(step)))
+        reports.append(learner.step(random_groups(step), beside(name, step)))
         if step == 1:
             learner.save(folder / "checkpoint")
     weights = weights_of(learner)
@@ -90,7 +94,7 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
 
     resumed = start_rank(config, model, port=ports[1], **place)
     resumed.load(folder / "checkpoint")
-    reports_after = [resumed.step(random_groups(step)) for step in (2, 3)]
+    reports_after = [resumed.step(random_groups(step), beside(name, step)) for step in (2, 3)]
     resumed_weights = weights_of(resumed)
     resumed.close()
     outcome = {
@@ -107,11 +111,18 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     torch.save(outcome, folder / f"outcome_{rank}.pt")
 
 
+def beside(name: str, step: int) -> WeightedDemonstrations | None:
+    """Five demonstrations for two or four updates, so none for a rank now and then, at a coefficient that falls."""
+    if not name.startswith(MIXED):
+        return None
+    return WeightedDemonstrations(demonstrations=tuple(make_demonstrations(step, count=5)), coefficient=2.0 - step / 2)
+
+
 def finish(name: str, model: Path, folder: Path, **place: int) -> list[dict[str, float]]:
     """Go on from another case's checkpoint."""
     learner = start_rank(LearnerConfig.model_validate(CASES[name]), model, **place)
     learner.load(folder / "checkpoint")
-    reports = [learner.step(random_groups(step)) for step in (2, 3)]
+    reports = [learner.step(random_groups(step), beside(name, step)) for step in (2, 3)]
     learner.close()
     return [report.metrics for report in reports]
 

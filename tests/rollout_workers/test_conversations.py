@@ -124,6 +124,8 @@ def test_a_template_that_refuses_and_a_conversation_that_is_too_long_are_named(t
         ({"train_roles": ("user",)}, "has no effect without messages_field"),
         ({"messages_field": "messages", "response_field": "answer"}, "set one of them"),
         ({"messages_field": "messages", "template": "plain"}, "set template: chat"),
+        ({"messages_field": "messages", "text_field": "text"}, "text_field 'text' holds whole texts"),
+        ({"response_field": "answer", "text_field": "text"}, "set one of them"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(settings: dict[str, Any], message: str) -> None:

@@ -152,6 +152,22 @@ def test_a_demonstration_learns_the_response_and_its_end(tmp_path: Path, tokeniz
     assert list(demonstration.loss_mask) == [0, 0, 0, 0, 1, 1]
 
 
+def test_of_a_text_every_token_is_learnt_but_the_first(tmp_path: Path, tokenizer: Any) -> None:
+    data = DataConfig(prompts=write_rows(tmp_path, {"text": "once upon"}), text_field="text")
+    (demonstration,) = load_demonstrations(data, tokenizer, max_length=10)
+    assert tokenizer.decode(list(demonstration.token_ids[:9])) == "once upon"
+    assert demonstration.token_ids[9] == tokenizer.eos_token_id
+    assert list(demonstration.loss_mask) == [0] + [1] * 9
+    for row, message in (({"text": ""}, "row 1, column 'text': the text is empty"), ({"text": 3}, "expected a string")):
+        bad = DataConfig(prompts=write_rows(tmp_path, {"text": "a"}, row), text_field="text")
+        with pytest.raises(UserError, match=message):
+            load_demonstrations(bad, tokenizer, max_length=10)
+    with pytest.raises(UserError, match="row 0: it has 10 tokens and the limit is 9"):
+        load_demonstrations(
+            data.model_copy(update={"prompts": write_rows(tmp_path, {"text": "once upon"})}), tokenizer, max_length=9
+        )
+
+
 def test_the_order_is_a_function_of_seed_and_position() -> None:
     prompts = [make_prompt(row) for row in range(7)]
     whole = PromptStream(prompts, RowOrder(7, seed=3, shuffle=True))

@@ -21,6 +21,7 @@ from services.contracts.records import (
     RewardDescription,
     RewardSample,
     ScoredGroup,
+    WeightedDemonstrations,
 )
 from services.transport.reward_tally import RewardTally
 from tests.fakes import FakeLearner
@@ -51,7 +52,9 @@ class SimulatedLearner(FakeLearner):
     def num_steps(self) -> int:
         return len(self.prompts) // self._scenario.prompts_per_step
 
-    async def step(self, groups: Sequence[ScoredGroup]) -> LearnerReport:
+    async def step(
+        self, groups: Sequence[ScoredGroup], demonstrations: WeightedDemonstrations | None = None
+    ) -> LearnerReport:
         await self._work("step", self._scenario.step_s * self._draw.uniform(0.5, 1.5))
         if self._draw.random() < self._scenario.learner_fails:
             self._note("learner failed in a step")
@@ -62,7 +65,7 @@ class SimulatedLearner(FakeLearner):
         )
         assert all((group.baseline is not None) == self._scenario.greedy_baseline for group in groups)
         self.prompts.extend(group.group.prompt.id for group in groups)
-        return await super().step(groups)
+        return await super().step(groups, demonstrations)
 
     async def publish(self, version: int) -> Publication:
         assert version == self.num_steps, f"a learner after {self.num_steps} steps was to publish version {version}"
