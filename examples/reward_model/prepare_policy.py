@@ -1,9 +1,10 @@
-"""Write a tiny policy that answers in the style of the preferred answers, and prompts to train and to judge it on.
+"""Write a tiny policy that answers in the style of the preferred answers, what it learns from, and what judges it.
 
     python examples/reward_model/prepare_policy.py runs/preferences --seed 0
 
 It reads what `prepare.py` left in the folder. A prompt is the last question of a conversation; a demonstration is as
-much of its preferred answer as ends with a sentence. Held-out prompts come from held-out conversations alone.
+much of its preferred answer as ends with a sentence; a preference is such beginnings of both answers, where they
+differ. Held-out prompts come from held-out conversations alone.
 """
 
 import argparse
@@ -20,6 +21,7 @@ VOCABULARY_SIZE = 2000
 MOST_PROMPT_TOKENS = 55
 MOST_RESPONSE_TOKENS = 40
 MAX_TOKENS = 96
+SIDES = ("chosen", "rejected")
 QUESTION, ANSWER = "\n\nHuman:", "\n\nAssistant:"
 
 
@@ -63,15 +65,29 @@ def tiny_policy(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausal
 def demonstrations(lines: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, str]]:
     """Last questions with the beginnings of their preferred answers, where both are short enough."""
     for line in lines:
-        context, _, answer = json.loads(line)["chosen"].rpartition(ANSWER)
-        prompt = QUESTION + context.rpartition(QUESTION)[2] + ANSWER
-        response = ""
-        for sentence in re.findall(r"[^.!?]+[.!?]+", answer):
-            if len(tokenizer.encode(response + sentence)) > MOST_RESPONSE_TOKENS:
-                break
-            response += sentence
+        prompt, response = beginning(json.loads(line)["chosen"], tokenizer)
         if response and len(tokenizer.encode(prompt)) <= MOST_PROMPT_TOKENS:
             yield {"prompt": prompt, "response": response}
+
+
+def preferences(lines: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[dict[str, str]]:
+    """Last questions with the beginnings of both answers, where these differ and all are short enough."""
+    for line in lines:
+        (prompt, chosen), (other, rejected) = (beginning(json.loads(line)[side], tokenizer) for side in SIDES)
+        both_differ = prompt == other and chosen and rejected and chosen != rejected
+        if both_differ and len(tokenizer.encode(prompt)) <= MOST_PROMPT_TOKENS:
+            yield {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def beginning(transcript: str, tokenizer: PreTrainedTokenizerFast) -> tuple[str, str]:
+    """The last question, and the first sentences of its answer; none where the first is too long."""
+    context, _, answer = transcript.rpartition(ANSWER)
+    response = ""
+    for sentence in re.findall(r"[^.!?]+[.!?]+", answer):
+        if len(tokenizer.encode(response + sentence)) > MOST_RESPONSE_TOKENS:
+            break
+        response += sentence
+    return QUESTION + context.rpartition(QUESTION)[2] + ANSWER, response
 
 
 def main() -> None:
@@ -85,10 +101,13 @@ def main() -> None:
     tokenizer.save_pretrained(folder / "policy")
     tiny_policy(tokenizer, arguments.seed).save_pretrained(folder / "policy")
     for name, conversations in lines.items():
-        rows = list(demonstrations(conversations, tokenizer))
-        path = folder / f"prompts_{name}.jsonl"
-        path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-        print(f"wrote {len(rows)} prompts to {path}")
+        for what, rows in (
+            ("prompts", list(demonstrations(conversations, tokenizer))),
+            ("pairs", list(preferences(conversations, tokenizer))),
+        ):
+            path = folder / f"{what}_{name}.jsonl"
+            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            print(f"wrote {len(rows)} {what} to {path}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from services.cli.arguments import load_config
-from services.control.config import RewardModelRunConfig, RunConfig, SupervisedRunConfig
+from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig
 from tests.end_to_end.command import trireme
 
 ROOT = Path(__file__).parents[2]
@@ -20,10 +20,15 @@ needs_pairs = pytest.mark.skipif(not PAIRS.is_file(), reason="needs the hh-rlhf 
 
 @pytest.mark.parametrize(
     ("name", "root"),
-    [("train", RewardModelRunConfig), ("policy_sft", SupervisedRunConfig), ("policy_ppo", RunConfig)],
+    [
+        ("train", RewardModelRunConfig),
+        ("policy_sft", SupervisedRunConfig),
+        ("policy_ppo", RunConfig),
+        ("policy_dpo", PreferenceRunConfig),
+    ],
 )
 def test_an_example_is_a_valid_configuration(
-    name: str, root: type[RewardModelRunConfig | SupervisedRunConfig | RunConfig]
+    name: str, root: type[RewardModelRunConfig | SupervisedRunConfig | RunConfig | PreferenceRunConfig]
 ) -> None:
     config = load_config(root, [str(EXAMPLE / f"{name}.yaml")], prog="", summary="")
     assert config.run.dir.parts[:2] == ("runs", "preferences")
