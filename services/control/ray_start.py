@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import ray
 from ray._private.services import get_ray_address_from_environment
 
-from services.contracts.errors import UserError
+from services.contracts.errors import DeadlineExceeded, UserError
 from services.control.config import ClusterConfig
 from services.control.ray_access import check_access
 from services.control.ray_watchdog import watch
@@ -32,6 +33,7 @@ def start_ray(config: ClusterConfig, *, num_cpus: int) -> Callable[[], None]:
 
     Raises:
         UserError: nothing answers at the address, or it may not be joined.
+        DeadlineExceeded: the Ray that was started here did not come up.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO"] = "0"
@@ -52,14 +54,24 @@ def _start(config: ClusterConfig, *, num_cpus: int) -> Path:
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
     os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    started = time.monotonic()
     with _own_handlers():
-        context = ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            include_dashboard=False,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            **_QUIET,
-        )
+        try:
+            context = ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                object_store_memory=int(config.object_store_gib * 2**30),
+                **_QUIET,
+            )
+        except Exception as error:
+            if type(error) is not Exception:  # Ray raises just that where its own processes are late.
+                raise
+            raise DeadlineExceeded(
+                waited_for="Ray to start on this machine",
+                waited_s=time.monotonic() - started,
+                advice=f"the machine may be overloaded or out of memory; try again when it is not ({error})",
+            ) from error
     return Path(context.address_info["session_dir"])
 
 
