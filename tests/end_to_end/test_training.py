@@ -3,30 +3,42 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.control.ledger_events import parse_event
+from services.control.verification import verify_run
 from tests.end_to_end.command import json_lines, started, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
+from tests.simulation.filtering import check_filtering
 
-TEN_LINES = """import sys
+BEGINS_WITH_A_DIGIT = """def score(sample):
+    return 1.0 if sample.completion[:1].isdigit() else 0.0
+"""
+TEN_LINES = f"""from reward_server import serve
 
-from reward_server import serve
 
-
-def score(sample):
-    return sum(character.isdigit() for character in sample.completion) / max(1, len(sample.completion))
-
+{BEGINS_WITH_A_DIGIT}
 
 serve(score, port=0)
 """
+
+
+def dapo_sections(task: Path) -> dict[str, dict[str, Any]]:
+    """DAPO whole: flat groups are replaced, completions near their limit lose reward, and the upper clip is higher."""
+    return run_sections(task, train={"dynamic_sampling": True}) | {
+        "learner": {"algorithm": "dapo", "lr": 3e-3, "num_minibatches": 2, "overlong_tokens": 4}
+    }
 
 
 @pytest.fixture(scope="module")
 def undisturbed(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six steps with one worker; the runs that follow must give the same weights."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    finished = trireme("train", write_config(folder / "run.yaml", **run_sections(task)), cwd=folder)
+    (folder / "reward.py").write_text(BEGINS_WITH_A_DIGIT)
+    sections = dapo_sections(task) | {"reward": {"services": [{"name": f"{folder / 'reward.py'}:score"}]}}
+    finished = trireme("train", write_config(folder / "run.yaml", **sections), cwd=folder)
     assert finished.code == 0, finished.output
     return folder / "run"
 
@@ -59,15 +71,24 @@ def test_three_workers_and_a_reward_by_address_change_no_weight(undisturbed: Pat
         try:
             assert server.stdout is not None
             address = server.stdout.readline().rsplit(" ", 1)[1].strip()
-            sections = run_sections(task, rollout={"num_workers": 3})
-            sections["reward"] = {"addresses": [address]}
-            sections["rollout"] = run_sections(task)["rollout"] | {"num_workers": 3}
+            sections = dapo_sections(task) | {"reward": {"addresses": [address]}}
+            sections["rollout"]["num_workers"] = 3
             finished = trireme("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
         finally:
             server.terminate()
             server.wait(timeout=20)
     assert finished.code == 0, finished.output
     assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_dynamic_sampling_put_flat_groups_aside_and_length_cost_reward(undisturbed: Path) -> None:
+    events = [parse_event(line) for line in (undisturbed / "events.jsonl").read_bytes().splitlines()]
+    assert check_filtering(events, most=12) == []
+    report = verify_run(undisturbed)
+    assert report.violations == {} and report.totals.filtered > 0
+    metrics = json_lines(undisturbed / "metrics.jsonl")
+    assert max(float(str(row["filtered/share"])) for row in metrics) > 0
+    assert min(float(str(row["reward/overlong"])) for row in metrics) < 0
 
 
 def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_trained(
@@ -121,6 +142,7 @@ def test_a_reward_that_dies_stops_the_run_with_a_checkpoint(task: Path, tmp_path
         address = server.stdout.readline().rsplit(" ", 1)[1].strip()
         base = run_sections(task)
         sections = run_sections(task, train=base["train"] | {"num_steps": 500, "checkpoint_every": 0})
+        sections["learner"] = {"algorithm": "remax", "lr": 3e-3}
         sections["reward"] = {"addresses": [address], "unavailable_budget_s": 2.0}
         config = write_config(tmp_path / "run.yaml", **sections)
         with started("train", config, cwd=tmp_path) as running:
@@ -134,3 +156,5 @@ def test_a_reward_that_dies_stops_the_run_with_a_checkpoint(task: Path, tmp_path
     assert address in finished.output
     assert "go on with: trireme train" in finished.output
     assert list((tmp_path / "run" / "checkpoints").glob("step_*/COMMIT"))
+    metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
+    assert all(0 <= float(str(row["reward_of_greedy"])) <= 1 for row in metrics)
