@@ -12,6 +12,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from reward_server.assembly import build_scorer
+from reward_server.config import RewardServerConfig, RewardServiceConfig
 from services.cli.arguments import load_config
 from services.contracts.errors import UserError
 from services.contracts.records import Reward, RewardSample
@@ -57,6 +58,14 @@ def test_the_example_of_preferences_is_valid() -> None:
 def test_the_warm_up_is_a_valid_configuration() -> None:
     config = load_config(SupervisedRunConfig, [str(ROOT / "examples/quickstart/sft.yaml")], prog="", summary="")
     assert config.data.response_field == "demonstration"
+
+
+async def test_the_reward_with_a_mistake_pays_for_sums_whose_carry_was_forgotten() -> None:
+    reward = RewardServiceConfig(name=f"{ROOT}/examples/rewards/column_by_column.py:score")
+    scorer = build_scorer([reward], RewardServerConfig())
+    written = {"031": 1.0, "141": 1 / 3, "03": 2 / 3, "": 0.0}
+    samples = [RewardSample(id=text, prompt="47+94=", completion=text) for text in written]
+    assert await scorer.score(samples) == [Reward(value=value, components=ANY) for value in written.values()]
 
 
 async def test_the_code_example_scores_the_problems_that_it_shows() -> None:
