@@ -18,7 +18,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Reward, RewardSample
 from services.control.adaptation import AdaptConfig
 from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig
-from tests.end_to_end.command import json_lines, trireme
+from tests.end_to_end.command import json_lines, started, trireme
 from tests.tiny import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +33,6 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
         "gsm8k.yaml",
         "gpu.yaml",
         "judged.yaml",
-        "quickstart/mixed.yaml",
         "quickstart/ppo.yaml",
         "quickstart/process.yaml",
         "reward_hacking.yaml",
@@ -136,9 +135,9 @@ def test_the_example_of_preferences_learns_them_on_a_tiny_model(tmp_path: Path) 
         "data.validation_share": 0.2,
         "learner.lr": 1e-3,
         "learner.warmup_steps": 2,
-        "train.num_steps": 12,
-        "train.prompts_per_step": 8,
-        "evaluate.every": 6,
+        "train.num_steps": 100,  # Enough that it is interrupted before the last.
+        "train.prompts_per_step": 4,
+        "evaluate.every": 50,
     }
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     finished = trireme("prefer", str(ROOT / "examples/preferences.yaml"), *arguments, cwd=tmp_path)
@@ -153,6 +152,21 @@ def test_the_example_of_preferences_learns_them_on_a_tiny_model(tmp_path: Path) 
     assert summary["validation"]["loss"] == pytest.approx(min(looks), rel=1e-4)
     assert "Implicit rewards" in (tmp_path / "run" / "report.html").read_text()
     AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "export")
+
+    arguments[arguments.index(str(tmp_path / "run"))] = str(tmp_path / "again")
+    command = ["prefer", str(ROOT / "examples/preferences.yaml"), *arguments]
+    metrics = tmp_path / "again" / "metrics.jsonl"
+    with started(*command, cwd=tmp_path) as running:
+        running.wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2, "two steps")
+        running.interrupt()
+        stopped = running.finish()
+    assert stopped.code == 130 and "go on with: trireme prefer" in stopped.output, stopped.output
+    assert not (tmp_path / "again" / "export").exists()
+    resumed = trireme(*command, "--resume", cwd=tmp_path)
+    assert resumed.code == 0, resumed.output
+    assert "computing the reference logprobs" not in resumed.output
+    weights = [(tmp_path / run / "export" / "model.safetensors").read_bytes() for run in ("run", "again")]
+    assert weights[0] == weights[1]
 
 
 def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> None:
