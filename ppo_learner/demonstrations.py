@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppo_learner.batching import batch_demonstrations, collate, plan_micro_batches
 from ppo_learner.engine import Engine
-from ppo_learner.models import load_policy
+from ppo_learner.models import PolicyOutcome, load_policy
 from ppo_learner.moe import check_experts
 from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.publishing import export_network
@@ -59,8 +59,8 @@ class DemonstrationWork:
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         micro_batch = collate(self._batch, part, device, packed=self._packed)
-        logprobs, *_ = network(micro_batch, temperature=1.0, entropy=False)
-        return logprobs, micro_batch.actions
+        said = network(micro_batch, temperature=1.0, entropy=False)
+        return _logprobs(said), micro_batch.actions
 
     def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
         """Each part tells all that its loss needs."""
@@ -83,12 +83,18 @@ class RoutedDemonstrationWork(DemonstrationWork):
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         micro_batch = collate(self._batch, part, device, packed=self._packed)
         said = network(micro_batch, temperature=1.0, entropy=False)
-        answers = torch.cat([said.logprobs, said.routing.balance_loss.expand_as(said.logprobs)])
+        answers = torch.cat([_logprobs(said), said.routing.balance_loss.expand_as(said.logprobs)])
         return answers, torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms])
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         logprobs, balance_losses = answers.reshape(2, len(answers) // 2)
         return torch.stack([self._coefficient * balance_losses.sum() - logprobs.sum(), balance_losses.sum().detach()])
+
+
+def _logprobs(said: PolicyOutcome) -> Tensor:
+    """(N,) with a gradient of 0 for a value head, which learns nothing here: ZeRO-3 adds up wrong gradients where a
+    sharded weight is left out of a backward pass."""
+    return said.logprobs if said.values is None else said.logprobs + 0.0 * said.values
 
 
 def demonstration_work(
