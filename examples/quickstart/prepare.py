@@ -47,8 +47,8 @@ def tiny_model(
             hidden_size=hidden_size,
             intermediate_size=3 * hidden_size,
             num_hidden_layers=num_layers,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            num_attention_heads=hidden_size // 32,  # Heads of 32 numbers, which vLLM serves on a CPU.
+            num_key_value_heads=hidden_size // 32,
             max_position_embeddings=64,
             tie_word_embeddings=True,
             bos_token_id=None,
