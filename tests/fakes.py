@@ -152,7 +152,7 @@ class FakeLearner:
         self.trained_tokens = json.loads((folder / "tokens.json").read_text())
 
     async def export(self, folder: Path) -> None:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
 
 
 class FakeWorker:

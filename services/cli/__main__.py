@@ -1,6 +1,7 @@
 """The command `trireme`: finds the subcommand, runs it, and turns how it ended into an exit code.
 
-Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted. It must not know what a command does.
+Exit codes: 0 done, 1 the run failed, 2 the input is wrong, 3 a regression gate was breached, 130 interrupted.
+It must not know what a command does.
 """
 
 import importlib
@@ -21,7 +22,8 @@ COMMANDS = {
     "label-pairs": "have a judge compare completions, and write preference data",
     "revise": "have a judge revise answers by a constitution",
     "label-steps": "label steps of completions by where the policy's continuations lead",
-    "evaluate": "measure accuracy and pass@k on a data file",
+    "average": "average a trained model with the one that it was trained from",
+    "evaluate": "measure accuracy and pass@k on held-out prompts, alone or against the model before",
     "status": "show a live run and its rollout workers",
     "scale": "give a live run another number of rollout workers",
     "pause": "have a live run hold still",

@@ -1,47 +1,39 @@
-"""Measure accuracy and pass@k of a model on held-out prompts."""
+"""Measure accuracy and pass@k of a model on held-out prompts, alone or against the model before."""
 
 import asyncio
 import json
+import sys
 
 from services.cli.arguments import load_config
-from services.contracts.errors import UserError
-from services.contracts.records import Json
+from services.contracts.errors import RegressionBreach
 from services.control import run_folder
-from services.control.config import RunConfig
-from services.control.evaluation import Evaluation
-from services.control.evaluation import evaluate as measure
-from services.control.parts import start_samplers
-from services.control.preflight import RunInputs, check_run
+from services.control.evaluation_job import EvaluateRunConfig, Measured, check_evaluation, measure
+from services.control.regression_gate import breaches
 
 
 def main(argv: list[str]) -> int:
-    """`trireme evaluate run.yaml [--section.key value ...]`: prints JSON, also into evaluation.json."""
+    """`trireme evaluate run.yaml [--against MODEL] [--section.key value ...]`: writes evaluation.json and prints it."""
     config = load_config(
-        RunConfig,
+        EvaluateRunConfig,
         argv,
         prog="trireme evaluate",
-        summary="Greedy accuracy on evaluate.prompts; with evaluate.num_samples also sampled accuracy and pass@k.",
+        summary="Greedy accuracy on evaluate.prompts and each suite; with num_samples sampled accuracy and pass@k too. "
+        "--against MODEL: compare with that model prompt by prompt; exit code 3 where a gate is breached.",
     )
-    inputs = check_run(config)
-    if inputs.evaluation_prompts is None:
-        raise UserError("evaluate.prompts names no data; give a file or hub name with held-out prompts")
-    evaluation = asyncio.run(_evaluate(config, inputs))
-    metrics = {name.removeprefix("evaluation/"): round(value, 4) for name, value in evaluation.metrics().items()}
-    found: dict[str, Json] = {"model": config.model.path, "prompts": len(evaluation.completions), **metrics}
+    inputs = check_evaluation(config)
+    measured = asyncio.run(measure(config, inputs))
+    found = measured.to_row(config)
     config.run.dir.mkdir(parents=True, exist_ok=True)
     run_folder.write_summary(config.run.dir, found, name=run_folder.EVALUATION_FILE)
-    print(json.dumps(found))
+    for comparison in measured.comparisons:
+        print(comparison, file=sys.stderr)
+    print(json.dumps(found), flush=True)
+    _raise_breach(measured)
     return 0
 
 
-async def _evaluate(config: RunConfig, inputs: RunInputs) -> Evaluation:
-    assert inputs.evaluation_prompts is not None
-    async with start_samplers(config) as parts:
-        return await measure(
-            inputs.evaluation_prompts.prompts,
-            rollouts=parts.rollouts,
-            rewards=parts.rewards,
-            sampling=config.rollout.to_sampling(seed=config.run.seed),
-            config=config.evaluate,
-            gold=parts.gold,
-        )
+def _raise_breach(measured: Measured) -> None:
+    stopped = breaches(measured.comparisons, "stop")
+    if stopped:
+        names = ", ".join(one.name for one in stopped)
+        raise RegressionBreach(f"{names} fell further than evaluate's gates let it; see docs/forgetting.md")

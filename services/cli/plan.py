@@ -15,6 +15,7 @@ from rollout_workers.demonstrations import stretches
 from rollout_workers.preference_data import PreferenceExamples
 from services.contracts.records import Demonstration
 from services.control.config import PreferenceRunConfig, RunConfig, SupervisedRunConfig, TrainerRoot
+from services.control.evaluate_config import MAIN
 from services.control.parts import rank_demands, run_demands
 from services.control.placement import Demand
 from services.control.preflight import RunInputs, SupervisedInputs, load_tokenizer
@@ -30,8 +31,9 @@ def print_plan(config: RunConfig, inputs: RunInputs) -> None:
         f"{len(prompts.prompts)} prompts ({prompts.num_truncated} truncated, {prompts.num_dropped} dropped), "
         f"sequences of at most {inputs.max_length} tokens"
     )
-    if inputs.evaluation_prompts is not None:
-        console.print(f"{len(inputs.evaluation_prompts.prompts)} held-out prompts")
+    for name, held_out in inputs.held_out.items():
+        of_suite = "" if name == MAIN else f" of the suite {name}"
+        console.print(f"{len(held_out.prompts)} held-out prompts{of_suite}")
     first = prompts.prompts[0]
     console.print(f"first prompt, {len(first.token_ids)} tokens:")
     console.print(escape(first.text), style="cyan")

@@ -12,6 +12,7 @@ from services.cli.held_run import print_resume, run_in_folder
 from services.cli.plan import print_plan
 from services.control import run_folder
 from services.control.config import RunConfig
+from services.control.evaluate_config import MAIN
 from services.control.evaluation import Evaluation, GradedCompletion
 from services.control.preflight import check_run
 from services.control.training import Outcome, train
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> int:
         print_resume(config.run.dir, f"trireme train {shlex.join(argv)}")
     elif code == 0:
         _print_outcome(config, outcomes[0])
+        if outcomes[0].breach is not None:
+            raise outcomes[0].breach
     return code
 
 
@@ -60,6 +63,9 @@ def _print_outcome(config: RunConfig, outcome: Outcome) -> None:
     before, after = outcome.summary["accuracy_before"], outcome.summary["accuracy_after"]
     if isinstance(before, float) and isinstance(after, float):
         print(f"held-out accuracy  {before:.1%} before, {after:.1%} after")
+    for comparison in outcome.comparisons:
+        if comparison.name != MAIN or comparison.gate is not None:
+            print(f"suite              {comparison}")
     print(f"steps              {outcome.summary['num_steps']} in {outcome.summary['seconds']:.0f} s")
     print(f"curves             {folder / 'curves.png'}")
     print(f"report             {folder / 'report.html'}")

@@ -53,6 +53,13 @@ class RewardAlarm(TriremeError):
     """An alarm against reward hacking, or a broken reward, whose action is to stop the run."""
 
 
+class RegressionBreach(TriremeError):
+    """A held-out evaluation fell further below its score before than its gate lets it. Nothing failed: all that a run
+    had made is kept, and this exit code is for scripts that publish a model only where there is none."""
+
+    exit_code = 3
+
+
 class WeightSyncError(TriremeError):
     """New weights did not arrive as they were published; the worker serves nothing until they do."""
 

@@ -27,6 +27,7 @@ FLAT_GROUPS = "zero_variance_groups"
 FILTERED = "filtered/share"
 KL = "kl/reference"
 ALARM_FAMILY = "alarms"
+SUITE_FAMILY = "suites"
 
 PHASES: Mapping[str, str] = {
     "sampling": "#3987d6",
@@ -197,7 +198,7 @@ _BYTES = ((2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB"))
 
 
 def describe(name: str) -> Metric:
-    """How the metric is shown; reward components and pass@k are recognised by their names."""
+    """How the metric is shown; reward components, pass@k and suites are recognised by their names."""
     family, _, member = name.partition("/")
     if name in METRICS:
         return METRICS[name]
@@ -213,6 +214,12 @@ def describe(name: str) -> Metric:
         )
     if family == ALARM_FAMILY:
         return Metric(title=f"alarm: {member}")
+    if family == SUITE_FAMILY:
+        suite, _, measured = member.partition("/")
+        title = f"{suite}, {measured.replace('_', ' ')}"
+        if measured == "reward":
+            return Metric(title=title, panel=f"Suite {suite}: reward")
+        return Metric(title=title, unit="share", panel=f"Suite {suite}: accuracy", label=measured.replace("_", " "))
     if family == "evaluation":
         return Metric(title=member, unit="share", panel="Held-out accuracy", label=member)
     return Metric(title=name, unit="seconds" if family == "seconds" else "number")

@@ -23,6 +23,7 @@ from services.contracts.settings import ModelConfig, Section
 from services.control.alarms import AlarmsConfig
 from services.control.autoscaler import AutoscaleConfig
 from services.control.control_settings import ControlConfig
+from services.control.evaluate_config import EvaluateConfig
 from services.control.metrics import MetricsConfig
 
 
@@ -77,35 +78,6 @@ class TrainConfig(Section):
             raise ValueError(
                 f"max_filtered_per_step {self.max_filtered_per_step} has no effect without dynamic_sampling; set that "
                 "to true, or remove it"
-            )
-        return self
-
-
-class EvaluateConfig(Section):
-    """Held-out accuracy: a completion is correct when its reward (or one component) reaches the threshold."""
-
-    prompts: str | None = None
-    """Data file or hub name with held-out prompts, in the form that `data` describes; None: no evaluation."""
-    split: str = "test"
-    """Split of a hub data set."""
-    limit: int | None = Field(default=None, ge=1)
-    """Use only the first so many rows."""
-    every: int = Field(default=0, ge=0)
-    """Steps between evaluations; 0 evaluates before the first and after the last step only."""
-    component: str | None = None
-    """Reward component that counts as correctness; the total where it is not given."""
-    threshold: float = 1.0
-    """A completion is correct when that value is at least this."""
-    num_samples: int = Field(default=0, ge=0)
-    """Completions a prompt, at the rollout temperature, for sampled accuracy and pass@k; 0: greedy accuracy only."""
-    ks: tuple[int, ...] = (1,)
-    """The k of each pass@k to report; none may exceed num_samples."""
-
-    @model_validator(mode="after")
-    def _ks_fit(self) -> Self:
-        if self.num_samples and max(self.ks, default=1) > self.num_samples:
-            raise ValueError(
-                f"pass@{max(self.ks)} needs num_samples of at least {max(self.ks)}, not {self.num_samples}"
             )
         return self
 

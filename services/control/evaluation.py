@@ -6,14 +6,14 @@ ids of their own, so no training seed changes; proxy and gold are compared on th
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import comb
 from statistics import fmean
 
 from services.contracts.errors import SampleNotScorable
 from services.contracts.interfaces import RewardScorer, RolloutSource
 from services.contracts.records import Failure, Prompt, Reward, RolloutGroup, SampleRequest, Sampling
-from services.control.config import EvaluateConfig
+from services.control.evaluate_config import MAIN, HeldOutConfig
 from services.control.reward_samples import to_reward_samples
 from services.control.reward_signals import GoldComparison
 
@@ -35,13 +35,16 @@ class GradedCompletion:
 class Evaluation:
     """What an evaluation measured, as shares of 1; `completions` are the greedy ones, in the order of the prompts.
 
-    `gold` compares the rewards of the sampled completions, or of the greedy ones where none were sampled.
+    Attributes:
+        correct: how many of the `num_samples` sampled completions of each prompt are correct.
+        ks: of pass@k.
+        gold: compares the rewards of the sampled completions, or of the greedy ones where none were sampled.
     """
 
-    accuracy: float
-    sampled_accuracy: float | None = None
-    pass_at: Mapping[int, float] = field(default_factory=dict)
-    completions: Sequence[GradedCompletion] = ()
+    completions: Sequence[GradedCompletion]
+    num_samples: int = 0
+    correct: Sequence[int] = ()
+    ks: Sequence[int] = ()
     gold: GoldComparison | None = None
 
     def __str__(self) -> str:
@@ -49,15 +52,46 @@ class Evaluation:
         return f"{self.accuracy:.1%}{gold}"
 
     @property
+    def accuracy(self) -> float:
+        """Share of the greedy completions that are correct."""
+        return fmean(self.scores("accuracy"))
+
+    @property
     def reward(self) -> float:
         """Mean reward of the greedy completions."""
-        return fmean(completion.reward for completion in self.completions)
+        return fmean(self.scores("reward"))
 
-    def metrics(self) -> dict[str, float]:
-        sampled = {} if self.sampled_accuracy is None else {"evaluation/sampled_accuracy": self.sampled_accuracy}
-        passes = {f"evaluation/pass@{k}": share for k, share in self.pass_at.items()}
+    @property
+    def sampled_accuracy(self) -> float | None:
+        """None where nothing was sampled."""
+        return fmean(self.scores("sampled_accuracy")) if self.num_samples else None
+
+    @property
+    def pass_at(self) -> Mapping[int, float]:
+        return {k: fmean(self.scores(f"pass@{k}")) for k in self.ks} if self.num_samples else {}
+
+    def scores(self, metric: str) -> list[float]:
+        """What a metric is the mean of: a number for each prompt.
+
+        Args:
+            metric: accuracy, reward, sampled_accuracy or pass@k, of those that were measured.
+        """
+        if metric == "accuracy":
+            return [float(completion.correct) for completion in self.completions]
+        if metric == "reward":
+            return [completion.reward for completion in self.completions]
+        if metric == "sampled_accuracy":
+            return [count / self.num_samples for count in self.correct]
+        k = int(metric.removeprefix("pass@"))
+        return [pass_at_k(self.num_samples, count, k) for count in self.correct]
+
+    def metrics(self, family: str = MAIN) -> dict[str, float]:
+        """Plain numbers, their names below `family`; the gold reward has a family of its own."""
+        sampled = {} if self.sampled_accuracy is None else {"sampled_accuracy": self.sampled_accuracy}
+        passes = {f"pass@{k}": share for k, share in self.pass_at.items()}
+        named = {"accuracy": self.accuracy, "reward": self.reward, **sampled, **passes}
         gold = self.gold.metrics() if self.gold else {}
-        return {"evaluation/accuracy": self.accuracy, "evaluation/reward": self.reward, **sampled, **passes, **gold}
+        return {f"{family}/{name}": value for name, value in named.items()} | gold
 
 
 async def evaluate(
@@ -66,31 +100,38 @@ async def evaluate(
     rollouts: RolloutSource,
     rewards: RewardScorer,
     sampling: Sampling,
-    config: EvaluateConfig,
+    config: HeldOutConfig,
     gold: RewardScorer | None = None,
+    name: str = MAIN,
 ) -> Evaluation:
     """Sample and grade every prompt.
 
     Args:
         gold: the reward that counts, where the one that trains only stands for it.
-        sampling: the training run's; its temperature is used for the sampled accuracy, and 0 for the greedy one.
+        name: what the evaluation is called; its prompts' ids begin so.
+        sampling: the training run's; its temperature, or the evaluation's own, is used for the sampled accuracy, and 0
+            for the greedy one.
 
     Raises:
         SampleNotScorable: when the reward service refuses a sample.
     """
-    grader = _Grader(rollouts=rollouts, rewards=rewards, gold=gold, config=config)
+    grader = _Grader(rollouts=rollouts, rewards=rewards, gold=gold, config=config, name=name)
+    sampling = replace(
+        sampling,
+        num_samples=config.num_samples,
+        temperature=config.temperature or sampling.temperature,
+        max_completion_tokens=config.max_completion_tokens or sampling.max_completion_tokens,
+    )
     graded = await grader.grade_all(prompts, sampling.greedy)
     completions = [group[0] for group in graded]
-    accuracy = fmean(completion.correct for completion in completions)
     if not config.num_samples:
-        return Evaluation(accuracy=accuracy, completions=completions, gold=_compared(graded))
-    sampled = await grader.grade_all(prompts, replace(sampling, num_samples=config.num_samples))
-    correct = [sum(completion.correct for completion in group) for group in sampled]
+        return Evaluation(completions=completions, gold=_compared(graded))
+    sampled = await grader.grade_all(prompts, sampling)
     return Evaluation(
-        accuracy=accuracy,
-        sampled_accuracy=fmean(count / config.num_samples for count in correct),
-        pass_at={k: fmean(pass_at_k(config.num_samples, count, k) for count in correct) for k in config.ks},
         completions=completions,
+        num_samples=config.num_samples,
+        correct=[sum(completion.correct for completion in group) for group in sampled],
+        ks=config.ks,
         gold=_compared(sampled),
     )
 
@@ -103,7 +144,7 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
 
 
-def is_correct(reward: Reward, config: EvaluateConfig) -> bool:
+def is_correct(reward: Reward, config: HeldOutConfig) -> bool:
     """Whether the reward, or the component that counts, reaches the threshold.
 
     Raises:
@@ -132,13 +173,14 @@ class _Grader:
     rollouts: RolloutSource
     rewards: RewardScorer
     gold: RewardScorer | None
-    config: EvaluateConfig
+    config: HeldOutConfig
+    name: str
 
     async def grade_all(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[list[GradedCompletion]]:
         in_flight = asyncio.Semaphore(_MAX_GROUPS_IN_FLIGHT)
 
         async def grade(prompt: Prompt) -> list[GradedCompletion]:
-            own = replace(prompt, id=f"evaluation-{prompt.row}")
+            own = replace(prompt, id=f"{self.name}-{prompt.row}")
             async with in_flight:
                 return await self._grade(await self.rollouts.sample(SampleRequest(prompt=own, sampling=sampling)))
 
@@ -165,6 +207,6 @@ def _rewards(group: RolloutGroup, outcomes: Sequence[Reward | Failure], *, of: s
     for outcome in outcomes:
         if isinstance(outcome, Failure):
             raise SampleNotScorable(
-                f"evaluation prompt, {of}row {group.prompt.row}: {outcome.message} ({outcome.code})"
+                f"held-out prompt {group.prompt.id}, {of}row {group.prompt.row}: {outcome.message} ({outcome.code})"
             )
     return [outcome for outcome in outcomes if isinstance(outcome, Reward)]

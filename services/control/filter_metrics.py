@@ -9,12 +9,12 @@ from statistics import fmean
 
 from services.contracts.records import ScoredGroup
 from services.control.catalogue import FILTERED
-from services.control.config import EvaluateConfig
+from services.control.evaluate_config import HeldOutConfig
 from services.control.evaluation import is_correct
 
 
 def filter_metrics(
-    trained: Sequence[ScoredGroup], filtered: Sequence[ScoredGroup], config: EvaluateConfig
+    trained: Sequence[ScoredGroup], filtered: Sequence[ScoredGroup], config: HeldOutConfig
 ) -> dict[str, float]:
     """Shares of 1, and a reward.
 

@@ -16,6 +16,7 @@ from services.control.catalogue import (
     REWARD,
     REWARD_SPREAD,
     STEP_SECONDS,
+    SUITE_FAMILY,
     Unit,
     describe,
     written,
@@ -144,13 +145,13 @@ def _by_panel(columns: Mapping[str, _Column]) -> dict[str, list[str]]:
 
 def _panel(title: str, first_name: str, lines: Sequence[Series]) -> Panel:
     metric = describe(first_name)
-    is_evaluation = metric.panel in _PANELS_OF_EVALUATIONS
+    is_evaluation = metric.panel in _PANELS_OF_EVALUATIONS or first_name.startswith(f"{SUITE_FAMILY}/")
     is_smooth = not (is_evaluation or metric.only_when_it_varies)
     return Panel(title=title, unit=metric.unit, series=lines, sparse=is_evaluation, smooth=is_smooth)
 
 
 def _place(title: str) -> float:
-    """Where a panel stands: where the catalogue first names it; reward components after the rewards."""
+    """Where a panel stands: where the catalogue first names it; suites and reward components about the accuracy."""
     titles = [metric.panel for metric in METRICS.values()]
     return titles.index(title) if title in titles else titles.index(describe(ACCURACY).panel) + 0.5
 

@@ -5,14 +5,15 @@ the way out, in whichever way that is; the parts start side by side, because eac
 """
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ppo_learner.learner import LearnerRank
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.supervised import SupervisedRank
 from ppo_learner.task import Task
+from reward_server.config import RewardConfig
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
 from rollout_workers.sleeping import sleep_all
@@ -23,7 +24,7 @@ from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
 from services.control.preflight import refuse_reward_without_steps
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
-from services.control.reward_service import GOLD_LOG_FILE, open_reward_service
+from services.control.reward_service import GOLD_LOG_FILE, LOG_FILE, open_reward_service
 from services.control.run_events import RunEvents
 from services.transport.reward_client import RewardClient, all_or_cancel
 
@@ -32,12 +33,18 @@ _KILL_TIMEOUT_S = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """The running parts around the learner; `gold` where held-out completions have a reward of their own."""
+    """The running parts around the learner.
+
+    Attributes:
+        gold: where held-out completions have a further reward.
+        suite_rewards: of the suites that have one of their own, by their names.
+    """
 
     rollouts: RolloutPool
     fleet: Fleet
     rewards: RewardClient
     gold: RewardClient | None = None
+    suite_rewards: Mapping[str, RewardClient] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +72,7 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
         DeadlineExceeded: a part that is not ready in time.
     """
     async with AsyncExitStack() as stack:
-        rewards, gold = await _open_rewards(config, stack)
+        rewards, gold, suite_rewards = await _open_rewards(config, stack)
         refuse_reward_without_steps(config.learner, rewards.description)
         ranks = _learner_demands(config)
         cluster = stack.enter_context(_open_cluster(config, ranks))
@@ -94,6 +101,7 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
             fleet=fleet,
             rewards=rewards,
             gold=gold,
+            suite_rewards=suite_rewards,
             learner=learner,
             restart_learner=restart_learner,
         )
@@ -103,9 +111,9 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
 async def start_samplers(config: RunConfig) -> AsyncIterator[Parts]:
     """Start what an evaluation needs: rollout workers with the model's own weights, and the reward service."""
     async with AsyncExitStack() as stack:
-        rewards, gold = await _open_rewards(config, stack)
+        rewards, gold, suite_rewards = await _open_rewards(config, stack)
         fleet = await stack.enter_async_context(start_workers(config))
-        yield Parts(rollouts=fleet.pool, fleet=fleet, rewards=rewards, gold=gold)
+        yield Parts(rollouts=fleet.pool, fleet=fleet, rewards=rewards, gold=gold, suite_rewards=suite_rewards)
 
 
 @asynccontextmanager
@@ -131,14 +139,19 @@ async def start_supervised_learner(config: SupervisedRoot, task: type[Task]) -> 
         yield group
 
 
-async def _open_rewards(config: RunConfig, stack: AsyncExitStack) -> tuple[RewardClient, RewardClient | None]:
-    """The reward that trains, and the gold one where there is one."""
-    folder = config.run.dir
-    rewards = await stack.enter_async_context(open_reward_service(config.reward, log_folder=folder))
-    if config.gold is None:
-        return rewards, None
-    gold = open_reward_service(config.gold, log_folder=folder, log_file=GOLD_LOG_FILE)
-    return rewards, await stack.enter_async_context(gold)
+async def _open_rewards(
+    config: RunConfig, stack: AsyncExitStack
+) -> tuple[RewardClient, RewardClient | None, dict[str, RewardClient]]:
+    """The reward that trains, the gold one where there is one, and those of suites that have their own."""
+
+    async def opened(reward: RewardConfig, log_file: str) -> RewardClient:
+        service = open_reward_service(reward, log_folder=config.run.dir, log_file=log_file)
+        return await stack.enter_async_context(service)
+
+    rewards = await opened(config.reward, LOG_FILE)
+    gold = await opened(config.gold, GOLD_LOG_FILE) if config.gold else None
+    suites = {suite.name: suite.reward for suite in config.evaluate.suites if suite.reward}
+    return rewards, gold, {name: await opened(own, f"suite_{name}_server.log") for name, own in suites.items()}
 
 
 def run_demands(config: RunConfig) -> list[Demand]:

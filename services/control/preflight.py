@@ -4,7 +4,8 @@ It must not start a process. Invariant: what it returns is ready to be trained o
 shows up after the cluster, the engines or the learner were started.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,21 @@ from services.contracts.errors import UserError
 from services.contracts.records import Demonstration, RewardDescription
 from services.contracts.settings import ModelConfig
 from services.control.config import RunConfig, SupervisedRunConfig
+from services.control.evaluate_config import HeldOutConfig, SuiteConfig
 from services.transport import secret_files
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunInputs:
-    """What a run trains and evaluates on, the longest sequence (tokens) that its model takes, the tokenizer, and the
-    demonstrations beside the rollouts."""
+    """What a run trains on, and the longest sequence (tokens) that its model takes.
+
+    Attributes:
+        held_out: the prompts of every evaluation, by its name.
+        demonstrations: those beside the rollouts.
+    """
 
     prompts: PromptSet
-    evaluation_prompts: PromptSet | None
+    held_out: Mapping[str, PromptSet] = field(default_factory=dict)
     max_length: int
     tokenizer: Any  # Any: transformers is untyped
     demonstrations: tuple[Demonstration, ...] = ()
@@ -56,16 +62,18 @@ def check_run(config: RunConfig) -> RunInputs:
     _check_security(config)
     check_packages(config.learner)
     tokenizer, max_length = load_tokenizer(config.model)
-    room = max_length - config.rollout.max_completion_tokens
-    if room < 1:
-        raise UserError(
-            f"rollout.max_completion_tokens is {config.rollout.max_completion_tokens} and {config.model.path} takes "
-            f"sequences of at most {max_length} tokens, which leaves none for the prompt"
+    own = config.rollout.max_completion_tokens
+    room = _room(config, max_length, own, "rollout.max_completion_tokens")
+    held_out = {}
+    for name, settings in config.evaluate.by_name.items():
+        own_room = _room(
+            config, max_length, settings.max_completion_tokens or own, f"max_completion_tokens of the evaluation {name}"
         )
-    held_out = evaluation_data(config)
+        data = _evaluation_data(config.data, settings)
+        held_out[name] = load_prompts(data, tokenizer, max_prompt_tokens=own_room)
     return RunInputs(
         prompts=load_prompts(config.data, tokenizer, max_prompt_tokens=room),
-        evaluation_prompts=load_prompts(held_out, tokenizer, max_prompt_tokens=room) if held_out else None,
+        held_out=held_out,
         max_length=max_length,
         tokenizer=tokenizer,
         demonstrations=_demonstrations_beside(config, tokenizer, max_length),
@@ -91,14 +99,6 @@ def check_packages(learner: OptimizerConfig) -> None:
                 f"{setting} needs the package {package}, which is not installed: pip install {package}, or use another "
                 "value"
             )
-
-
-def evaluation_data(config: RunConfig) -> DataConfig | None:
-    """The held-out data set in the form of the training data, or None when the run has none."""
-    if config.evaluate.prompts is None:
-        return None
-    changes = {"prompts": config.evaluate.prompts, "split": config.evaluate.split, "limit": config.evaluate.limit}
-    return config.data.model_copy(update=changes)
 
 
 def load_tokenizer(
@@ -153,19 +153,27 @@ def _demonstrations_beside(
     return demonstrations
 
 
+def first_differing_token(tokenizer: Any, other: Any) -> str | None:  # Any: transformers is untyped
+    """A token that has another number in the other one, or ends sequences in one of them only; None: they agree."""
+    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
+    differing = [token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)]
+    if differing:
+        return str(min(differing))
+    return None if tokenizer.eos_token_id == other.eos_token_id else str(tokenizer.eos_token)
+
+
 def _check_teacher(
     teacher: TeacherConfig, model: ModelConfig, tokenizer: Any, longest: int
 ) -> None:  # Any: transformers is untyped
     """The teacher can be loaded, means the same by every token, and takes the longest demonstration."""
     changes = {"path": teacher.path, "revision": teacher.revision, "tokenizer": None, "max_length": None}
     other, max_length = load_tokenizer(model.model_copy(update=changes), setting="learner.teacher.path")
-    ours, theirs = tokenizer.get_vocab(), other.get_vocab()
-    token = next((token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)), None)
-    if token is not None or tokenizer.eos_token_id != other.eos_token_id:
-        token = tokenizer.eos_token if token is None else token
+    token = first_differing_token(tokenizer, other)
+    if token is not None:
         raise UserError(
             f"learner.teacher.path {teacher.path!r} has another tokenizer than model.path {model.path!r} (token "
-            f"{token!r} is number {theirs.get(token)} there and {ours.get(token)} here), and distributions are "
+            f"{token!r} is number {other.get_vocab().get(token)} there and {tokenizer.get_vocab().get(token)} here), "
+            "and distributions are "
             "compared token by token; take a teacher of the same family, or learn its answers instead: `trireme "
             "sample` with the teacher as model.path, then `trireme sft` on what it wrote"
         )
@@ -174,6 +182,24 @@ def _check_teacher(
             f"the longest demonstration has {longest} tokens, and learner.teacher.path {teacher.path!r} takes at most "
             f"{max_length}; leave long rows out, or take another teacher"
         )
+
+
+def _room(config: RunConfig, max_length: int, completion_tokens: int, setting: str) -> int:
+    """The tokens that are left for a prompt."""
+    if completion_tokens >= max_length:
+        raise UserError(
+            f"{setting} is {completion_tokens} and {config.model.path} takes sequences of at most "
+            f"{max_length} tokens, which leaves none for the prompt"
+        )
+    return max_length - completion_tokens
+
+
+def _evaluation_data(training: DataConfig, settings: HeldOutConfig) -> DataConfig:
+    """The held-out data set: a suite's own, or in the form of the training data."""
+    if isinstance(settings, SuiteConfig) and settings.data is not None:
+        return settings.data
+    changes = {"prompts": settings.prompts, "split": settings.split, "limit": settings.limit}
+    return training.model_copy(update=changes)
 
 
 def _refuse_missing_folder(path: str, setting: str) -> None:
@@ -187,10 +213,13 @@ def _refuse_missing_folder(path: str, setting: str) -> None:
 def _check_security(config: RunConfig) -> None:
     """Every file of certificates, keys and tokens can be used."""
     secret_files.server_material(config.control, section="control.")
-    secret_files.client_material(config.reward, section="reward.")
-    secret_files.tokens(config.reward, section="reward.")
-    secret_files.server_material(config.reward.server, section="reward.server.")
-    secret_files.tokens(config.reward.server, section="reward.server.")
+    of_suites = {f"evaluate.suites {suite.name}: reward": suite.reward for suite in config.evaluate.suites}
+    for section, reward in {"reward": config.reward, "gold": config.gold, **of_suites}.items():
+        if reward is not None:
+            secret_files.client_material(reward, section=f"{section}.")
+            secret_files.tokens(reward, section=f"{section}.")
+            secret_files.server_material(reward.server, section=f"{section}.server.")
+            secret_files.tokens(reward.server, section=f"{section}.server.")
 
 
 def _check_transport(config: RunConfig) -> None:

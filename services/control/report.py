@@ -20,6 +20,7 @@ from services.control.panels import COLOURS, Panel, comparison_panels, run_panel
 from services.control.reward_model_facts import judgement
 from services.control.run_facts import early_and_late, headlines, median_phases, pieces, statistics, subtitle
 from services.control.run_record import RunRecord, read_run
+from services.control.suite_facts import suite_facts
 from services.control.visible_text import shortened, visible
 
 CURVES_FILE = "curves.png"
@@ -45,6 +46,7 @@ def write_report(folder: Path) -> Path:
         run=run,
         headlines=headlines(run),
         judgement=judgement(run),
+        suites=suite_facts(run),
         phases=median_phases(run.rows),
         gold=_drawn(gold_panels(run)),
         alarms=run.alarms,
@@ -96,7 +98,7 @@ def _page(*, title: str, panels: Sequence[Panel], picture: Path, subtitle: str, 
     }
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     empty = dict.fromkeys(
-        ("run", "headlines", "judgement", "comparison", "gold", "alarms", "phases", "samples", "statistics")
+        ("run", "headlines", "judgement", "suites", "comparison", "gold", "alarms", "phases", "samples", "statistics")
     )
     return template.render(
         empty | sections,

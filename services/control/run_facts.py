@@ -22,8 +22,10 @@ from services.control.catalogue import (
     shown,
     written,
 )
+from services.control.evaluate_config import MAIN
 from services.control.metrics import MetricsRow, SampleRecord
 from services.control.run_record import RunRecord
+from services.control.suite_facts import metric_name, suite_rows
 from services.control.thinning import finite_mean
 
 _MOST_SAMPLES = 6
@@ -82,6 +84,11 @@ def headlines(run: RunRecord) -> list[Headline]:
     peak_bytes = summary.get("peak_memory_bytes")
     lines = (
         _change("held-out accuracy", ACCURACY, summary.get("accuracy_before"), summary.get("accuracy_after")),
+        *(
+            _change(f"{row['name']} {row['metric']}", metric_name(row), row["before"], row["after"])
+            for row in suite_rows(run)
+            if row["name"] != MAIN
+        ),
         _change("gold reward", GOLD, *_first_and_last(_column(run.all_rows, GOLD))),
         _change("reward", REWARD, *_ends(_column(run.rows, REWARD))),
         _change("loss", "loss", *_ends(_column(run.rows, "loss"))),

@@ -36,7 +36,8 @@ class RunState:
         event_counts: the ledger's totals.
         num_events: events in the log when this was the state; later ones are void after a resume.
         accuracy_before: held-out accuracy before the first step, for the final summary.
-        evaluation_before: every metric of that evaluation.
+        evaluation_before: every metric of that evaluation and of the suites.
+        scores_before: what each of them measured of every prompt, for the regression gates.
         seconds: time spent in the run so far.
         best_loss: lowest validation loss so far, of a run that keeps the weights that had it.
         best_step: the step after which that was.
@@ -49,6 +50,7 @@ class RunState:
     num_events: int = 0
     accuracy_before: float | None = None
     evaluation_before: Mapping[str, float] = field(default_factory=dict)
+    scores_before: Mapping[str, Sequence[float]] = field(default_factory=dict)
     seconds: float = 0.0
     best_loss: float | None = None
     best_step: int = 0

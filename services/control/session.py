@@ -21,7 +21,6 @@ from services.control.catalogue import ALARM_FAMILY
 from services.control.config import RunConfig, TrainConfig
 from services.control.controller import Controller, Step
 from services.control.demonstration_mix import DemonstrationMix
-from services.control.evaluation import Evaluation, evaluate
 from services.control.event_log import EventLog
 from services.control.filter_metrics import filter_metrics
 from services.control.learner_group import LearnerGroup
@@ -32,6 +31,7 @@ from services.control.parts import Parts
 from services.control.preflight import RunInputs
 from services.control.progress import Progress
 from services.control.recorder import Recorder, is_due
+from services.control.regression_gate import Comparison, breaches, compare
 from services.control.reward_signals import reward_signals
 from services.control.run_events import RunEvents
 from services.control.run_machine import RunMachine
@@ -39,6 +39,7 @@ from services.control.run_state import RunState
 from services.control.saved_groups import read_groups
 from services.control.step_metrics import RunTotals, step_metrics
 from services.control.step_tokens import locate_steps
+from services.control.suites import HeldOut, evaluate_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,6 +68,8 @@ class Session:
         state: of the last whole step.
         last_step: None before there is one.
         raised: the alarms of that step.
+        held_out: the newest evaluations.
+        comparisons: those against the ones before the first step.
         saved_step: step of the newest checkpoint.
     """
 
@@ -86,7 +89,6 @@ class Session:
         self._learner = learner
         self._failed_checkpoints = 0
         self._saving = asyncio.Lock()
-        self._sampling = config.rollout.to_sampling(seed=config.run.seed)
         self._prompts = _prompt_stream(config, run.inputs, state.prompt_position)
         self._recorder = stack.enter_context(
             Recorder(config.run, config.train, config.metrics, progress=run.progress, first_step=state.step)
@@ -102,7 +104,7 @@ class Session:
             learner=learner,
             machine=self.machine,
             note=run.events.note,
-            sampling=self._sampling,
+            sampling=config.rollout.to_sampling(seed=config.run.seed),
             greedy_baseline=config.learner.parts.needs_greedy_baseline,
             max_failed_prompts=config.train.max_failed_prompts,
             prepare=_preparation(run),
@@ -113,6 +115,8 @@ class Session:
         self.state = state
         self.last_step: Step | None = None
         self.raised: Sequence[Alarm] = ()
+        self.held_out = HeldOut(evaluations={}, scores={})
+        self.comparisons: Sequence[Comparison] = ()
 
     @property
     def saved_step(self) -> int:
@@ -130,41 +134,58 @@ class Session:
                 await self._record(step)
                 yield step
 
-    async def evaluate(self, when: str) -> Evaluation | None:
-        """Held-out accuracy of the newest weights; None where the run has no held-out prompts."""
-        if self._run.inputs.evaluation_prompts is None:
-            return None
-        await self.controller.synced()
-        evaluation = await evaluate(
-            self._run.inputs.evaluation_prompts.prompts,
-            rollouts=self._parts.rollouts,
-            rewards=self._parts.rewards,
-            sampling=self._sampling,
-            config=self._run.config.evaluate,
-            gold=self._parts.gold,
-        )
-        self._run.progress.message(f"held-out accuracy {when}: {evaluation}")
-        return evaluation
+    @property
+    def regressions(self) -> Sequence[Comparison]:
+        """The evaluations that fell so far that the run must stop."""
+        return breaches(self.comparisons, "stop")
 
-    async def evaluate_before(self) -> Evaluation | None:
-        """Held-out accuracy of the weights that the run began with; None where it began earlier."""
-        before = await self._evaluate_apart("before training") if self.state.step == 0 else None
-        if before is not None:
-            metrics = before.metrics()
-            self.state = replace(self.state, accuracy_before=before.accuracy, evaluation_before=metrics)
-            self._alarms.check(metrics)
+    async def evaluate(self, when: str) -> HeldOut:
+        """Every held-out evaluation of the newest weights; none where the run has no held-out prompts."""
+        if not self._run.inputs.held_out:
+            return self.held_out
+        await self.controller.synced()
+        self.held_out = held_out = await evaluate_all(self._run.config, self._run.inputs, self._parts)
+        self._run.progress.message(f"held-out accuracy {when}: {held_out}")
+        self.comparisons = compare(self._run.config.evaluate.by_name, self.state.scores_before, held_out.scores)
+        for one in (*breaches(self.comparisons, "warn"), *self.regressions):
+            self._run.progress.message(f"regression {when}: {one}")
+            self._run.events.note("regression", step=self.state.step, evaluation=one.name, text=str(one))
+        return held_out
+
+    async def evaluate_before(self) -> HeldOut | None:
+        """Every evaluation of the weights that the run began with; None where it began earlier."""
+        if self.state.step > 0:
+            self._tell_of_idle_gates()
+            return None
+        before = await self._evaluate_apart("before training")
+        self.state = replace(
+            self.state,
+            accuracy_before=before.main.accuracy if before.main else None,
+            evaluation_before=before.metrics(),
+            scores_before=before.scores,
+        )
+        if before.evaluations:
+            self._alarms.check(before.metrics())
         return before
 
-    async def evaluate_after(self) -> Evaluation | None:
-        """Held-out accuracy of the weights after the last step."""
+    def _tell_of_idle_gates(self) -> None:
+        settings = self._run.config.evaluate.by_name
+        idle = [name for name, own in settings.items() if own.gate and name not in self.state.scores_before]
+        if idle:
+            self._run.progress.message(
+                f"no gate is checked on {', '.join(idle)}, which was not measured before the run's first step"
+            )
+
+    async def evaluate_after(self) -> HeldOut:
+        """Every evaluation of the weights after the last step."""
         return await self._evaluate_apart("after training")
 
-    async def _evaluate_apart(self, when: str) -> Evaluation | None:
-        """An evaluation that belongs to no step's metrics."""
-        evaluation = await self.evaluate(when)
-        if evaluation is not None:
-            self._run.events.note("evaluated", step=self.state.step, metrics=dict(evaluation.metrics()))
-        return evaluation
+    async def _evaluate_apart(self, when: str) -> HeldOut:
+        """Evaluations that belong to no step's metrics."""
+        held_out = await self.evaluate(when)
+        if held_out.evaluations:
+            self._run.events.note("evaluated", step=self.state.step, metrics=dict(held_out.metrics()))
+        return held_out
 
     async def export(self, folder: Path) -> None:
         """Write the policy in Hugging Face format."""
@@ -194,8 +215,7 @@ class Session:
         if config.train.dynamic_sampling or step.filtered:
             metrics |= filter_metrics(step.groups, step.filtered, config.evaluate)
         if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
-            evaluation = await self.evaluate(f"after step {step.number}")
-            metrics |= evaluation.metrics() if evaluation else {}
+            metrics |= (await self.evaluate(f"after step {step.number}")).metrics()
         self.raised = self._alarms.check(metrics)
         metrics |= {f"{ALARM_FAMILY}/{alarm.name}": alarm.reading for alarm in self.raised}
         self._recorder.record(step.number, metrics)

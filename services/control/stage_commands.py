@@ -10,7 +10,9 @@ from typing import Any
 from pydantic_settings import BaseSettings
 
 from services.control import run_folder
+from services.control.averaging import AverageConfig, check_average
 from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig
+from services.control.evaluation_job import EvaluateRunConfig, check_evaluation
 from services.control.pair_labels import LabelConfig
 from services.control.preference_preflight import check_preferences
 from services.control.preflight import check_run, check_supervised
@@ -60,9 +62,10 @@ STAGE_COMMANDS = {
     "label-pairs": StageCommand(config=LabelConfig, outputs=("preferences.jsonl",)),
     "revise": StageCommand(config=ReviseConfig, outputs=("demonstrations.jsonl", "preferences.jsonl")),
     "label-steps": StageCommand(config=StepLabelsRunConfig, check=check_run, outputs=("step_labels.jsonl",)),
+    "average": StageCommand(config=AverageConfig, check=check_average, outputs=("export",)),
     "evaluate": StageCommand(
-        config=RunConfig,
-        check=check_run,
+        config=EvaluateRunConfig,
+        check=check_evaluation,
         outputs=(run_folder.EVALUATION_FILE,),
         summary=run_folder.EVALUATION_FILE,
     ),

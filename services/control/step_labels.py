@@ -17,7 +17,7 @@ from services.contracts.errors import SampleNotScorable
 from services.contracts.interfaces import RewardScorer, RolloutSource
 from services.contracts.records import Failure, Prompt, Reward, Rollout, RolloutGroup, SampleRequest, Sampling
 from services.contracts.settings import Section
-from services.control.config import EvaluateConfig
+from services.control.evaluate_config import HeldOutConfig
 from services.control.evaluation import is_correct
 from services.control.reward_samples import to_reward_samples
 from services.control.step_tokens import Decode, GrowingText
@@ -77,7 +77,7 @@ class StepLabeller:
         rewards: RewardScorer,
         decode: Decode,
         sampling: Sampling,
-        correctness: EvaluateConfig,
+        correctness: HeldOutConfig,
     ) -> None:
         self._config = config
         self._rollouts = rollouts

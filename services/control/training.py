@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rollout_workers.fleet import Fleet
-from services.contracts.errors import LearnerLost, RewardAlarm, TriremeError
+from services.contracts.errors import LearnerLost, RegressionBreach, RewardAlarm, TriremeError
 from services.contracts.records import Json
 from services.control import run_folder, run_state
 from services.control.alarms import Alarm
@@ -31,22 +31,31 @@ from services.control.parts import TrainingParts, start_parts
 from services.control.preflight import RunInputs
 from services.control.progress import open_progress
 from services.control.recorder import restore_point
+from services.control.regression_gate import Comparison
 from services.control.run_events import RunEvents
 from services.control.run_state import RunState, committed
 from services.control.session import RunContext, Session, check_open_work
 from services.control.step_metrics import RunTotals
+from services.control.suites import HeldOut
 from services.control.versions import package_versions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """How a run ended: its summary, the evaluations around it, and whether it stopped before its last step."""
+    """How a run ended: its summary, the evaluations around it, and whether it stopped before its last step.
+
+    Attributes:
+        comparisons: every evaluation that was made before and after.
+        breach: what fell so far that the run was to stop; its checkpoint, export and summary are written all the same.
+    """
 
     summary: Mapping[str, Json]
     before: Evaluation | None
     after: Evaluation | None
     interrupted: bool = False
     drained: bool = False
+    comparisons: Sequence[Comparison] = ()
+    breach: RegressionBreach | None = None
 
 
 def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float) -> Outcome:
@@ -82,11 +91,18 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
         except TriremeError as error:
             log.note("run_ended", how="failed", error=type(error).__name__, exit_code=error.exit_code)
             raise
-        how = "interrupted" if outcome.interrupted else "drained" if outcome.drained else "finished"
-        log.note("run_ended", how=how, error=None, exit_code=130 if outcome.interrupted else 0)
+        log.note("run_ended", **_ending(outcome))
     summary = {**outcome.summary, "peak_memory_bytes": memory.peak_bytes}
     run_folder.write_summary(config.run.dir, summary)
     return replace(outcome, summary=summary)
+
+
+def _ending(outcome: Outcome) -> dict[str, Json]:
+    """What the log says of how a run ended."""
+    if outcome.breach is not None:
+        return {"how": "failed", "error": type(outcome.breach).__name__, "exit_code": outcome.breach.exit_code}
+    how = "interrupted" if outcome.interrupted else "drained" if outcome.drained else "finished"
+    return {"how": how, "error": None, "exit_code": 130 if outcome.interrupted else 0}
 
 
 class Sessions:
@@ -163,20 +179,27 @@ class Sessions:
         autoscaler = Autoscaler(self._config.autoscale, self._config.rollout)
         async with aclosing(session.steps()) as steps:
             async for step in steps:
-                if stop.requested:
+                if stop.requested or session.regressions:
                     break
                 await self._heed(session.raised, operator)
                 self._autoscale(autoscaler, parts.fleet, step)
         await session.checkpoint()
         is_whole = session.state.step == self._config.train.num_steps
-        if stop.requested or not is_whole:
+        main = before.main if before else None
+        if stop.requested or not (is_whole or session.regressions):
             summary = self._summary(session, None)
             return Outcome(
-                summary=summary, before=before, after=None, interrupted=stop.requested, drained=not stop.requested
+                summary=summary, before=main, after=None, interrupted=stop.requested, drained=not stop.requested
             )
-        after = await session.evaluate_after()
+        after = await session.evaluate_after() if is_whole else session.held_out
         await session.export(self._config.run.dir / run_folder.EXPORT)
-        return Outcome(summary=self._summary(session, after), before=before, after=after)
+        return Outcome(
+            summary=self._summary(session, after),
+            before=main,
+            after=after.main,
+            comparisons=session.comparisons,
+            breach=_breach(session.regressions),
+        )
 
     async def _heed(self, alarms: Sequence[Alarm], operator: Operator) -> None:
         """Do what the alarms of a step call for. Raises `RewardAlarm` where that is to stop."""
@@ -211,14 +234,25 @@ class Sessions:
         self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)
         return new
 
-    def _summary(self, session: Session, after: Evaluation | None) -> dict[str, Json]:
+    def _summary(self, session: Session, after: HeldOut | None) -> dict[str, Json]:
+        main = after.main if after else None
+        compared: list[Json] = [{"name": one.name, **one.to_row()} for one in session.comparisons] if after else []
         return {
             "accuracy_before": session.state.accuracy_before,
-            "accuracy_after": None if after is None else after.accuracy,
+            "accuracy_after": main.accuracy if main else None,
             "held_out_reward_before": session.state.evaluation_before.get("evaluation/reward"),
-            "held_out_reward_after": None if after is None else after.reward,
+            "held_out_reward_after": main.reward if main else None,
+            "evaluations": compared,
             "num_steps": session.state.step,
             **self._run.totals.summary(),
             "prompts": dict(session.state.event_counts),
             "versions": dict(package_versions()),
         }
+
+
+def _breach(regressions: Sequence[Comparison]) -> RegressionBreach | None:
+    if not regressions:
+        return None
+    return RegressionBreach(
+        f"{'; '.join(map(str, regressions))}; checkpoint, export and summary are kept; see docs/forgetting.md"
+    )

@@ -46,7 +46,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(run_yaml: str) -> No
 
 
 def test_no_environment_variable_changes_a_run(run_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from services.control.config import EvaluateConfig, RunConfig
+    from services.control.config import RunConfig
+    from services.control.evaluate_config import EvaluateConfig
 
     assert EvaluateConfig().limit is None
     monkeypatch.setenv("RUN", '{"seed": 7}')

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from services.contracts.errors import UserError
 from services.contracts.records import Json, Reward, RolloutGroup, ScoredGroup
 from services.control.admission import AdmissionRule
-from services.control.config import EvaluateConfig, RunConfig
+from services.control.config import RunConfig
+from services.control.evaluate_config import EvaluateConfig
 from services.control.filter_metrics import filter_metrics
 from services.control.ledger import Ledger
 from services.control.run_machine import RunMachine

@@ -6,7 +6,7 @@ import pytest
 
 from services.contracts.errors import SampleNotScorable
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample, Sampling
-from services.control.config import EvaluateConfig
+from services.control.evaluate_config import EvaluateConfig
 from services.control.evaluation import evaluate, pass_at_k
 from tests.fakes import FakeRewards, FakeRollouts, make_prompt
 

@@ -115,7 +115,9 @@ def hackable(sample: RewardSample) -> Reward:
 class Run:
     """Processes of one run in `folder`, one after the other."""
 
-    def __init__(self, folder: Path, proxy: Callable[[RewardSample], Reward], **alarms: Any) -> None:
+    def __init__(
+        self, folder: Path, proxy: Callable[[RewardSample], Reward], *, suites: Sequence[Any] = (), **alarms: Any
+    ) -> None:
         self.folder = folder
         self.messages: list[str] = []
         self._proxy = proxy
@@ -126,7 +128,7 @@ class Run:
                 "data": {"prompts": "fake"},
                 "reward": {"addresses": ["localhost:1"]},
                 "gold": {"addresses": ["localhost:2"]},
-                "evaluate": {"prompts": "fake", "every": 1, "num_samples": 4},
+                "evaluate": {"prompts": "fake", "every": 1, "num_samples": 4, "suites": suites},
                 "metrics": {"sinks": ()},
                 "train": {"num_steps": NUM_STEPS, "prompts_per_step": 4, "checkpoint_every": 2},
                 "rollout": {"samples_per_prompt": 4, "max_completion_tokens": 8},
@@ -158,7 +160,12 @@ class Run:
         prompts = PromptSet(prompts=tuple(make_prompt(row) for row in range(8)))
         run = RunContext(
             config=self._config,
-            inputs=RunInputs(prompts=prompts, evaluation_prompts=prompts, max_length=100, tokenizer=None),
+            inputs=RunInputs(
+                prompts=prompts,
+                held_out=dict.fromkeys(self._config.evaluate.by_name, prompts),
+                max_length=100,
+                tokenizer=None,
+            ),
             progress=progress,
             totals=RunTotals(started=time.monotonic()),
             log=log,
@@ -174,6 +181,7 @@ class Run:
             fleet=fleet,
             rewards=Rewards(self._proxy),
             gold=Rewards(gold),
+            suite_rewards={suite.name: Rewards(gold) for suite in self._config.evaluate.suites},
             learner=MeasuringLearner(),
             restart_learner=None,
         )

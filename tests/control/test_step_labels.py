@@ -26,7 +26,7 @@ from services.contracts.records import (
     Sampling,
     SyncReceipt,
 )
-from services.control.config import EvaluateConfig
+from services.control.evaluate_config import EvaluateConfig
 from services.control.event_log import EVENTS_FILE
 from services.control.labelled_completions import GivenCompletions, SampledCompletions, read_completions
 from services.control.preflight import RunInputs
@@ -334,7 +334,7 @@ def given(folder: Path, *values: object, max_tokens: int = 12) -> GivenCompletio
     path = folder / "rows.jsonl"
     path.write_text("".join(json.dumps({"solution": value}) + "\n" for value in values))
     prompts = PromptSet(prompts=tuple(make_prompt(row) for row in range(len(values))))
-    inputs = RunInputs(prompts=prompts, evaluation_prompts=None, max_length=100, tokenizer=TOKENIZER)
+    inputs = RunInputs(prompts=prompts, max_length=100, tokenizer=TOKENIZER)
     return read_completions(DataConfig(prompts=str(path)), inputs, field="solution", max_tokens=max_tokens)
 
 

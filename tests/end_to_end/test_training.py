@@ -1,5 +1,6 @@
 """The whole loop on real parts: Ray, vLLM, gRPC and DeepSpeed, started by the command that a user types."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,18 @@ TEN_LINES = f"""from reward_server import serve
 
 serve(score, port=0)
 """
+
+SUITE = {
+    "name": "sums",
+    "data": {
+        "prompts": "sums.jsonl",
+        "reference_field": "answer",
+        "prompt_format": "what is {question}",
+        "template": "plain",
+    },
+    "reward": {"services": [{"name": "exact_match"}]},
+    "gate": {"breach": "possible", "action": "warn"},
+}
 
 
 def dapo_sections(task: Path) -> dict[str, dict[str, Any]]:
@@ -95,12 +108,13 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
     task: Path, tmp_path: Path
 ) -> None:
     base = run_sections(task)
+    (tmp_path / "sums.jsonl").write_text("".join((task / "rows.jsonl").read_text().splitlines(keepends=True)[:5]))
     sections = run_sections(
         task,
         rollout=base["rollout"] | {"num_workers": 2},
         learner=base["learner"] | {"num_ranks": 2, "zero_stage": 2, "kl_coefficient": 0.01},
         train=base["train"] | {"num_steps": 3},
-        evaluate={"prompts": str(task / "rows.jsonl"), "num_samples": 2, "ks": [1, 2]},
+        evaluate={"prompts": str(task / "rows.jsonl"), "num_samples": 2, "ks": [1, 2], "suites": [SUITE]},
         demonstrations={
             "prompts": str(task / "rows.jsonl"),
             "prompt_field": "question",
@@ -114,6 +128,17 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
     finished = trireme("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path)
     assert finished.code == 0, finished.output
     assert "held-out accuracy" in finished.output
+    main, suite = json.loads((tmp_path / "run" / "summary.json").read_text())["evaluations"]
+    assert (main["name"], main["verdict"], suite["name"], suite["num_prompts"]) == (
+        "evaluation",
+        "not_gated",
+        "sums",
+        5,
+    )
+    # A reward of its own: the tiny model never has the whole sum right, of which five prompts are no proof.
+    assert (suite["before"], suite["after"], suite["verdict"]) == (0.0, 0.0, "breach")
+    assert (tmp_path / "run" / "suite_sums_server.log").exists()
+    assert "regression after training: sums: accuracy 0 before, 0 after" in finished.output
     metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(float(str(row["sampler_gap/mean"])) <= 1e-5 for row in metrics)
     assert all(float(str(row["sync/canary_error"])) <= 1e-5 for row in metrics)

@@ -3,6 +3,7 @@
 That ranks and ZeRO stages change nothing, and that a resumed run goes on to the bit, is tested in `test_ranks`.
 """
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config, GPT2LMHeadModel
 
 from ppo_learner.batching import batch_rollouts
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
+from ppo_learner.interpolation import check_alike, write_between
 from ppo_learner.learner import LearnerRank
 from ppo_learner.lora import ADAPTER_FOLDER, add_adapters, is_adapter, merged, without_adapters
 from ppo_learner.lora_config import LoraConfig
@@ -100,6 +103,27 @@ def test_a_publication_is_the_merged_model_and_the_canary_refuses_the_one_withou
     assert check_canary(canary, found(exported, canary), version=1) < 1e-5
     adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path / ADAPTER_FOLDER)
     assert check_canary(canary, found(adapted, canary), version=1) < 1e-5
+
+
+def test_the_average_of_an_export_with_its_start_is_the_adapter_at_half_its_strength(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    with running(tiny_model, critic="value_head") as rank:
+        rank.step(random_groups(0))
+        rank.export(tmp_path)
+    check_alike(tiny_model, tmp_path)
+    (tmp_path / "half").mkdir()
+    write_between(tiny_model, tmp_path, 0.5, tmp_path / "half")
+    shutil.copyfile(tmp_path / "config.json", tmp_path / "half" / "config.json")
+    start, end, half = (AutoModelForCausalLM.from_pretrained(one) for one in (tiny_model, tmp_path, tmp_path / "half"))
+    adapted = PeftModel.from_pretrained(start, tmp_path / ADAPTER_FOLDER)
+    for layer in adapted.modules():
+        if isinstance(layer, LoraLayer):
+            layer.scale_layer(0.5)
+    ids = torch.arange(2, 30)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(half(ids).logits, adapted(ids).logits, rtol=1e-4, atol=1e-4)
+        assert (half(ids).logits - end(ids).logits).abs().max() > 0.01
 
 
 def test_a_bfloat16_publication_passes_the_canary(tiny_model: Path) -> None:

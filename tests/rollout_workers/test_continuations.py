@@ -4,7 +4,7 @@ from functools import partial
 
 from rollout_workers.pool import RolloutPool
 from services.contracts.records import Reward, RewardSample, Sampling
-from services.control.config import EvaluateConfig
+from services.control.evaluate_config import EvaluateConfig
 from services.control.step_labels import StepLabeller, StepLabelsConfig
 from tests.fakes import FakeRewards
 from tests.rollout_workers.conftest import HostedWorker

@@ -204,7 +204,7 @@ class _Process:
         config = _config(self._scenario, self._folder)
         progress = cast(Progress, _Messages(self._result.messages))
         checkpoint, state = restore_point(self._folder, progress, resume=self._resume)
-        inputs = RunInputs(prompts=_prompts(self._scenario), evaluation_prompts=None, max_length=100, tokenizer=None)
+        inputs = RunInputs(prompts=_prompts(self._scenario), max_length=100, tokenizer=None)
         check_open_work(config, inputs, checkpoint, state)
         run = RunContext(
             config=config,
