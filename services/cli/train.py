@@ -52,6 +52,7 @@ def main(argv: list[str]) -> int:
     elif code == 0:
         _print_outcome(config, outcomes[0])
         if outcomes[0].breach is not None:
+            print_resume(config.run.dir, f"trireme train {shlex.join(argv)}")
             raise outcomes[0].breach
     return code
 
