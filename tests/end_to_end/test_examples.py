@@ -186,14 +186,8 @@ def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> No
     assert len(losses) == 30
     assert losses[-1] < losses[0] / 2
     flags = ["--evaluate.limit", "20", "--evaluate.num_samples", "4", "--evaluate.ks", "1,4"]
-    # Against itself nothing changes; a drop is still possible, as far as 20 prompts can tell.
-    flags += ["--against", "runs/quickstart/sft/export", "--evaluate.gate.breach", "possible"]
     evaluated = trireme("evaluate", str(ROOT / "examples/quickstart/ppo.yaml"), *flags, cwd=tmp_path)
-    assert evaluated.code == 3, evaluated.output
-    assert "evaluation fell further than evaluate's gates let it" in evaluated.output
-    measured = json.loads((tmp_path / "runs/quickstart/ppo/evaluation.json").read_text())
+    assert evaluated.code == 0, evaluated.output
+    measured = json.loads(evaluated.output.splitlines()[-1])
     assert measured["prompts"] == 20
     assert 0 <= measured["pass@1"] <= measured["pass@4"] <= 1
-    (compared,) = measured["evaluations"]
-    assert (compared["before"], compared["change"], compared["verdict"]) == (measured["accuracy"], 0.0, "breach")
-    assert compared["interval_95"][0] < 0 < compared["interval_95"][1]
