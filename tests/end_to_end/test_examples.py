@@ -1,5 +1,6 @@
 """The files in `examples/` do what they say, on a tiny model."""
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -18,6 +19,7 @@ from services.contracts.errors import UserError
 from services.contracts.records import Reward, RewardSample
 from services.control.adaptation import AdaptConfig
 from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig
+from services.control.pipeline_config import PipelineConfig, resolve
 from tests.end_to_end.command import json_lines, started, trireme
 from tests.tiny import write_tiny_model
 
@@ -65,6 +67,29 @@ async def test_the_reward_with_a_mistake_pays_for_sums_whose_carry_was_forgotten
     written = {"031": 1.0, "141": 1 / 3, "03": 2 / 3, "": 0.0}
     samples = [RewardSample(id=text, prompt="47+94=", completion=text) for text in written]
     assert await scorer.score(samples) == [Reward(value=value, components=ANY) for value in written.values()]
+
+
+def test_the_recipe_of_forgetting_gates_the_task_that_is_not_trained_on() -> None:
+    recipe = load_config(PipelineConfig, [str(ROOT / "examples/forgetting/recipe.yaml")], prog="", summary="")
+    stages = resolve(recipe)
+    assert {stage.command_name for stage in stages} == {"sft", "train", "average", "evaluate"}
+    for config in (stage.config for stage in stages if isinstance(stage.config, RunConfig)):
+        (suite,) = config.evaluate.suites
+        assert suite.gate is not None and suite.name == "subtraction"
+        assert suite.prompts not in (None, config.data.prompts, config.evaluate.prompts)
+
+
+def test_the_second_task_of_the_example_of_forgetting_is_to_subtract() -> None:
+    spec = importlib.util.spec_from_file_location("prepare", ROOT / "examples/forgetting/prepare.py")
+    assert spec is not None and spec.loader is not None
+    prepare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(prepare)
+    rows = prepare.subtractions(seed=0)
+    assert len(rows) == len({row["question"] for row in rows}) == 5050
+    for row in rows:
+        first, second = row["question"].removesuffix("=").split("-")
+        assert int(first) - int(second) == int(row["answer"]) and len(row["answer"]) == 3
+    assert rows != prepare.subtractions(seed=1)
 
 
 async def test_the_code_example_scores_the_problems_that_it_shows() -> None:
