@@ -11,6 +11,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def _start(config: ClusterConfig, *, num_cpus: int) -> Path:
     # By default it also starts an idle process for each core, before anyone asked for one.
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    os.environ["RAY_AUTH_TOKEN"] = _token()
     started = time.monotonic()
     with _own_handlers():
         try:
@@ -73,6 +74,12 @@ def _start(config: ClusterConfig, *, num_cpus: int) -> Path:
                 advice=f"the machine may be overloaded or out of memory; try again when it is not ({error})",
             ) from error
     return Path(context.address_info["session_dir"])
+
+
+@cache
+def _token() -> str:
+    """One for the life of the process: Ray reads it once, and would come to a second Ray with the first one's."""
+    return secrets.token_hex(32)
 
 
 def _join(config: ClusterConfig, address: str) -> None:
