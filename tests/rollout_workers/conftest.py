@@ -87,11 +87,16 @@ class HostedWorker:
         return await asyncio.wait_for(self.host.call.remote(self.name, method, arguments), 90)
 
 
+def new_host() -> Any:
+    """Another process, to be had while the fixture `host` holds Ray up."""
+    environment = {"env_vars": engine_environment(ROLLOUT, cuda=False)}
+    return ray.remote(WorkerHost).options(max_concurrency=64, num_cpus=0, runtime_env=environment).remote()
+
+
 @pytest.fixture(scope="package")
 def host() -> Iterator[Any]:
-    environment = {"env_vars": engine_environment(ROLLOUT, cuda=False)}
     with local_ray(num_cpus=2):
-        yield ray.remote(WorkerHost).options(max_concurrency=64, runtime_env=environment).remote()
+        yield new_host()
 
 
 VARIANTS = {

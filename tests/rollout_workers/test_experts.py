@@ -1,9 +1,11 @@
 """Mixtures of experts in the real engine, whose weights arrive under the names that they are stored under."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import torch
 from transformers import AutoModelForCausalLM, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
 from transformers.core_model_loading import revert_weight_conversion
@@ -12,7 +14,7 @@ from services.contracts.errors import CanaryMismatch
 from services.contracts.settings import ModelConfig
 from services.transport.disk_weights import DiskWeights
 from services.transport.weights import pack
-from tests.rollout_workers.conftest import ROLLOUT, HostedWorker
+from tests.rollout_workers.conftest import ROLLOUT, HostedWorker, new_host
 from tests.rollout_workers.weights import TOLERANCE, largest_error, order
 from tests.tiny import tiny_canary, tiny_tokenizer
 
@@ -50,12 +52,20 @@ def stored(model: Any) -> list[tuple[str, torch.Tensor]]:
     ]
 
 
+@pytest.fixture(scope="module")
+def host_of_experts(host: Any) -> Iterator[Any]:
+    """A process of its own: vLLM makes the group that experts need only where the first model has some."""
+    process = new_host()
+    yield process
+    ray.kill(process)
+
+
 @pytest.mark.parametrize("name", CONFIGS)
-async def test_experts_are_loaded_where_they_belong(name: str, host: Any, tmp_path: Path) -> None:
+async def test_experts_are_loaded_where_they_belong(name: str, host_of_experts: Any, tmp_path: Path) -> None:
     experts(CONFIGS[name], seed=0).save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    await host.start.remote(name, ModelConfig(path=str(tmp_path), dtype="float32"), ROLLOUT)
-    worker, disk = HostedWorker(host, name, tmp_path), DiskWeights()
+    await host_of_experts.start.remote(name, ModelConfig(path=str(tmp_path), dtype="float32"), ROLLOUT)
+    worker, disk = HostedWorker(host_of_experts, name, tmp_path), DiskWeights()
 
     for version in (1, 2):
         model = experts(CONFIGS[name], seed=version)
