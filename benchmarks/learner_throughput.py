@@ -20,7 +20,6 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.pairs import Ratio, in_turn, report
-from benchmarks.ports import free_port
 from benchmarks.reference_model import write_reference_model
 from ppo_learner.advantages import generalised_advantages, whiten
 from ppo_learner.batching import Batch, MicroBatch, batch_rollouts, collate, plan_micro_batches
@@ -31,6 +30,7 @@ from ppo_learner.losses import ppo_clip
 from ppo_learner.value_losses import value_loss
 from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup
 from services.contracts.settings import ModelConfig
+from services.transport.ports import free_port
 
 NUM_PROMPTS, GROUP_SIZE, PROMPT_TOKENS = 32, 8, 16
 MEAN_TOKENS, MOST_TOKENS = 60, 192
@@ -151,7 +151,7 @@ def start_learner(folder: Path, config: LearnerConfig, dtype: str) -> LearnerRan
     """The only rank of a learner, in this process."""
     return LearnerRank(
         learner=config, model=ModelConfig(path=str(folder), dtype=dtype), transport="disk", rank=0, world_size=1,
-        master_address="127.0.0.1", master_port=free_port(), seed=0, temperature=1.0, total_steps=1000,
+        master_address="127.0.0.1", master_port=free_port("127.0.0.1"), seed=0, temperature=1.0, total_steps=1000,
     )  # fmt: skip
 
 

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.ports import free_port
 from benchmarks.preference_optima import METHODS, REWARDS, Floats, Method, chances, optimum, total_variation
 from ppo_learner.preference_config import PreferenceConfig
 from ppo_learner.preference_training import PreferenceTask
@@ -29,6 +28,7 @@ from ppo_learner.supervised import SupervisedRank
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
+from services.transport.ports import free_port
 
 END, PROMPT, FIRST = 1, 2, 3
 """Token ids: the end of a completion, the prompt, the first of the completions."""
@@ -130,7 +130,7 @@ def train(model: Path, method: str, seed: int, *, num_steps: int = NUM_STEPS) ->
         rank=0,
         world_size=1,
         master_address="127.0.0.1",
-        master_port=free_port(),
+        master_port=free_port("127.0.0.1"),
         seed=seed,
         total_steps=num_steps,
     )

@@ -21,7 +21,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.learner_throughput import reference_groups
 from benchmarks.pairs import Ratio, report
-from benchmarks.ports import free_port
 from benchmarks.reference_model import write_reference_model
 from ppo_learner.batching import MicroBatch, batch_rollouts, collate, plan_micro_batches
 from ppo_learner.config import LearnerConfig
@@ -29,6 +28,7 @@ from ppo_learner.group_advantages import group_normalised_advantages
 from ppo_learner.learner import LearnerRank
 from ppo_learner.losses import ppo_clip
 from services.contracts.settings import ModelConfig
+from services.transport.ports import free_port
 
 AIMS = {1: 0.9, 2: 0.9, 3: 0.6}
 NUM_RANKS = 2
@@ -127,7 +127,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_reference_model(folder)
-        ports = {stage: free_port() for stage in arguments.stages}
+        ports = {stage: free_port("127.0.0.1") for stage in arguments.stages}
         ranks = [
             context.Process(target=measure_rank, args=(arguments, folder, rank, ports), daemon=True)
             for rank in range(NUM_RANKS)

@@ -22,6 +22,8 @@ import pytest
 import ray
 from ray._private.authentication_test_utils import authentication_env_guard, reset_auth_token_state
 
+from services.transport.ports import free_port
+
 START_TIMEOUT_S = 30
 STORE_BYTES = 80 * 2**20
 TOKEN = "c0ffee" * 8
@@ -79,7 +81,8 @@ def ray_nodes(*num_cpus: int) -> Iterator[Nodes]:
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # A short path: sockets lie in it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0", **QUICK_TO_NOTICE}
-    address = f"{ray.util.get_node_ip_address()}:{free_port()}"
+    host = ray.util.get_node_ip_address()
+    address = f"{host}:{free_port(host)}"
     nodes: list[Node] = []
     try:
         head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
@@ -115,13 +118,6 @@ def kill_all(nodes: Sequence[Node]) -> None:
             member.kill()
     _, left = psutil.wait_procs(family, timeout=10)
     assert left == []
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def _start(

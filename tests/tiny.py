@@ -36,6 +36,20 @@ def write_tiny_model(
     return folder
 
 
+TINY_EXPERTS: dict[str, Any] = {
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": 128,
+    "num_experts_per_tok": 2,
+    "initializer_range": 0.3,
+    "eos_token_id": 1,
+    "bos_token_id": None,
+    "pad_token_id": 0,
+}
+"""What mixtures of experts for `tiny_tokenizer` have in common; vocabulary and sizes are the test's."""
+
+
 def tiny_tokenizer(characters: str = CHARACTERS) -> PreTrainedTokenizerFast:
     """One token for each character, after padding (0) and end of sequence (1)."""
     vocabulary = {token: index for index, token in enumerate([PADDING, END_OF_SEQUENCE, *characters])}

@@ -108,7 +108,7 @@ class Actor:
         try:
             return await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s)
         except RayTaskError as error:
-            raise _original(error, self.name, method) from error
+            raise original(error, self.name, method) from error
         except RayError as error:
             raise WorkerLost(f"the process of {self.name} was lost during {method}: {error}") from error
         except TimeoutError as error:
@@ -145,7 +145,8 @@ def _is_alive(node_id: str) -> bool:
     return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == node_id)
 
 
-def _original(error: RayTaskError, name: str, method: str) -> TriremeError:
+def original(error: RayTaskError, name: str, method: str) -> TriremeError:
+    """The typed error that `method` raised in the process called `name`."""
     if isinstance(error.cause, TriremeError):
         return error.cause
     return TriremeError(f"{method} of {name} failed: {error}")

@@ -7,26 +7,22 @@ process behind.
 
 import asyncio
 import math
-import random
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Self
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from services.contracts.errors import DeadlineExceeded, UserError, WorkerLost
-from services.control.actor import Actor
+from services.control.actor import Actor, original
 from services.control.config import ClusterConfig
 from services.control.placement import Demand, Resources, in_words, shortage, total, unplaced, who_needs_what
 from services.control.ray_start import start_ray
-
-_PORTS = range(20_000, 32_000)
-"""Above those of Ray's own processes, below Linux's ephemeral ones."""
+from services.transport.ports import free_port
 
 _SETTLE_S = 3.0
 """Time for what was just released to be free again in the eyes of the whole cluster."""
@@ -135,11 +131,13 @@ class Cluster:
         return Actor(handle, name=demand.name)
 
     async def address_for(self, room: Room, *, timeout_s: float) -> tuple[str, int]:
-        """Address and a free port on the machine of `room`. Raises `DeadlineExceeded`, `WorkerLost`."""
+        """Address and a free port on the machine of `room`. Raises `UserError`, `DeadlineExceeded`, `WorkerLost`."""
         task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=room.strategy()).remote()
         name = f"a free port beside {room.demand.name}"
         try:
             host, port = await asyncio.wait_for(asyncio.wrap_future(task.future()), timeout_s)
+        except RayTaskError as error:
+            raise original(error, name, "search") from error
         except RayError as error:
             raise WorkerLost(f"the machine that was asked for {name} was lost: {error}") from error
         except TimeoutError as error:
@@ -183,10 +181,5 @@ def _free_resources() -> Sequence[Resources]:
 
 
 def _free_address() -> tuple[str, int]:
-    """Here, and a port that is free: none that the kernel gives to whoever asks for any, so that it stays free."""
     host = ray.util.get_node_ip_address()
-    for port in random.sample(_PORTS, len(_PORTS)):
-        with socket.socket() as listener, suppress(OSError):
-            listener.bind((host, port))
-            return host, port
-    raise UserError(f"no port from {_PORTS[0]} to {_PORTS[-1]} is free at {host}; see what holds them (`ss -ltn`)")
+    return host, free_port(host)

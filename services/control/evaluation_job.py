@@ -48,7 +48,7 @@ class Measured:
             row["suites"] = dict(found)
         if self.base is not None:
             row["against"] = config.against
-            row["evaluations"] = [{"name": one.name, **one.to_row()} for one in self.comparisons]
+            row["evaluations"] = [one.to_row() for one in self.comparisons]
         return row
 
 

@@ -53,6 +53,7 @@ class Comparison:
     def to_row(self) -> dict[str, Json]:
         """What a summary says of it."""
         return {
+            "name": self.name,
             "metric": self.metric,
             "before": self.paired.before,
             "after": self.paired.after,

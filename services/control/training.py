@@ -236,7 +236,7 @@ class Sessions:
 
     def _summary(self, session: Session, after: HeldOut | None) -> dict[str, Json]:
         main = after.main if after else None
-        compared: list[Json] = [{"name": one.name, **one.to_row()} for one in session.comparisons] if after else []
+        compared: list[Json] = [one.to_row() for one in session.comparisons] if after else []
         return {
             "accuracy_before": session.state.accuracy_before,
             "accuracy_after": main.accuracy if main else None,

@@ -6,7 +6,6 @@ The model is random, so its verdicts mean nothing; that they arrive in the form 
 import asyncio
 import json
 import os
-import socket
 import string
 import subprocess
 import sys
@@ -30,6 +29,7 @@ from rollout_workers.config import RolloutConfig, engine_environment
 from services.contracts.errors import UserError
 from services.contracts.records import FailureCode, Reward
 from services.control.pair_labels import LabelConfig, label
+from services.transport.ports import free_port
 from services.transport.reward_client import RewardClient
 from tests.end_to_end.command import json_lines, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
@@ -48,7 +48,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("vllm")
     model = write_tiny_model(folder / "model", characters=string.printable[:96], max_position_embeddings=8192)
     (model / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    port = free_port()
+    port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--api-key", KEY]
     command += ["--enforce-eager", "--dtype", "float32", "--max-model-len", "8192", "--max-num-seqs", "16"]
@@ -67,11 +67,6 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             _, left = psutil.wait_procs(engines, timeout=10)
             for engine in left:
                 engine.kill()
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])
 
 
 def wait_until_healthy(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

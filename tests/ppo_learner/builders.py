@@ -5,7 +5,6 @@ Invariant: the same arguments give the same groups, and no process outlives the 
 
 import multiprocessing
 import random
-import socket
 import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -22,6 +21,7 @@ from ppo_learner.learner import LearnerRank
 from ppo_learner.lora import merged
 from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
 from services.contracts.settings import ModelConfig
+from services.transport.ports import free_port
 
 VOCABULARY = 43
 
@@ -88,12 +88,6 @@ def random_steps(rollout: Rollout, draw: random.Random) -> list[tuple[int, float
     return [(end, draw.uniform(-1, 1)) for end in ends]
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def start_rank(
     config: LearnerConfig,
     model: Path,
@@ -112,7 +106,7 @@ def start_rank(
         "rank": rank,
         "world_size": world_size,
         "master_address": "127.0.0.1",
-        "master_port": port or free_port(),
+        "master_port": port or free_port("127.0.0.1"),
         "seed": 0,
         "temperature": 1.0,
         "total_steps": 10,
@@ -167,8 +161,8 @@ def outcomes_of_ranks(
     two = [name for name in cases if "zero" in name]
     for name in cases:
         if name not in two:
-            train(name, model, folder / name, rank=0, world_size=1, ports=[free_port() for _ in range(3)])
-    ports = {name: [free_port() for _ in range(3)] for name in two}
+            train(name, model, folder / name, rank=0, world_size=1, ports=[free_port("127.0.0.1") for _ in range(3)])
+    ports = {name: [free_port("127.0.0.1") for _ in range(3)] for name in two}
     run_in_processes(
         _train_as_one_of_two, [(train, two, rank, model, folder, ports) for rank in range(2)], deadline_s=deadline_s
     )

@@ -10,7 +10,7 @@ from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.supervised import SupervisedRank
 from ppo_learner.task import Task
 from services.contracts.settings import ModelConfig
-from tests.ppo_learner.builders import free_port
+from services.transport.ports import free_port
 
 COUNTS = (5, 4, 1, 5)
 """Examples of each step: even and uneven shares for two ranks, and nothing for one of them."""
@@ -36,7 +36,7 @@ def start_supervised(
         rank=rank,
         world_size=world_size,
         master_address="127.0.0.1",
-        master_port=port or free_port(),
+        master_port=port or free_port("127.0.0.1"),
         seed=0,
         total_steps=10,
     )

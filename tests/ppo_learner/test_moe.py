@@ -22,21 +22,13 @@ from services.transport.weights import TRANSPORTS, unpack
 from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
-from tests.tiny import tiny_tokenizer
+from tests.tiny import TINY_EXPERTS, tiny_tokenizer
 
 SHAPE: dict[str, Any] = {
+    **TINY_EXPERTS,
     "vocab_size": VOCABULARY + 2,
     "hidden_size": 32,
     "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
-    "num_experts_per_tok": 2,
-    "initializer_range": 0.3,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-    "pad_token_id": 0,
 }
 CONFIGS = {
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),

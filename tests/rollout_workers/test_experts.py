@@ -16,21 +16,13 @@ from services.transport.disk_weights import DiskWeights
 from services.transport.weights import pack
 from tests.rollout_workers.conftest import ROLLOUT, HostedWorker, new_host
 from tests.rollout_workers.weights import TOLERANCE, largest_error, order
-from tests.tiny import tiny_canary, tiny_tokenizer
+from tests.tiny import TINY_EXPERTS, tiny_canary, tiny_tokenizer
 
 SHAPE: dict[str, Any] = {
+    **TINY_EXPERTS,
     "vocab_size": len(tiny_tokenizer()),
     "hidden_size": 64,
     "intermediate_size": 128,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-    "max_position_embeddings": 128,
-    "num_experts_per_tok": 2,
-    "initializer_range": 0.3,
-    "eos_token_id": 1,
-    "bos_token_id": None,
-    "pad_token_id": 0,
 }
 CONFIGS = {
     "mixtral": MixtralConfig(**SHAPE, num_local_experts=4),
