@@ -26,8 +26,8 @@ STAND_INS = {
     "trireme": 'echo "trireme|$RAY_AUTH_MODE:$RAY_AUTH_TOKEN|$*" >>"$CALLS"\n'
     '[[ -z "${UNTIL_STOPPED:-}" ]] && exit 3\n'
     'exec "$PYTHON" -c "$UNTIL_STOPPED"',
-    # Asked through `-`, it is to say whether all nodes have joined.
-    "python3": '[[ "$1" == - ]] || exec "$PYTHON" "$@"',
+    # Asked through `- NODES`, it is to say whether all of them have joined.
+    "python3": '[[ "$1" == - ]] || exec "$PYTHON" "$@"\n(($(wc -l <"$CALLS.pids") >= $2))',
 }
 UNTIL_STOPPED = (
     "import signal, sys, time; signal.signal(signal.SIGINT, lambda *_: sys.exit(130)); print('up', flush=True); "
