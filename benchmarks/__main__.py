@@ -15,6 +15,7 @@ BENCHMARKS = (
     "learner_throughput",
     "learner_padding",
     "learner_memory",
+    "sequence_parallel",
     "zero_stages",
     "end_to_end",
     "overlap",

@@ -32,7 +32,7 @@ def measure(side: str, tokens: int, vocabulary: int) -> float:
     torch.manual_seed(0)
     output = nn.Linear(HIDDEN, vocabulary, bias=False)
     states, targets = torch.randn(tokens, HIDDEN, requires_grad=True), torch.arange(tokens)
-    before = _resident_bytes()
+    before = resident_bytes()
     if side == "head":
         logprobs = TokenHead(output, SimpleNamespace(), temperature=1.0)(states, targets)[0]
     else:
@@ -41,7 +41,7 @@ def measure(side: str, tokens: int, vocabulary: int) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
 
 
-def _resident_bytes() -> int:
+def resident_bytes() -> int:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 

@@ -102,17 +102,19 @@ class MicroBatch:
         """What a transformers model is called with."""
         if self.packing is None:
             return {"input_ids": self.token_ids}
-        bounds, longest = self.packing.bounds, self.packing.longest
         return {
             "input_ids": self.token_ids,
             "position_ids": self.packing.position_ids,
-            # Kernels for variable lengths take these; without them each layer would find them anew.
-            **{"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest},
+            **kernel_bounds(self.packing.bounds, self.packing.longest),
         }
 
     def at_targets(self, hidden: Tensor) -> Tensor:
         """(B, T, H) → (N, H): the states that predict the sampled tokens."""
         return hidden[0 if self.packing else self.rows, self.columns]
+
+    def of_all(self, own: Tensor) -> Tensor:
+        """(N,) → (N,): the same, since it is all there is; `sequence_parallel` makes parts of which it is not."""
+        return own
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +130,11 @@ class Packing:
     position_ids: Tensor
     bounds: Tensor
     longest: int
+
+
+def kernel_bounds(bounds: Tensor, longest: int) -> dict[str, Any]:  # Any: tensors and numbers
+    """What kernels for variable lengths take of a packed row; without it each layer would find it anew."""
+    return {"cu_seq_lens_q": bounds, "cu_seq_lens_k": bounds, "max_length_q": longest, "max_length_k": longest}
 
 
 def rollouts_of(groups: Sequence[ScoredGroup]) -> list[Rollout]:

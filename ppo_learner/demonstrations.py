@@ -28,7 +28,7 @@ class DemonstrationTask:
     def __init__(self, learner: SupervisedConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._model = model
         self._coefficient = learner.router_loss_coefficient
-        self.network = load_policy(model, learner, temperature=1.0)
+        self.network = load_policy(model, learner, ranks, temperature=1.0)
         check_experts(self.network.experts_per_token, self._coefficient, model.path)
         self.metrics = ("loss", *(["router/balance_loss"] if self.network.experts_per_token else []))
         self._language_model = self.network.language_model

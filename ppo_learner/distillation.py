@@ -85,7 +85,7 @@ class DistillationTask:
         assert learner.teacher is not None
         self._model = model
         self._config = learner.teacher
-        self._language_model = load_policy(model, learner, temperature=1.0).language_model
+        self._language_model = load_policy(model, learner, ranks, temperature=1.0).language_model
         self.network = Student(self._language_model, learner.teacher)
         changes = {"path": learner.teacher.path, "revision": learner.teacher.revision, "tokenizer": None}
         self._teacher = Teacher(learner, model.model_copy(update=changes), ranks)

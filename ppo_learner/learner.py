@@ -94,6 +94,7 @@ class LearnerRank:
             master_address=master_address,
             master_port=master_port,
             timeout_s=learner.collective_timeout_s,
+            num_sharing=learner.sequence_parallel,
         )
         with ExitStack() as on_failure:
             on_failure.callback(leave)

@@ -37,8 +37,8 @@ def descend_demonstrations(
         packed=networks.packed,
     )
     total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    parts = work.plan(max_tokens=config.max_tokens_per_micro_batch, num_ranks=ranks.world_size)
-    for part in parts[ranks.rank]:
+    parts = work.plan(max_tokens=config.max_tokens_per_pass, num_ranks=ranks.num_shares)
+    for part in parts[ranks.share]:
         answers, _ = work.answer(networks.policy, part, ranks.device)
         loss = work.sums(answers, part)[0] / work.num_terms
         networks.policy.backward(coefficient * loss, last=False)

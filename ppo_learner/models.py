@@ -1,8 +1,9 @@
 """The networks: policy (with or without a value head), critic and frozen reference, read from Hugging Face folders.
 
-They must not know losses, ranks or DeepSpeed. Invariants: dropout is off unless asked for, since trained logprobs must
-be those that were sampled; no attention mask is passed, so inputs are padded at the right or packed; parameter names
-below `language_model` are the Hugging Face ones. B sequences, T tokens, N sampled tokens, H hidden size.
+They must not know losses or DeepSpeed, and of ranks only that some may share sequences. Invariants: dropout is off
+unless asked for, since trained logprobs must be those that were sampled; no attention mask is passed, so inputs are
+padded at the right or packed; parameter names below `language_model` are the Hugging Face ones. B sequences, T tokens,
+N sampled tokens, n of them those of this rank's part, H hidden size.
 """
 
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from ppo_learner.batching import MicroBatch
 from ppo_learner.lora import add_adapters, quantisation
 from ppo_learner.moe import Routing, experts_per_token, routing
 from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.ranks import Ranks
+from ppo_learner.sequence_parallel import RowPart, SequenceParallel
 from ppo_learner.token_head import TokenHead
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig
@@ -67,14 +70,23 @@ class Policy(nn.Module):
         language_model: a transformers causal language model.
         temperature: the sampling temperature; divides the logits.
         value_head: also predict values from the same hidden states.
+        sequences: how ranks share them; by default they do not.
 
     Attributes:
         experts_per_token: where it is a mixture of experts, how many each token goes to.
     """
 
-    def __init__(self, language_model: Any, *, temperature: float, value_head: bool = False) -> None:  # Any: ditto
+    def __init__(
+        self,
+        language_model: Any,  # Any: transformers
+        *,
+        temperature: float,
+        value_head: bool = False,
+        sequences: SequenceParallel | None = None,
+    ) -> None:
         super().__init__()
         config = language_model.config
+        self.sequences = sequences
         self.language_model = language_model
         self.token_head = TokenHead(language_model.get_output_embeddings(), config, temperature=temperature)
         self.value_head = ValueHead(config.hidden_size, language_model.dtype) if value_head else None
@@ -98,17 +110,18 @@ class Policy(nn.Module):
             entropy_gradient: whether the entropy is to be trained on.
         """
         options = {"output_router_logits": True} if self.experts_per_token else {}
-        outputs = self.language_model.get_decoder()(**batch.inputs, use_cache=False, **options)
-        states = batch.at_targets(outputs.last_hidden_state)  # (N, H)
+        part = self.sequences.part(batch) if self.sequences else batch
+        outputs = self.language_model.get_decoder()(**part.inputs, use_cache=False, **options)
+        states = part.at_targets(outputs.last_hidden_state)  # (n, H)
         found, entropies = states.new_zeros((2, len(states)), dtype=torch.float32)
         if logprobs:
             found, entropies = self.token_head(
-                states, batch.targets, temperature=temperature, entropy=entropy, entropy_gradient=entropy_gradient
+                states, part.targets, temperature=temperature, entropy=entropy, entropy_gradient=entropy_gradient
             )
         return PolicyOutcome(
-            logprobs=found,
-            entropy=entropies,
-            values=self.value_head(states) if self.value_head is not None else None,
+            logprobs=part.of_all(found),
+            entropy=part.of_all(entropies),
+            values=part.of_all(self.value_head(states)) if self.value_head is not None else None,
             routing=routing(outputs.router_logits, batch.is_real.flatten(), self.experts_per_token)
             if self.experts_per_token
             else None,
@@ -120,49 +133,57 @@ class Critic(nn.Module):
 
     Args:
         trunk: a transformers model without a language-model head.
+        sequences: how ranks share them; by default they do not.
     """
 
-    def __init__(self, trunk: Any) -> None:  # Any: transformers
+    def __init__(self, trunk: Any, *, sequences: SequenceParallel | None = None) -> None:  # Any: transformers
         super().__init__()
         self.trunk = trunk
+        self.sequences = sequences
         self.value_head = ValueHead(trunk.config.hidden_size, trunk.dtype)
 
     def forward(self, batch: MicroBatch) -> Tensor:
         """Values (N,) before each of a micro-batch's sampled tokens."""
-        values: Tensor = self.value_head(target_states(self.trunk, batch))
-        return values
+        part = self.sequences.part(batch) if self.sequences else batch
+        return part.of_all(self.value_head(target_states(self.trunk, part)))
 
 
-def target_states(transformer: nn.Module, batch: MicroBatch) -> Tensor:
+def target_states(transformer: nn.Module, batch: MicroBatch | RowPart) -> Tensor:
     """(N, H) last hidden states at the positions that predict a micro-batch's sampled tokens."""
     return batch.at_targets(transformer(**batch.inputs, use_cache=False).last_hidden_state)
 
 
 def load_policy(
-    model: ModelConfig, learner: OptimizerConfig, *, temperature: float, value_head: bool = False
+    model: ModelConfig, learner: OptimizerConfig, ranks: Ranks, *, temperature: float, value_head: bool = False
 ) -> Policy:
     """The policy, ready to train. Raises `UserError` when it cannot be read."""
     language_model = load_network("AutoModelForCausalLM", model.path, model, learner, quantised=_in_4_bits(learner))
     if learner.lora:
         add_adapters(language_model, learner.lora)
-    policy = Policy(language_model, temperature=temperature, value_head=value_head)
+    sequences = _sequences(learner, ranks)
+    policy = Policy(language_model, temperature=temperature, value_head=value_head, sequences=sequences)
+    if sequences and policy.experts_per_token:
+        raise UserError(
+            f"learner.sequence_parallel is {learner.sequence_parallel}, and {model.path!r} has experts, whose balance "
+            "would be measured on parts of sequences; set it to 1"
+        )
     check_head(policy, model.path)
     return policy
 
 
-def load_reference(model: ModelConfig, learner: OptimizerConfig, *, temperature: float) -> Policy:
+def load_reference(model: ModelConfig, learner: OptimizerConfig, ranks: Ranks, *, temperature: float) -> Policy:
     """The policy as it was before training, frozen; a policy with adapters needs none, as it is one without them."""
     assert not learner.lora
-    reference = load_policy(model, learner, temperature=temperature)
+    reference = load_policy(model, learner, ranks, temperature=temperature)
     return reference.requires_grad_(False).eval()
 
 
-def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig) -> Critic:
+def load_critic(path: str, model: ModelConfig, learner: OptimizerConfig, ranks: Ranks) -> Critic:
     """A critic whose transformer starts from `path`."""
     trunk = load_network("AutoModel", path, model, learner, quantised=_in_4_bits(learner))
     if learner.lora:
         add_adapters(trunk, learner.lora)
-    return Critic(trunk)
+    return Critic(trunk, sequences=_sequences(learner, ranks))
 
 
 def load_tokenizer(model: ModelConfig) -> Any:  # Any: transformers
@@ -254,6 +275,11 @@ class _DecoderOutput:
 
     def __getattr__(self, name: str) -> None:
         return None
+
+
+def _sequences(learner: OptimizerConfig, ranks: Ranks) -> SequenceParallel | None:
+    """How the ranks share sequences; None where each has its own."""
+    return SequenceParallel(ranks, ranks.sharing, learner.attention) if ranks.sharing is not None else None
 
 
 def _in_4_bits(learner: OptimizerConfig) -> bool:

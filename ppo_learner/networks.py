@@ -17,9 +17,9 @@ from ppo_learner.experience import Evaluation
 from ppo_learner.lora import without_adapters
 from ppo_learner.models import PolicyOutcome, load_critic, load_policy, load_reference
 from ppo_learner.moe import check_experts
-from ppo_learner.packing import choose_packing
 from ppo_learner.publishing import default_canary
 from ppo_learner.ranks import Ranks
+from ppo_learner.sequence_layout import check_sequence_parallel, choose_packing
 from services.contracts.settings import ModelConfig
 
 
@@ -39,7 +39,7 @@ class Networks:
         self._config = config
         self._ranks = ranks
         self._has_value_head = config.parts.needs_critic and config.critic == "value_head"
-        policy = load_policy(model, config, temperature=temperature, value_head=self._has_value_head)
+        policy = load_policy(model, config, ranks, temperature=temperature, value_head=self._has_value_head)
         self.experts_per_token = policy.experts_per_token
         check_experts(policy.experts_per_token, config.router_loss_coefficient, model.path)
         groups = None
@@ -50,13 +50,14 @@ class Networks:
         transformers = [policy.language_model.get_decoder()]
         self.critic: Engine | None = None
         if config.parts.needs_critic and not self._has_value_head:
-            critic = load_critic(config.critic_path or model.path, model, config)
+            critic = load_critic(config.critic_path or model.path, model, config, ranks)
             transformers.append(critic.trunk)
             self.critic = Engine(critic, config, ranks, averaged=False)
         self._reference: Callable[..., PolicyOutcome] | None = None
         if config.kl_coefficient:
             self._reference = self._policy_without_adapters if config.lora else self._load_reference(model, temperature)
         probes = default_canary(policy.language_model.config.vocab_size)
+        check_sequence_parallel(model, self.policy, transformers, probes, ranks)
         self.packed = choose_packing(config, model, self.policy, transformers, probes, ranks)
 
     @property
@@ -90,15 +91,15 @@ class Networks:
         columns = torch.zeros(3, batch.num_actions, device=self._ranks.device)
         parts = plan_micro_batches(
             batch.lengths,
-            max_tokens=self._config.max_tokens_per_micro_batch,
-            num_ranks=self._ranks.world_size,
+            max_tokens=self._config.max_tokens_per_pass,
+            num_ranks=self._ranks.num_shares,
             packed=self.packed,
         )
-        for part in parts[self._ranks.rank]:
+        for part in parts[self._ranks.share]:
             micro_batch = collate(batch, part, self._ranks.device, packed=self.packed)
             for row, outcome in self._outcomes(micro_batch, logprobs).items():
                 columns[row, micro_batch.actions] = outcome
-        columns = self._ranks.sum(columns)
+        columns = self._ranks.sum_shares(columns)
         return Evaluation(
             logprobs=columns[0] if logprobs else None,
             reference_logprobs=columns[1] if self._reference else None,
@@ -134,7 +135,7 @@ class Networks:
             self.critic.close()
 
     def _load_reference(self, model: ModelConfig, temperature: float) -> torch.nn.Module:
-        reference = load_reference(model, self._config, temperature=temperature)
+        reference = load_reference(model, self._config, self._ranks, temperature=temperature)
         return shard_frozen(reference, self._ranks, self._config)
 
     def _policy_without_adapters(self, batch: MicroBatch, *, entropy: bool) -> PolicyOutcome:

@@ -19,6 +19,9 @@ class OptimizerConfig(MemoryConfig):
 
     num_ranks: int = Field(default=1, ge=1)
     """Learner processes; the batch and, from ZeRO stage 1 on, optimizer states are split over them."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """Ranks that share each sequence, for sequences whose activations are too many for one: each holds a part of its
+    tokens, and in attention some of its heads (Ulysses). It must divide num_ranks and the heads."""
     optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """Rule of the steps: adamw; adamw_8bit, whose moments take a quarter of the memory and which needs the package
     bitsandbytes; or muon, which orthogonalises the steps of linear layers, of AdamW's size, and is AdamW elsewhere."""
@@ -50,6 +53,11 @@ class OptimizerConfig(MemoryConfig):
     """Longest wait of one rank for the others, in seconds; then the learner fails."""
 
     @property
+    def max_tokens_per_pass(self) -> int:
+        """Most tokens in one pass of all ranks that share it."""
+        return self.sequence_parallel * self.max_tokens_per_micro_batch
+
+    @property
     def clipping(self) -> float:
         """Norm that gradients are scaled down to; 0 for none: Muon's steps do not depend on it."""
         return 0.0 if self.optimizer == "muon" else self.max_gradient_norm
@@ -62,6 +70,20 @@ class OptimizerConfig(MemoryConfig):
             "learner.optimizer": "bitsandbytes" if self.optimizer == "adamw_8bit" else None,
         }
         return {package: setting for setting, package in needs.items() if package}
+
+    @model_validator(mode="after")
+    def _ranks_share_sequences(self) -> Self:
+        if self.num_ranks % self.sequence_parallel:
+            raise ValueError(
+                f"sequence_parallel {self.sequence_parallel} must divide num_ranks {self.num_ranks}, since as many "
+                "ranks share each sequence"
+            )
+        if self.sequence_parallel > 1 and self.attention == "eager":
+            raise ValueError(
+                f"sequence_parallel {self.sequence_parallel} does not go with attention: eager, which writes out what "
+                "long sequences have no room for; use sdpa or flash_attention_2"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantised_weights_stay_whole(self) -> Self:
@@ -96,6 +118,12 @@ class SupervisedConfig(MoeConfig, OptimizerConfig):
     """Peak learning rate of the policy."""
     teacher: TeacherConfig | None = None
     """A model whose distribution over each learnt token is learnt beside the token itself, or in its place."""
+
+    @model_validator(mode="after")
+    def _teacher_takes_whole_sequences(self) -> Self:
+        if self.teacher and self.sequence_parallel > 1:
+            raise ValueError(f"sequence_parallel {self.sequence_parallel} does not go with a teacher; set it to 1")
+        return self
 
     @model_validator(mode="after")
     def _router_loss_fits(self) -> Self:

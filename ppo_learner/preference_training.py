@@ -46,7 +46,7 @@ class PreferenceTask:
     def __init__(self, learner: PreferenceConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._learner = learner
         self._model = model
-        self.network = load_policy(model, learner, temperature=1.0)
+        self.network = load_policy(model, learner, ranks, temperature=1.0)
         self._language_model = self.network.language_model
 
     def work(self, examples: Sequence[PreferenceExample]) -> "PreferenceWork":

@@ -1,7 +1,7 @@
 """The learner's process group: joining it, leaving it, and sums over it.
 
 It must not know models or DeepSpeed. Invariant: whatever waits here is a collective, called by every rank in the same
-order.
+order. A *share* is what the work of a step is split into: one rank's, or that of a few which share their sequences.
 """
 
 import os
@@ -18,16 +18,37 @@ from services.contracts.errors import DeadlineExceeded
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """One process's place among all, and the device it computes on."""
+    """One process's place among all, and the device it computes on.
+
+    Attributes:
+        num_sharing: how many ranks, neighbours of each other, work on the same sequences.
+        sharing: their process group; None where each works on its own.
+    """
 
     rank: int
     world_size: int
     device: torch.device
+    num_sharing: int = 1
+    sharing: distributed.ProcessGroup | None = None
 
     @property
     def is_first(self) -> bool:
         """Whether this rank is the one that writes and reports."""
         return self.rank == 0
+
+    @property
+    def num_shares(self) -> int:
+        """Into how many shares the work of a step is split."""
+        return self.world_size // self.num_sharing
+
+    @property
+    def share(self) -> int:
+        """Which of them is this rank's."""
+        return self.rank // self.num_sharing
+
+    def sum_shares(self, values: Tensor) -> Tensor:
+        """Elementwise sum over every share, on the CPU; the ranks of a share have the same `values`."""
+        return self.sum(values if self.rank % self.num_sharing == 0 else torch.zeros_like(values))
 
     def sum(self, values: Tensor) -> Tensor:
         """Elementwise sum over every rank, on the CPU; `values` may lie anywhere and is left as it is."""
@@ -51,10 +72,15 @@ class Ranks:
             distributed.barrier()
 
 
-def join(*, rank: int, world_size: int, master_address: str, master_port: int, timeout_s: float) -> Ranks:
+def join(
+    *, rank: int, world_size: int, master_address: str, master_port: int, timeout_s: float, num_sharing: int = 1
+) -> Ranks:
     """Meet all other ranks at rank 0's address: NCCL where there is a GPU, else gloo.
 
     Each rank must see its own GPU only, as Ray arranges it.
+
+    Args:
+        num_sharing: how many ranks work on the same sequences.
 
     Raises:
         DeadlineExceeded: not all ranks came in time.
@@ -82,7 +108,10 @@ def join(*, rank: int, world_size: int, master_address: str, master_port: int, t
             waited_s=timeout_s,
             advice=f"rank {rank} met no full group ({error}); look at the other ranks' logs and at the firewall",
         ) from error
-    return Ranks(rank=rank, world_size=world_size, device=device)
+    sharing = None
+    if num_sharing > 1:
+        sharing, _ = distributed.new_subgroups(num_sharing)  # type: ignore[no-untyped-call]
+    return Ranks(rank=rank, world_size=world_size, device=device, num_sharing=num_sharing, sharing=sharing)
 
 
 def seed_everything(seed: int) -> None:

@@ -40,6 +40,15 @@ class RewardModelConfig(OptimizerConfig):
         return name
 
     @model_validator(mode="after")
+    def _sequences_are_whole(self) -> Self:
+        if self.sequence_parallel > 1:
+            raise ValueError(
+                f"sequence_parallel {self.sequence_parallel} is for policies and critics; a reward model reads whole "
+                "sequences: set it to 1"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_are_whole(self) -> Self:
         if self.lora and self.lora.quantise:
             raise ValueError(

@@ -66,6 +66,7 @@ class SupervisedRank:
             master_address=master_address,
             master_port=master_port,
             timeout_s=learner.collective_timeout_s,
+            num_sharing=learner.sequence_parallel,
         )
         seed_everything(seed)
         self._task = task(learner, model, self._ranks)
@@ -153,7 +154,7 @@ class SupervisedRank:
             if learn:
                 self._network.backward(means[0], last=number == len(parts) - 1)
             total += means.detach().cpu()
-        return dict(zip(self._task.metrics, self._ranks.sum(total).tolist(), strict=True))
+        return dict(zip(self._task.metrics, self._ranks.sum_shares(total).tolist(), strict=True))
 
     @torch.no_grad()
     def _answers(self, questions: Questions) -> Tensor:
@@ -162,9 +163,9 @@ class SupervisedRank:
         for part in self._parts(questions):
             answers, places = questions.answer(self._network, part, self._ranks.device)
             column[places] = answers
-        return self._ranks.sum(column)
+        return self._ranks.sum_shares(column)
 
     def _parts(self, questions: Questions) -> list[Part]:
         """This rank's share."""
-        budget = self._config.max_tokens_per_micro_batch
-        return questions.plan(max_tokens=budget, num_ranks=self._ranks.world_size)[self._ranks.rank]
+        budget = self._config.max_tokens_per_pass
+        return questions.plan(max_tokens=budget, num_ranks=self._ranks.num_shares)[self._ranks.share]

@@ -116,11 +116,10 @@ class Updater:
             if self._strayed(sums):
                 trace.num_left_out = len(updates) - number
                 break
-        trace.sums = self._ranks.sum(trace.sums)
-        trace.mixed_loss = self._ranks.sum(trace.mixed_loss)
-        trace.logprobs = self._ranks.sum(trace.logprobs)
+        of_all = self._ranks.sum_shares
+        trace.sums, trace.mixed_loss, trace.logprobs = map(of_all, (trace.sums, trace.mixed_loss, trace.logprobs))
         if trace.routing:
-            balance_loss, loads = self._ranks.sum(trace.routing.balance_loss), self._ranks.sum(trace.routing.loads)
+            balance_loss, loads = of_all(trace.routing.balance_loss), of_all(trace.routing.loads)
             trace.routing = Routing(balance_loss=balance_loss, loads=loads)
         trace.ratio_range = self._ranks.max(trace.ratio_range)
         return trace
@@ -143,7 +142,7 @@ class Updater:
     def _strayed(self, sums: Tensor) -> bool:
         """Whether the last update's tokens were already too far from the proximal policy; of every rank's tokens."""
         kl_stop = self._config.kl_stop
-        return kl_stop is not None and float(self._ranks.sum(sums)[SUMS.index("kl/old")]) > kl_stop
+        return kl_stop is not None and float(self._ranks.sum_shares(sums)[SUMS.index("kl/old")]) > kl_stop
 
     def _update(
         self, experience: Experience, sequences: Tensor, rates: Rates, trace: Trace, *, first_sight: bool
@@ -183,11 +182,11 @@ class Updater:
         lengths = batch.lengths
         plan = plan_micro_batches(
             [lengths[i] for i in sequences],
-            max_tokens=self._config.max_tokens_per_micro_batch,
-            num_ranks=self._ranks.world_size,
+            max_tokens=self._config.max_tokens_per_pass,
+            num_ranks=self._ranks.num_shares,
             packed=self._networks.packed,
         )
-        return [[sequences[i] for i in part] for part in plan[self._ranks.rank]]
+        return [[sequences[i] for i in part] for part in plan[self._ranks.share]]
 
     def _descend_policy(
         self,

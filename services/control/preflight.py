@@ -12,6 +12,7 @@ from typing import Any
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.sequence_shapes import unshareable
 from ppo_learner.teacher_config import TeacherConfig
 from rollout_workers.demonstrations import load_demonstrations
 from rollout_workers.prompts import DataConfig, PromptSet, load_prompts
@@ -62,6 +63,7 @@ def check_run(config: RunConfig) -> RunInputs:
     _check_security(config)
     check_packages(config.learner)
     tokenizer, max_length = load_tokenizer(config.model)
+    check_sharing(config.learner, config.model)
     own = config.rollout.max_completion_tokens
     room = _room(config, max_length, own, "rollout.max_completion_tokens")
     held_out = {}
@@ -84,6 +86,7 @@ def check_supervised(config: SupervisedRunConfig) -> SupervisedInputs:
     """Load tokenizer and demonstrations of a supervised run. Raises `UserError` likewise."""
     check_packages(config.learner)
     tokenizer, max_length = load_tokenizer(config.model)
+    check_sharing(config.learner, config.model)
     demonstrations = load_demonstrations(config.data, tokenizer, max_length=max_length)
     if config.learner.teacher is not None:
         longest = max(len(demonstration.token_ids) for demonstration in demonstrations)
@@ -99,6 +102,19 @@ def check_packages(learner: OptimizerConfig) -> None:
                 f"{setting} needs the package {package}, which is not installed: pip install {package}, or use another "
                 "value"
             )
+
+
+def check_sharing(learner: OptimizerConfig, model: ModelConfig) -> None:
+    """Raise `UserError` when ranks are to share sequences of a model whose shape does not let them."""
+    if learner.sequence_parallel == 1:
+        return
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    if problem := unshareable(config, learner.sequence_parallel):
+        raise UserError(
+            f"learner.sequence_parallel is {learner.sequence_parallel}, which does not fit {model.path!r}: {problem}"
+        )
 
 
 def load_tokenizer(

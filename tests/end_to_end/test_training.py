@@ -112,7 +112,7 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
     sections = run_sections(
         task,
         rollout=base["rollout"] | {"num_workers": 2},
-        learner=base["learner"] | {"num_ranks": 2, "zero_stage": 2, "kl_coefficient": 0.01},
+        learner=base["learner"] | {"num_ranks": 2, "zero_stage": 2, "sequence_parallel": 2, "kl_coefficient": 0.01},
         train=base["train"] | {"num_steps": 3},
         evaluate={"prompts": str(task / "rows.jsonl"), "num_samples": 2, "ks": [1, 2], "suites": [SUITE]},
         demonstrations={

@@ -50,9 +50,9 @@ def attention_by_bounds(
 AttentionInterface.register("by_bounds", attention_by_bounds)
 
 
-def family(name: str) -> Any:
+def family(name: str, **changes: Any) -> Any:
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**SHAPE)
+    config = getattr(transformers, f"{name}Config")(**SHAPE | changes)
     return getattr(transformers, f"{name}ForCausalLM")(config).eval()
 
 

@@ -181,6 +181,7 @@ CASES: dict[str, dict[str, Any]] = {
     "labels_zero_3": {"algorithm": "kto", "zero_stage": 3, "max_tokens_per_micro_batch": 40},
     "odds": {"algorithm": "orpo"},
     "odds_zero_0": {"algorithm": "orpo", "max_tokens_per_micro_batch": 40},
+    "pairs_zero_1_shared": {"algorithm": "dpo", "num_ranks": 2, "sequence_parallel": 2, "zero_stage": 1},
 }
 
 
@@ -202,7 +203,7 @@ def outcomes(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     return outcomes_of_ranks(CASES, train_and_resume, tiny_model, folder, deadline_s=120)
 
 
-@pytest.mark.parametrize("name", ["pairs_zero_2", "labels_zero_3", "odds_zero_0"])
+@pytest.mark.parametrize("name", [name for name in CASES if "zero" in name])
 def test_two_ranks_and_other_micro_batches_train_and_report_the_same(
     name: str, outcomes: dict[str, list[dict[str, Any]]]
 ) -> None:

@@ -55,6 +55,8 @@ SEQUENCE_RATIO = {
 }
 MUON = VALUE_HEAD | {"optimizer": "muon"}
 LORA = CRITIC | {"lora": {"rank": 4}, "ema_decay": 0.5}
+SHARED = {"num_ranks": 2, "sequence_parallel": 2, "max_tokens_per_micro_batch": 32}
+"""What two ranks that share every sequence have beside the settings of one that has them alone."""
 CASES: dict[str, dict[str, Any]] = {
     "critic": CRITIC,
     "value_head": VALUE_HEAD,
@@ -68,6 +70,11 @@ CASES: dict[str, dict[str, Any]] = {
     **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
     "muon_zero_2": MUON | {"zero_stage": 2},
     **{f"lora_zero_{stage}": LORA | {"zero_stage": stage} for stage in (0, 2, 3)},
+    "critic_zero_0_shared": CRITIC | SHARED,
+    "stale_zero_2_shared": STALE | SHARED | {"zero_stage": 2, "packing": "on"},
+    "sequence_ratio_zero_1_shared": SEQUENCE_RATIO | SHARED | {"zero_stage": 1},
+    "value_head_zero_3_shared": VALUE_HEAD | SHARED | {"zero_stage": 3},
+    "lora_zero_2_shared": LORA | SHARED | {"zero_stage": 2},
 }
 MIXED = ("value_head", "stale", "lora")
 """Beginnings of the names of cases that learn demonstrations beside their rollouts."""

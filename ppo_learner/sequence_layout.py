@@ -1,0 +1,106 @@
+"""Whether sequences may share a row, or ranks a sequence: only where the networks give each what they give it alone.
+
+It must not know how micro-batches are planned. Invariant: every rank decides alike. A model that carries a state from
+token to token, or that leaves positions out of account, lets one sequence see another, or not all of itself, without
+any error; so what is asked is not its name but its own logprobs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from array import array
+from collections.abc import Sequence
+from typing import Any
+
+from ppo_learner.config import LearnerConfig
+from ppo_learner.engine import Engine
+from ppo_learner.models import Policy
+from ppo_learner.publishing import CANARY_TOLERANCE, canary_logprobs
+from ppo_learner.ranks import Ranks
+from ppo_learner.sequence_shapes import unshareable
+from services.contracts.errors import UserError
+from services.contracts.settings import ModelConfig
+
+
+def choose_packing(
+    config: LearnerConfig,
+    model: ModelConfig,
+    policy: Engine,
+    transformers: Sequence[Any],  # Any: transformers
+    probes: Sequence[array[int]],
+    ranks: Ranks,
+) -> bool:
+    """Whether micro-batches are packed. Every rank calls it.
+
+    Args:
+        transformers: of every network that takes the micro-batches, the policy's first.
+        probes: token ids of a few sequences that the policy is tried on.
+
+    Raises:
+        UserError: packing is asked for, and some network does not keep sequences apart.
+    """
+    if config.packing == "off" or (config.packing == "auto" and config.attention != "flash_attention_2"):
+        return False
+    problem = _unasked(transformers)
+    if problem is None:
+        alone = canary_logprobs(policy, ranks, probes)
+        error = _mean_error(alone, canary_logprobs(policy, ranks, probes, packed=True))
+        if error > CANARY_TOLERANCE[model.dtype]:
+            problem = f"logprobs of sequences in one row are off by {error:.2g} on average, so they see each other"
+    if problem and config.packing == "on":
+        raise UserError(
+            f"learner.packing: on does not fit the model {model.path!r}: {problem}; set learner.packing: off"
+        )
+    return problem is None
+
+
+def check_sequence_parallel(
+    model: ModelConfig,
+    policy: Engine,
+    transformers: Sequence[Any],  # Any: transformers
+    probes: Sequence[array[int]],
+    ranks: Ranks,
+) -> None:
+    """Refuse networks that make something else of sequences that ranks share. Every rank calls it.
+
+    Args:
+        transformers: of every network that takes the micro-batches, the policy's first.
+        probes: token ids of a few sequences that the policy is tried on.
+
+    Raises:
+        UserError: its logprobs are others, or it cannot be asked for them.
+    """
+    if ranks.num_sharing == 1:
+        return
+    shapes = (unshareable(transformer.config, ranks.num_sharing) for transformer in transformers)
+    problem = next(filter(None, shapes), None) or _unasked(transformers)
+    if problem is None:
+        assert isinstance(policy.module, Policy) and policy.module.sequences
+        with policy.module.sequences.apart():
+            alone = canary_logprobs(policy, ranks, probes)
+        error = _mean_error(alone, canary_logprobs(policy, ranks, probes))
+        if error > CANARY_TOLERANCE[model.dtype]:
+            problem = f"logprobs of shared sequences are off by {error:.2g} on average"
+    if problem:
+        raise UserError(
+            f"learner.sequence_parallel: {ranks.num_sharing} does not fit the model {model.path!r}: {problem}; "
+            "set it to 1"
+        )
+
+
+def _unasked(transformers: Sequence[Any]) -> str | None:  # Any: transformers
+    """Why the policy's logprobs would not tell of all the networks, or it cannot be told where sequences begin."""
+    kinds = {type(transformer).__name__: transformer for transformer in transformers}
+    if len(kinds) > 1:
+        return f"policy and critic are of different kinds ({', '.join(kinds)})"
+    for name, transformer in kinds.items():
+        parameters = inspect.signature(transformer.forward).parameters
+        takes_more = any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values())
+        if "position_ids" not in parameters or not takes_more:
+            return f"{name} takes no position ids"
+    return None
+
+
+def _mean_error(some: Sequence[array[float]], others: Sequence[array[float]]) -> float:
+    errors = [abs(a - b) for ours, theirs in zip(some, others, strict=True) for a, b in zip(ours, theirs, strict=True)]
+    return sum(errors) / len(errors)
