@@ -28,7 +28,7 @@ train: setup
 
 # Two at a time: runs that wait for their processes, and beside them everything else (tests/conftest.py).
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 25 --durations-min 20
 
 lint: setup
 	$(BIN)/ruff check .

@@ -13,7 +13,6 @@ from ppo_learner.critic_config import CriticConfig
 from ppo_learner.kl_config import KlConfig
 from ppo_learner.moe_config import MoeConfig
 from ppo_learner.off_policy_config import OffPolicyConfig
-from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.overlong_config import OverlongConfig
 from ppo_learner.packing_config import PackingConfig
 from ppo_learner.policy_loss_config import PolicyLossConfig
@@ -28,9 +27,8 @@ class LearnerConfig(
     OverlongConfig,
     OffPolicyConfig,
     PolicyLossConfig,
-    PackingConfig,
     MoeConfig,
-    OptimizerConfig,
+    PackingConfig,
 ):
     """How the policy learns from scored rollouts; here are the rules that span groups."""
 

@@ -13,9 +13,10 @@ from ppo_learner.batching import batch_demonstrations, collate, plan_micro_batch
 from ppo_learner.engine import Engine
 from ppo_learner.models import PolicyOutcome, load_policy
 from ppo_learner.moe import check_experts
-from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
+from ppo_learner.sequence_layout import lay_out
+from ppo_learner.supervised_config import SupervisedConfig
 from ppo_learner.task import Part, Questions
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
@@ -26,16 +27,23 @@ class DemonstrationTask:
     """Implements `Task` for a policy; that of a mixture of experts is kept balanced, too."""
 
     def __init__(self, learner: SupervisedConfig, model: ModelConfig, ranks: Ranks) -> None:
+        self._learner = learner
         self._model = model
+        self._ranks = ranks
+        self._packed = False
         self._coefficient = learner.router_loss_coefficient
         self.network = load_policy(model, learner, ranks, temperature=1.0)
         check_experts(self.network.experts_per_token, self._coefficient, model.path)
         self.metrics = ("loss", *(["router/balance_loss"] if self.network.experts_per_token else []))
         self._language_model = self.network.language_model
 
+    def lay_out(self, network: Engine) -> None:
+        decoder = self._language_model.get_decoder()
+        self._packed = lay_out(self._learner, self._model, network, [decoder], self._ranks)
+
     def work(self, examples: Sequence[Demonstration]) -> "DemonstrationWork":
-        experts = self.network.experts_per_token
-        return demonstration_work(examples, router_loss_coefficient=self._coefficient if experts else None)
+        coefficient = self._coefficient if self.network.experts_per_token else None
+        return demonstration_work(examples, router_loss_coefficient=coefficient, packed=self._packed)
 
     def export(self, network: Engine, ranks: Ranks, folder: Path) -> None:
         export_network(network, self._language_model, self._model, ranks, folder)

@@ -19,9 +19,9 @@ from ppo_learner.demonstrations import DemonstrationWork
 from ppo_learner.distillation_head import DistillationHead
 from ppo_learner.engine import Engine, shard_frozen
 from ppo_learner.models import load_network, load_policy, target_states
-from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
+from ppo_learner.supervised_config import SupervisedConfig
 from ppo_learner.task import Part
 from ppo_learner.teacher_config import TeacherConfig
 from ppo_learner.token_head import OutputLayer
@@ -89,6 +89,9 @@ class DistillationTask:
         self.network = Student(self._language_model, learner.teacher)
         changes = {"path": learner.teacher.path, "revision": learner.teacher.revision, "tokenizer": None}
         self._teacher = Teacher(learner, model.model_copy(update=changes), ranks)
+
+    def lay_out(self, network: Engine) -> None:
+        """Sequences stand side by side."""
 
     def work(self, examples: Sequence[Demonstration]) -> "DistillationWork":
         return DistillationWork(examples, self._teacher, self._config)

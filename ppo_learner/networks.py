@@ -17,9 +17,8 @@ from ppo_learner.experience import Evaluation
 from ppo_learner.lora import without_adapters
 from ppo_learner.models import PolicyOutcome, load_critic, load_policy, load_reference
 from ppo_learner.moe import check_experts
-from ppo_learner.publishing import default_canary
 from ppo_learner.ranks import Ranks
-from ppo_learner.sequence_layout import check_sequence_parallel, choose_packing
+from ppo_learner.sequence_layout import lay_out
 from services.contracts.settings import ModelConfig
 
 
@@ -56,9 +55,7 @@ class Networks:
         self._reference: Callable[..., PolicyOutcome] | None = None
         if config.kl_coefficient:
             self._reference = self._policy_without_adapters if config.lora else self._load_reference(model, temperature)
-        probes = default_canary(policy.language_model.config.vocab_size)
-        check_sequence_parallel(model, self.policy, transformers, probes, ranks)
-        self.packed = choose_packing(config, model, self.policy, transformers, probes, ranks)
+        self.packed = lay_out(config, model, self.policy, transformers, ranks)
 
     @property
     def has_reference(self) -> bool:

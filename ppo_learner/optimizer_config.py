@@ -10,8 +10,6 @@ from pydantic import Field, field_validator, model_validator
 
 from ppo_learner.lora_config import LoraConfig
 from ppo_learner.memory_config import MemoryConfig
-from ppo_learner.moe_config import MoeConfig
-from ppo_learner.teacher_config import TeacherConfig
 
 
 class OptimizerConfig(MemoryConfig):
@@ -107,28 +105,5 @@ class OptimizerConfig(MemoryConfig):
             raise ValueError(
                 f"offload: {self.offload} steps in the machine's memory, where optimizer: {self.optimizer} does not "
                 "run; use optimizer: adamw, or offload: none"
-            )
-        return self
-
-
-class SupervisedConfig(MoeConfig, OptimizerConfig):
-    """How the policy learns from demonstrations."""
-
-    lr: float = Field(default=1e-5, gt=0)
-    """Peak learning rate of the policy."""
-    teacher: TeacherConfig | None = None
-    """A model whose distribution over each learnt token is learnt beside the token itself, or in its place."""
-
-    @model_validator(mode="after")
-    def _teacher_takes_whole_sequences(self) -> Self:
-        if self.teacher and self.sequence_parallel > 1:
-            raise ValueError(f"sequence_parallel {self.sequence_parallel} does not go with a teacher; set it to 1")
-        return self
-
-    @model_validator(mode="after")
-    def _router_loss_fits(self) -> Self:
-        if self.teacher and self.router_loss_coefficient:
-            raise ValueError(
-                f"router_loss_coefficient {self.router_loss_coefficient} has no effect beside a teacher; set it to 0"
             )
         return self

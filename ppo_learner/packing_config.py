@@ -5,11 +5,11 @@ It must not import torch: the command line reads it for help texts.
 
 from typing import Literal
 
-from services.contracts.settings import Section
+from ppo_learner.optimizer_config import OptimizerConfig
 
 
-class PackingConfig(Section):
-    """Padded side by side, or packed into one row."""
+class PackingConfig(OptimizerConfig):
+    """Padded side by side, or packed into one row; for policies and critics."""
 
     packing: Literal["auto", "on", "off"] = "auto"
     """Put the sequences of a micro-batch one after the other instead of padding them. auto does it where attention has

@@ -8,7 +8,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
-from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.packing_config import PackingConfig
 from ppo_learner.preference_algorithms import PREFERENCE_ALGORITHMS, PreferenceAlgorithm
 
 _OF_SOME_ALGORITHMS = (
@@ -21,7 +21,7 @@ _OF_SOME_ALGORITHMS = (
 )
 
 
-class PreferenceConfig(OptimizerConfig):
+class PreferenceConfig(PackingConfig):
     """How the policy learns from preferences."""
 
     algorithm: str = "dpo"

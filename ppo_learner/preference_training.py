@@ -24,6 +24,7 @@ from ppo_learner.preference_losses import (
 )
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
+from ppo_learner.sequence_layout import lay_out
 from ppo_learner.task import Part, Questions
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
@@ -46,11 +47,17 @@ class PreferenceTask:
     def __init__(self, learner: PreferenceConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._learner = learner
         self._model = model
+        self._ranks = ranks
+        self._packed = False
         self.network = load_policy(model, learner, ranks, temperature=1.0)
         self._language_model = self.network.language_model
 
+    def lay_out(self, network: Engine) -> None:
+        decoder = self._language_model.get_decoder()
+        self._packed = lay_out(self._learner, self._model, network, [decoder], self._ranks)
+
     def work(self, examples: Sequence[PreferenceExample]) -> "PreferenceWork":
-        return PreferenceWork(examples, self._learner)
+        return PreferenceWork(examples, self._learner, packed=self._packed)
 
     def export(self, network: Engine, ranks: Ranks, folder: Path) -> None:
         export_network(network, self._language_model, self._model, ranks, folder)
@@ -59,22 +66,26 @@ class PreferenceTask:
 class CompletionWork:
     """Implements `Questions`: the logprobs of completions, those of an example together."""
 
-    def __init__(self, completions: Sequence[Sequence[Demonstration]]) -> None:
-        """`completions`: those of each example, the same number of each."""
+    def __init__(self, completions: Sequence[Sequence[Demonstration]], *, packed: bool) -> None:
+        """`completions`: those of each example, the same number of each; `packed`: whether they share a row."""
+        self._packed = packed
         self._batch = batch_demonstrations([one for example in completions for one in example])
         self._width = len(completions[0])
-        self._lengths = [max(len(one.token_ids) for one in example) for example in completions]
+        lengths = [[len(one.token_ids) for one in example] for example in completions]
+        self._lengths = [sum(example) if packed else max(example) for example in lengths]
         self.num_tokens = sum(self._batch.lengths)
         self.num_answers = len(self._batch.token_ids)
 
     def plan(self, *, max_tokens: int, num_ranks: int) -> list[list[Part]]:
-        widths = [self._width] * len(self._lengths)
-        return plan_micro_batches(self._lengths, widths=widths, max_tokens=max_tokens, num_ranks=num_ranks)
+        widths = [1 if self._packed else self._width] * len(self._lengths)
+        return plan_micro_batches(
+            self._lengths, widths=widths, max_tokens=max_tokens, num_ranks=num_ranks, packed=self._packed
+        )
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         """(n,) Σ_t log π(y_t) of a part's completions, and (n,) which of all these are."""
         places = self.places(part)
-        micro_batch = collate(self._batch, places.tolist(), device)
+        micro_batch = collate(self._batch, places.tolist(), device, packed=self._packed)
         logprobs, *_ = network(micro_batch, entropy=False)
         return logprobs.new_zeros(len(places)).index_add(0, micro_batch.rows, logprobs), places.to(device)
 
@@ -91,8 +102,8 @@ class CompletionWork:
 class PreferenceWork(CompletionWork):
     """Implements `Work`: an answer is a completion's logprob, and each row is a term."""
 
-    def __init__(self, examples: Sequence[PreferenceExample], learner: PreferenceConfig) -> None:
-        super().__init__([example.completions for example in examples])
+    def __init__(self, examples: Sequence[PreferenceExample], learner: PreferenceConfig, *, packed: bool) -> None:
+        super().__init__([example.completions for example in examples], packed=packed)
         self._learner = learner
         self._examples = examples
         self._desirable = torch.tensor([[True, False] if e.desirable is None else [e.desirable] for e in examples])
@@ -102,7 +113,7 @@ class PreferenceWork(CompletionWork):
     def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
         unrelated = [example.unrelated for example in self._examples if example.unrelated is not None]
         if unrelated:
-            answers = answers_of(CompletionWork([[completion] for completion in unrelated]))
+            answers = answers_of(CompletionWork([[completion] for completion in unrelated], packed=self._packed))
             reference = torch.tensor([example.reference[-1] for example in self._examples])
             self._reference_point = kto_reference_point(answers - reference)
 

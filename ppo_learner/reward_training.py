@@ -33,6 +33,9 @@ class RewardModelTask:
         self.metrics = ("loss", "accuracy") if learner.parts.compares else ("loss",)
         self.network = load_reward_model(model, learner)
 
+    def lay_out(self, network: Engine) -> None:
+        """Sequences stand side by side."""
+
     def work(self, examples: Sequence[RewardExample]) -> "RewardModelWork":
         return RewardModelWork(examples, self._objective, padding=self.network.padding)
 

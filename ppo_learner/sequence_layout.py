@@ -12,33 +12,46 @@ from array import array
 from collections.abc import Sequence
 from typing import Any
 
-from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import Engine
 from ppo_learner.models import Policy
-from ppo_learner.publishing import CANARY_TOLERANCE, canary_logprobs
+from ppo_learner.packing_config import PackingConfig
+from ppo_learner.publishing import CANARY_TOLERANCE, canary_logprobs, default_canary
 from ppo_learner.ranks import Ranks
 from ppo_learner.sequence_shapes import unshareable
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig
 
 
-def choose_packing(
-    config: LearnerConfig,
+def lay_out(
+    config: PackingConfig,
+    model: ModelConfig,
+    policy: Engine,
+    transformers: Sequence[Any],  # Any: transformers
+    ranks: Ranks,
+) -> bool:
+    """Whether micro-batches are packed. Every rank calls it, before it trains.
+
+    Args:
+        transformers: of every network that takes the micro-batches, the policy's first.
+
+    Raises:
+        UserError: packing is asked for, and some network does not keep sequences apart; or ranks are to share
+            sequences, of which it would make something else.
+    """
+    probes = default_canary(transformers[0].config.vocab_size)
+    if ranks.num_sharing > 1:
+        _check_sharing(model, policy, transformers, probes, ranks)
+    return _choose_packing(config, model, policy, transformers, probes, ranks)
+
+
+def _choose_packing(
+    config: PackingConfig,
     model: ModelConfig,
     policy: Engine,
     transformers: Sequence[Any],  # Any: transformers
     probes: Sequence[array[int]],
     ranks: Ranks,
 ) -> bool:
-    """Whether micro-batches are packed. Every rank calls it.
-
-    Args:
-        transformers: of every network that takes the micro-batches, the policy's first.
-        probes: token ids of a few sequences that the policy is tried on.
-
-    Raises:
-        UserError: packing is asked for, and some network does not keep sequences apart.
-    """
     if config.packing == "off" or (config.packing == "auto" and config.attention != "flash_attention_2"):
         return False
     problem = _unasked(transformers)
@@ -54,24 +67,14 @@ def choose_packing(
     return problem is None
 
 
-def check_sequence_parallel(
+def _check_sharing(
     model: ModelConfig,
     policy: Engine,
     transformers: Sequence[Any],  # Any: transformers
     probes: Sequence[array[int]],
     ranks: Ranks,
 ) -> None:
-    """Refuse networks that make something else of sequences that ranks share. Every rank calls it.
-
-    Args:
-        transformers: of every network that takes the micro-batches, the policy's first.
-        probes: token ids of a few sequences that the policy is tried on.
-
-    Raises:
-        UserError: its logprobs are others, or it cannot be asked for them.
-    """
-    if ranks.num_sharing == 1:
-        return
+    """Raise `UserError` for networks that make something else of sequences that ranks share."""
     shapes = (unshareable(transformer.config, ranks.num_sharing) for transformer in transformers)
     problem = next(filter(None, shapes), None) or _unasked(transformers)
     if problem is None:

@@ -69,8 +69,7 @@ class SupervisedRank:
             num_sharing=learner.sequence_parallel,
         )
         seed_everything(seed)
-        self._task = task(learner, model, self._ranks)
-        self._network = Engine(self._task.network, learner, self._ranks)
+        self._task, self._network = self._take_up(task, learner, model)
         # New weights are the same on every rank; what dropout leaves out is not.
         seed_everything(seed + rank)
         self._skips = SkipCounter(learner.max_nonfinite_steps)
@@ -135,13 +134,18 @@ class SupervisedRank:
     def read(self, model: ModelConfig, learner: OptimizerConfig) -> None:
         """Give up what was trained, and take up the weights of another model. Raises `UserError`."""
         self._network.close()
-        self._task = type(self._task)(learner, model, self._ranks)
-        self._network = Engine(self._task.network, learner, self._ranks)
+        self._task, self._network = self._take_up(type(self._task), learner, model)
 
     def close(self) -> None:
         """Leave the group; the rank is of no use afterwards."""
         self._network.close()
         leave()
+
+    def _take_up(self, kind: type[Task], learner: OptimizerConfig, model: ModelConfig) -> tuple[Task, Engine]:
+        task = kind(learner, model, self._ranks)
+        network = Engine(task.network, learner, self._ranks)
+        task.lay_out(network)
+        return task, network
 
     def _means(self, work: Work, *, learn: bool) -> dict[str, float]:
         """The metrics over all terms of all ranks; the loss's gradient is added if `learn`."""

@@ -75,6 +75,14 @@ class Task(Protocol):
         """(M,) names of what a step measures, the loss first."""
         ...
 
+    def lay_out(self, network: Engine) -> None:
+        """Decide how sequences go through the network, sharded by now. Every rank calls it, before any work.
+
+        Raises:
+            UserError: they are to go as it does not take them.
+        """
+        ...
+
     def work(self, examples: Sequence[Any]) -> Work:  # Any: the task's own examples
         """The examples of one call. Raises `UserError` when there is nothing to learn."""
         ...

@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ppo_learner.config import LearnerConfig
-from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.preference_config import PreferenceConfig
 from ppo_learner.reward_config import RewardModelConfig
+from ppo_learner.supervised_config import SupervisedConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
 from rollout_workers.preference_data import PreferenceDataConfig

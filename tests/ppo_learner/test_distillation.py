@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from ppo_learner.distillation import DistillationTask
 from ppo_learner.distillation_head import DistillationHead
 from ppo_learner.divergences import DIVERGENCES, forward_kl, reverse_kl
-from ppo_learner.optimizer_config import SupervisedConfig
+from ppo_learner.supervised_config import SupervisedConfig
 from ppo_learner.teacher_config import TeacherConfig
 from ppo_learner.token_head import OutputLayer
 from tests.ppo_learner import numpy_reference

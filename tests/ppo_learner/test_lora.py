@@ -23,9 +23,10 @@ from ppo_learner.interpolation import check_alike, write_between
 from ppo_learner.learner import LearnerRank
 from ppo_learner.lora import ADAPTER_FOLDER, add_adapters, is_adapter, merged, without_adapters
 from ppo_learner.lora_config import LoraConfig
-from ppo_learner.optimizer_config import OptimizerConfig, SupervisedConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_training import RewardModelTask
+from ppo_learner.supervised_config import SupervisedConfig
 from rollout_workers.canary import check_canary
 from services.contracts.errors import CanaryMismatch, UserError
 from services.contracts.records import Canary

@@ -17,7 +17,7 @@ from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.engine import Engine
 from ppo_learner.learner import LearnerRank
 from ppo_learner.mixing import shares
-from ppo_learner.optimizer_config import SupervisedConfig
+from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.records import Demonstration, WeightedDemonstrations
 from tests.ppo_learner.builders import is_of_the_machine, random_groups, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised

@@ -16,7 +16,7 @@ from ppo_learner.lora import add_adapters
 from ppo_learner.lora_config import LoraConfig
 from ppo_learner.models import Policy
 from ppo_learner.moe import load_metrics, routing
-from ppo_learner.optimizer_config import SupervisedConfig
+from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import UserError
 from services.transport.weights import TRANSPORTS, unpack
 from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of

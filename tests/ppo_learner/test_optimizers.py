@@ -15,8 +15,9 @@ from transformers import AutoModelForCausalLM
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.models import Policy
-from ppo_learner.optimizer_config import OptimizerConfig, SupervisedConfig
+from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.optimizers import OPTIMIZERS, parameter_groups, set_learning_rates
+from ppo_learner.supervised_config import SupervisedConfig
 from tests.ppo_learner import numpy_reference
 from tests.ppo_learner.builders import random_groups, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised

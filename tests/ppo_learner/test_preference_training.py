@@ -178,9 +178,9 @@ CASES: dict[str, dict[str, Any]] = {
     "pairs": {"algorithm": "dpo", "max_tokens_per_micro_batch": 64},
     "pairs_zero_2": {"algorithm": "dpo", "max_tokens_per_micro_batch": 64, "zero_stage": 2},
     "labels": {"algorithm": "kto"},
-    "labels_zero_3": {"algorithm": "kto", "zero_stage": 3, "max_tokens_per_micro_batch": 40},
+    "labels_zero_3": {"algorithm": "kto", "zero_stage": 3, "max_tokens_per_micro_batch": 40, "packing": "on"},
     "odds": {"algorithm": "orpo"},
-    "odds_zero_0": {"algorithm": "orpo", "max_tokens_per_micro_batch": 40},
+    "odds_zero_0": {"algorithm": "orpo", "max_tokens_per_micro_batch": 40, "packing": "on"},
     "pairs_zero_1_shared": {"algorithm": "dpo", "num_ranks": 2, "sequence_parallel": 2, "zero_stage": 1},
 }
 

@@ -16,11 +16,11 @@ from ppo_learner.batching import MicroBatch, batch_rollouts, collate
 from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import leave, prepare_deepspeed
 from ppo_learner.models import Critic, Policy
-from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.ranks import Ranks, join
 from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.sequence_parallel import SequenceParallel, SharedRow
 from ppo_learner.sequence_shapes import unshareable
+from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import UserError
 from services.transport.ports import free_port
 from tests.ppo_learner.builders import make_group, random_groups, run_in_processes, start_rank
@@ -164,6 +164,7 @@ def test_shapes_that_cannot_be_shared_are_told_from_the_configuration() -> None:
             {"num_ranks": 2, "sequence_parallel": 2, "teacher": {"path": "teacher"}},
             "does not go with a teacher",
         ),
+        (SupervisedConfig, {"packing": "on", "teacher": {"path": "teacher"}}, "packing: on does not go with a teacher"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(config: Any, settings: dict[str, Any], said: str) -> None:

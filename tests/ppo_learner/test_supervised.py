@@ -11,11 +11,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from ppo_learner.demonstrations import DemonstrationTask
-from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.supervised import SupervisedRank
+from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import NonFiniteStep, UserError
 from services.contracts.records import Demonstration
-from tests.ppo_learner.builders import VOCABULARY
+from tests.ppo_learner.builders import VOCABULARY, same_update
 from tests.ppo_learner.supervised_ranks import start_supervised
 
 
@@ -64,6 +64,23 @@ def test_demonstrations_are_learnt_and_the_export_has_learnt_them(tiny_model: Pa
     again = start(tmp_path)
     assert again.evaluate(demonstrations)["loss"] == pytest.approx(final, rel=1e-5)
     again.close()
+
+
+def test_demonstrations_in_one_row_teach_what_they_teach_side_by_side(tiny_model: Path) -> None:
+    outcomes = []
+    for packing in ("off", "on"):
+        rank = start(tiny_model, packing=packing, max_tokens_per_micro_batch=40)
+        begin = {name: weight.clone() for name, weight in rank._network.full_parameters()}
+        work = rank._task.work(make_demonstrations(0))
+        parts = work.plan(max_tokens=40, num_ranks=1)[0]
+        losses = [rank.step(make_demonstrations(step)).metrics["loss"] for step in range(3)]
+        weights = {name: weight.clone() for name, weight in rank._network.full_parameters()}
+        rank.close()
+        outcomes.append((losses, weights, len(parts)))
+    (apart, weights, num_padded), (together, packed_weights, num_packed) = outcomes
+    assert num_packed < num_padded
+    assert together == pytest.approx(apart, rel=1e-5)
+    assert same_update(begin, weights, packed_weights)
 
 
 def test_evaluating_changes_nothing(tiny_model: Path) -> None:

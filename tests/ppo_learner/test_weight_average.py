@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
-from ppo_learner.optimizer_config import SupervisedConfig
 from ppo_learner.ranks import Ranks
+from ppo_learner.supervised_config import SupervisedConfig
 from ppo_learner.weight_average import WeightAverage
 from tests.ppo_learner.builders import random_groups, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
