@@ -2,11 +2,13 @@
 
 For each seed one warm-up (prepare and `trireme sft`), then from it `trireme train` with each algorithm as its line of
 `ALGORITHMS` has it. Nothing else differs, but that grpo_process learns from the reward of each digit; each step is four
-updates, because with one the ratio is 1 and losses that differ by what they make of it are the same. What has its
-summary is not run again. Seconds on a small machine: about 70 for a warm-up, 60 for a run.
+updates, because with one the ratio is 1 and losses that differ by what they make of it are the same; `--updates` has
+it otherwise, in a folder of its own. What has its summary is not run again. Seconds on a small machine: about 70 for a
+warm-up, 100 for a run.
 
     python -m benchmarks.algorithm_table [--folder runs/algorithm_table] [--seeds 3] [--algorithms ppo grpo …]
-        [--steps 40] [--output runs/algorithm_table/table.json] [--table table.md] [--curves docs/algorithms.svg]
+        [--steps 40] [--updates 4] [--output runs/algorithm_table/table.json] [--table table.md]
+        [--curves docs/algorithms.svg]
 """
 
 import argparse
@@ -22,7 +24,6 @@ from benchmarks.quickstart_runs import accuracies, spread, train, warm_up
 from benchmarks.reference_task import read_lines
 from ppo_learner.algorithms import ALGORITHMS
 
-UPDATES_PER_STEP = 4
 REACHED = 0.9
 """The accuracy whose samples and seconds are told."""
 
@@ -47,11 +48,11 @@ class Learning:
         return None if step is None else cost[step]
 
 
-def settings(algorithm: str, *, num_steps: int) -> tuple[str, list[str]]:
+def settings(algorithm: str, *, num_steps: int, num_updates: int) -> tuple[str, list[str]]:
     """The quickstart's file that an algorithm trains with, and what is changed in it."""
     flags = {
         "learner.algorithm": algorithm,
-        "learner.num_minibatches": UPDATES_PER_STEP,
+        "learner.num_minibatches": num_updates,
         "train.num_steps": num_steps,
     }
     config = "process.yaml" if algorithm == "grpo_process" else "ppo.yaml"
@@ -147,6 +148,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
     parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--output", type=Path)
     parser.add_argument("--table", type=Path)
     parser.add_argument("--curves", type=Path)
@@ -156,7 +158,7 @@ def main() -> None:
         folder = arguments.folder / f"seed_{seed}"
         warm_up(folder, seed)
         for algorithm in arguments.algorithms:
-            config, flags = settings(algorithm, num_steps=arguments.steps)
+            config, flags = settings(algorithm, num_steps=arguments.steps, num_updates=arguments.updates)
             run = train(folder, algorithm, seed, *flags, config=config)
             runs.append(read(run, algorithm=algorithm, seed=seed))
             print(f"seed {seed}, {algorithm}: accuracy {runs[-1].last:.1%}", flush=True)

@@ -26,9 +26,9 @@ def learning(algorithm: str, seed: int, *, last: float) -> Learning:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_fits_the_quickstart(algorithm: str) -> None:
-    config, flags = settings(algorithm, num_steps=7)
+    config, flags = settings(algorithm, num_steps=7, num_updates=3)
     run = load_config(RunConfig, [str(QUICKSTART / config), *flags], prog="trireme train", summary="")
-    assert (run.learner.algorithm, run.learner.updates_per_step, run.train.num_steps) == (algorithm, 4, 7)
+    assert (run.learner.algorithm, run.learner.updates_per_step, run.train.num_steps) == (algorithm, 3, 7)
     for setting, value in ALGORITHMS[algorithm].settings.items():
         assert getattr(run.learner, setting) == value
 
