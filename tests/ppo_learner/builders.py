@@ -19,11 +19,13 @@ import torch
 from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
 from ppo_learner.lora import merged
+from ppo_learner.ranks import Ranks
 from services.contracts.records import NOT_SAMPLED, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
 from services.contracts.settings import ModelConfig
 from services.transport.ports import free_port
 
 VOCABULARY = 43
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 
 def make_rollout(mask: Sequence[int], *, draw: random.Random, sample_index: int = 0) -> Rollout:

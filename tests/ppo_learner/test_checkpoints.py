@@ -13,9 +13,8 @@ from ppo_learner.checkpoints import LearnerState, load_state, save_state, writin
 from ppo_learner.config import LearnerConfig
 from ppo_learner.ranks import Ranks
 from services.contracts.errors import CheckpointError
-from tests.ppo_learner.builders import random_groups, run_in_processes, start_rank, weights_of
+from tests.ppo_learner.builders import ALONE, random_groups, run_in_processes, start_rank, weights_of
 
-RANKS = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 STATE = LearnerState(step=3, kl_coefficient=0.1, skipped_in_a_row=1)
 CONFIG = LearnerConfig(lr=1e-3, critic_lr=1e-3, num_epochs=2, num_minibatches=2, lr_schedule="cosine")
 
@@ -47,40 +46,40 @@ def test_counters_and_random_states_come_back(tmp_path: Path) -> None:
     def draws() -> tuple[float, float, float]:
         return random.random(), float(np.random.random()), float(torch.rand(()))
 
-    save_state(tmp_path, STATE, RANKS)
+    save_state(tmp_path, STATE, ALONE)
     expected = draws()
     draws()
-    assert load_state(tmp_path, RANKS) == STATE
+    assert load_state(tmp_path, ALONE) == STATE
     assert draws() == expected
 
 
 def test_a_rank_that_was_not_there_keeps_the_random_states_of_its_seed(tmp_path: Path) -> None:
-    save_state(tmp_path, STATE, RANKS)
+    save_state(tmp_path, STATE, ALONE)
     torch.manual_seed(7)
-    assert load_state(tmp_path, Ranks(rank=1, world_size=2, device=RANKS.device)) == STATE
+    assert load_state(tmp_path, Ranks(rank=1, world_size=2, device=ALONE.device)) == STATE
     assert torch.initial_seed() == 7
 
 
 def test_an_incomplete_checkpoint_is_refused_by_file_name(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"learner\.json"):
-        load_state(tmp_path, RANKS)
-    save_state(tmp_path, STATE, RANKS)
+        load_state(tmp_path, ALONE)
+    save_state(tmp_path, STATE, ALONE)
     (tmp_path / "random_rank_0.pt").unlink()
     with pytest.raises(CheckpointError, match=r"random_rank_0\.pt"):
-        load_state(tmp_path, RANKS)
+        load_state(tmp_path, ALONE)
 
 
 def test_a_checkpoint_of_another_version_is_refused_with_what_it_lacks(tmp_path: Path) -> None:
-    save_state(tmp_path, STATE, RANKS)
+    save_state(tmp_path, STATE, ALONE)
     content = json.loads((tmp_path / "learner.json").read_text())
     del content["return_moments"]
     (tmp_path / "learner.json").write_text(json.dumps(content))
     with pytest.raises(CheckpointError, match="has no return_moments"):
-        load_state(tmp_path, RANKS)
+        load_state(tmp_path, ALONE)
 
 
 def test_what_is_neither_weights_nor_random_state_is_readable_by_people(tmp_path: Path) -> None:
-    save_state(tmp_path, STATE, RANKS)
+    save_state(tmp_path, STATE, ALONE)
     content = json.loads((tmp_path / "learner.json").read_text())
     moments = {"count": 0, "mean": 0.0, "squares": 0.0}
     counters = {"step": 3, "kl_coefficient": 0.1, "skipped_in_a_row": 1}

@@ -17,7 +17,7 @@ from ppo_learner.models import Policy, check_head, load_policy
 from ppo_learner.optimizer_config import OptimizerConfig
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig
-from tests.ppo_learner.builders import VOCABULARY
+from tests.ppo_learner.builders import ALONE, VOCABULARY
 from tests.ppo_learner.test_supervised import make_demonstrations
 
 SHAPE: dict[str, Any] = {
@@ -116,4 +116,4 @@ def test_a_family_that_makes_its_logits_otherwise_is_refused_when_it_is_loaded(t
     config = transformers.AutoConfig.for_model("hyperclovax", **settings)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"HyperCLOVAXForCausalLM\) makes its logits in a way of its own"):
-        load_policy(ModelConfig(path=str(tmp_path), dtype="float32"), OptimizerConfig(), temperature=1.0)
+        load_policy(ModelConfig(path=str(tmp_path), dtype="float32"), OptimizerConfig(), ALONE, temperature=1.0)

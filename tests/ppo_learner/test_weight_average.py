@@ -11,19 +11,17 @@ from transformers import AutoModelForCausalLM
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
-from ppo_learner.ranks import Ranks
 from ppo_learner.supervised_config import SupervisedConfig
 from ppo_learner.weight_average import WeightAverage
-from tests.ppo_learner.builders import random_groups, start_rank, weights_of
+from tests.ppo_learner.builders import ALONE, random_groups, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
 
-RANKS = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 CONFIG = {"algorithm": "grpo", "lr": 1e-2, "ema_decay": 0.75}
 
 
 def test_the_average_by_hand() -> None:
-    average = WeightAverage([("w", torch.tensor([1.0, 4.0]))], 0.75, RANKS)
+    average = WeightAverage([("w", torch.tensor([1.0, 4.0]))], 0.75, ALONE)
     for weight in ([5.0, 4.0], [10.0, 0.0]):
         average.update([("w", torch.tensor(weight))])
     # 0.75·1 + 0.25·5 = 2, 0.75·2 + 0.25·10 = 4; 0.75·4 + 0.25·0 = 3
@@ -33,7 +31,7 @@ def test_the_average_by_hand() -> None:
 
 
 def test_small_steps_are_not_lost_where_the_weights_are_bfloat16() -> None:
-    average = WeightAverage([("w", torch.ones(1, dtype=torch.bfloat16))], 0.999, RANKS)
+    average = WeightAverage([("w", torch.ones(1, dtype=torch.bfloat16))], 0.999, ALONE)
     for _ in range(100):
         average.update([("w", torch.tensor([2.0], dtype=torch.bfloat16))])
     (_, held), *_ = average.applied([("w", torch.zeros(1))])
