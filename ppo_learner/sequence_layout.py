@@ -21,13 +21,13 @@ from ppo_learner.sequence_shapes import unshareable
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig
 
+Transformers = Sequence[Any]  # Any: modules of transformers
+Probes = Sequence["array[int]"]
+"""Token ids of a few sequences that a policy is tried on."""
+
 
 def lay_out(
-    config: PackingConfig,
-    model: ModelConfig,
-    policy: Engine,
-    transformers: Sequence[Any],  # Any: transformers
-    ranks: Ranks,
+    config: PackingConfig, model: ModelConfig, policy: Engine, transformers: Transformers, ranks: Ranks
 ) -> bool:
     """Whether micro-batches are packed. Every rank calls it, before it trains.
 
@@ -39,27 +39,14 @@ def lay_out(
             sequences, of which it would make something else.
     """
     probes = default_canary(transformers[0].config.vocab_size)
-    if ranks.num_sharing > 1:
-        _check_sharing(model, policy, transformers, probes, ranks)
-    return _choose_packing(config, model, policy, transformers, probes, ranks)
-
-
-def _choose_packing(
-    config: PackingConfig,
-    model: ModelConfig,
-    policy: Engine,
-    transformers: Sequence[Any],  # Any: transformers
-    probes: Sequence[array[int]],
-    ranks: Ranks,
-) -> bool:
+    if ranks.num_sharing > 1 and (problem := _against_sharing(model, policy, transformers, probes, ranks)):
+        raise UserError(
+            f"learner.sequence_parallel: {ranks.num_sharing} does not fit the model {model.path!r}: {problem}; "
+            "set it to 1"
+        )
     if config.packing == "off" or (config.packing == "auto" and config.attention != "flash_attention_2"):
         return False
-    problem = _unasked(transformers)
-    if problem is None:
-        alone = canary_logprobs(policy, ranks, probes)
-        error = _mean_error(alone, canary_logprobs(policy, ranks, probes, packed=True))
-        if error > CANARY_TOLERANCE[model.dtype]:
-            problem = f"logprobs of sequences in one row are off by {error:.2g} on average, so they see each other"
+    problem = _against_packing(model, policy, transformers, probes, ranks)
     if problem and config.packing == "on":
         raise UserError(
             f"learner.packing: on does not fit the model {model.path!r}: {problem}; set learner.packing: off"
@@ -67,31 +54,36 @@ def _choose_packing(
     return problem is None
 
 
-def _check_sharing(
-    model: ModelConfig,
-    policy: Engine,
-    transformers: Sequence[Any],  # Any: transformers
-    probes: Sequence[array[int]],
-    ranks: Ranks,
-) -> None:
-    """Raise `UserError` for networks that make something else of sequences that ranks share."""
+def _against_sharing(
+    model: ModelConfig, policy: Engine, transformers: Transformers, probes: Probes, ranks: Ranks
+) -> str | None:
+    """Why ranks must not share sequences."""
     shapes = (unshareable(transformer.config, ranks.num_sharing) for transformer in transformers)
-    problem = next(filter(None, shapes), None) or _unasked(transformers)
-    if problem is None:
-        assert isinstance(policy.module, Policy) and policy.module.sequences
-        with policy.module.sequences.apart():
-            alone = canary_logprobs(policy, ranks, probes)
-        error = _mean_error(alone, canary_logprobs(policy, ranks, probes))
-        if error > CANARY_TOLERANCE[model.dtype]:
-            problem = f"logprobs of shared sequences are off by {error:.2g} on average"
-    if problem:
-        raise UserError(
-            f"learner.sequence_parallel: {ranks.num_sharing} does not fit the model {model.path!r}: {problem}; "
-            "set it to 1"
-        )
+    if problem := next(filter(None, shapes), None) or _unasked(transformers):
+        return problem
+    assert isinstance(policy.module, Policy) and policy.module.sequences
+    with policy.module.sequences.apart():
+        alone = canary_logprobs(policy, ranks, probes)
+    error = _mean_error(alone, canary_logprobs(policy, ranks, probes))
+    if error > CANARY_TOLERANCE[model.dtype]:
+        return f"logprobs of shared sequences are off by {error:.2g} on average"
+    return None
 
 
-def _unasked(transformers: Sequence[Any]) -> str | None:  # Any: transformers
+def _against_packing(
+    model: ModelConfig, policy: Engine, transformers: Transformers, probes: Probes, ranks: Ranks
+) -> str | None:
+    """Why sequences must not share a row."""
+    if problem := _unasked(transformers):
+        return problem
+    alone = canary_logprobs(policy, ranks, probes)
+    error = _mean_error(alone, canary_logprobs(policy, ranks, probes, packed=True))
+    if error > CANARY_TOLERANCE[model.dtype]:
+        return f"logprobs of sequences in one row are off by {error:.2g} on average, so they see each other"
+    return None
+
+
+def _unasked(transformers: Transformers) -> str | None:
     """Why the policy's logprobs would not tell of all the networks, or it cannot be told where sequences begin."""
     kinds = {type(transformer).__name__: transformer for transformer in transformers}
     if len(kinds) > 1:
