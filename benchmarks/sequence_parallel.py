@@ -1,8 +1,8 @@
 """Peak memory and time of one pass over a long sequence that ranks share, against one rank that has it whole.
 
 A Llama of 8 layers of 256; each point is one or two processes of one thread, of which the largest peak resident memory
-above what it held before is taken. Weights and their gradients are in it on both sides, 28 MiB a rank. Times are of
-forward and backward pass together, the faster of two.
+above what it held after a pass over a short sequence is taken, so weights are not in it. Times are of forward and
+backward pass together, the faster of two.
 
     python -m benchmarks.sequence_parallel [--figure docs/sequence_parallel.svg] [--output FILE]
 """
