@@ -42,6 +42,7 @@ def measure(side: str, tokens: int, vocabulary: int) -> float:
 
 
 def resident_bytes() -> int:
+    """What this process holds in memory now."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize()
 

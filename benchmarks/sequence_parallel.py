@@ -70,12 +70,17 @@ def measure_apart(num_ranks: int, tokens: int) -> tuple[float, float]:
     processes = [
         subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, text=True) for rank in range(num_ranks)
     ]
-    found = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
+    try:
+        found = [json.loads(process.communicate(timeout=300)[0].splitlines()[-1]) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
     memory, seconds = (max(values) for values in zip(*found, strict=True))
     return memory, seconds
 
 
 def measure_here(num_ranks: int, tokens: int, port: int, rank: int) -> None:
+    """Print what one of so many ranks finds."""
     torch.set_num_threads(1)
     prepare_deepspeed()
     ranks = join(

@@ -1,9 +1,9 @@
-"""A module with its optimizer, sharded over the ranks: the only file that knows DeepSpeed, but for two.
+"""A module with its optimizer, sharded over the ranks by DeepSpeed.
 
-It must not know losses, batches or algorithms. `partitions` knows where DeepSpeed keeps weights, `sequence_parallel`
-its attention. Invariants: an update is the gradient of the *sum* of all losses given to `backward` since the last one,
-on every rank; an update with a non-finite gradient is skipped by every rank or by none. Every method is a collective:
-every rank calls it, in the same order.
+It must not know losses, batches or algorithms. Only it, `partitions` (where DeepSpeed keeps weights) and
+`sequence_parallel` (its attention) know DeepSpeed. Invariants: an update is the gradient of the *sum* of all losses
+given to `backward` since the last one, on every rank; an update with a non-finite gradient is skipped by every rank or
+by none. Every method is a collective: every rank calls it, in the same order.
 """
 
 import logging

@@ -1,4 +1,4 @@
-"""Where DeepSpeed keeps this rank's part of every trained weight: at each ZeRO stage.
+"""Where DeepSpeed keeps this rank's part of every trained weight, at each ZeRO stage.
 
 It must not know files. Invariant: over all ranks the shards are each trained weight exactly once; frozen weights, which
 come from the model's own folder, are in none.

@@ -62,8 +62,7 @@ def check_run(config: RunConfig) -> RunInputs:
     _check_transport(config)
     _check_security(config)
     check_packages(config.learner)
-    tokenizer, max_length = load_tokenizer(config.model)
-    check_sharing(config.learner, config.model)
+    tokenizer, max_length = load_tokenizer(config.model, num_sharing=config.learner.sequence_parallel)
     own = config.rollout.max_completion_tokens
     room = _room(config, max_length, own, "rollout.max_completion_tokens")
     held_out = {}
@@ -85,8 +84,7 @@ def check_run(config: RunConfig) -> RunInputs:
 def check_supervised(config: SupervisedRunConfig) -> SupervisedInputs:
     """Load tokenizer and demonstrations of a supervised run. Raises `UserError` likewise."""
     check_packages(config.learner)
-    tokenizer, max_length = load_tokenizer(config.model)
-    check_sharing(config.learner, config.model)
+    tokenizer, max_length = load_tokenizer(config.model, num_sharing=config.learner.sequence_parallel)
     demonstrations = load_demonstrations(config.data, tokenizer, max_length=max_length)
     if config.learner.teacher is not None:
         longest = max(len(demonstration.token_ids) for demonstration in demonstrations)
@@ -104,26 +102,14 @@ def check_packages(learner: OptimizerConfig) -> None:
             )
 
 
-def check_sharing(learner: OptimizerConfig, model: ModelConfig) -> None:
-    """Raise `UserError` when ranks are to share sequences of a model whose shape does not let them."""
-    if learner.sequence_parallel == 1:
-        return
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
-    if problem := unshareable(config, learner.sequence_parallel):
-        raise UserError(
-            f"learner.sequence_parallel is {learner.sequence_parallel}, which does not fit {model.path!r}: {problem}"
-        )
-
-
 def load_tokenizer(
-    model: ModelConfig, *, ends_completions: bool = True, setting: str = "model.path"
+    model: ModelConfig, *, ends_completions: bool = True, num_sharing: int = 1, setting: str = "model.path"
 ) -> tuple[Any, int]:  # Any: transformers is untyped
     """The tokenizer, and the longest sequence that the model takes.
 
     Args:
         ends_completions: the model generates, so there must be a token that ends it.
+        num_sharing: how many ranks are to share each sequence.
         setting: what names the model, for errors.
 
     Raises:
@@ -139,6 +125,8 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(name, revision=None if model.tokenizer else model.revision, **trust)
     except (OSError, ValueError) as error:
         raise UserError(f"model {model.path!r} with tokenizer {name!r} cannot be loaded: {error}") from error
+    if num_sharing > 1 and (problem := unshareable(config, num_sharing)):
+        raise UserError(f"learner.sequence_parallel is {num_sharing}, which does not fit {model.path!r}: {problem}")
     if len(tokenizer) > config.vocab_size:
         raise UserError(
             f"tokenizer {name!r} has {len(tokenizer)} tokens and model {model.path!r} has room for "
