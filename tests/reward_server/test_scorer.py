@@ -161,12 +161,13 @@ async def test_threads_that_never_return_are_bounded_and_forgotten_when_they_do(
         release.wait()
         return 1.0
 
-    before = threading.active_count()
+    earlier = set(threading.enumerate())
     under_test = scorer(hang, timeout_s=0.05, num_threads=2)
     outcomes = await under_test.score(make_samples(2 * ABANDONED_PER_THREAD + 6))
-    stuck = threading.active_count() - before
+    ours = set(threading.enumerate()) - earlier
+    stuck = len(ours)
     release.set()
-    await until(lambda: threading.active_count() <= before)
+    await until(lambda: not any(thread.is_alive() for thread in ours))
 
     codes = [outcome.code for outcome in outcomes if isinstance(outcome, Failure)]
     assert codes.count(FailureCode.TIMEOUT) <= 2 * ABANDONED_PER_THREAD + 1
