@@ -29,7 +29,8 @@ from benchmarks.reference_task import (
     train,
     write_task,
 )
-from benchmarks.rollout_throughput import orders, start_ray, start_worker
+from benchmarks.rollout_throughput import start_ray, start_worker
+from benchmarks.streaming import endless_orders
 from ppo_learner.config import LearnerConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
@@ -60,7 +61,7 @@ class Parts:
 
 async def stream(pool: RolloutPool, *, at_once: int, num_batches: int) -> tuple[float, list[RolloutGroup]]:
     """Keep `at_once` groups under way; seconds for a batch of groups after the first batch, and the last batch."""
-    requests = iter(orders(ROLLOUT, num_prompts=at_once + (num_batches + 1) * NUM_PROMPTS))
+    requests = endless_orders(ROLLOUT)
     pending = {asyncio.create_task(pool.sample(next(requests))) for _ in range(at_once)}
     groups: list[RolloutGroup] = []
     times: list[float] = []
