@@ -23,6 +23,7 @@ BENCHMARKS = (
     "staleness_bound",
     "controller_cost",
     "worker_loss",
+    "changing_workers",
     "replica_loss",
     "simulator",
     "reward_calls",

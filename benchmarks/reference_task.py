@@ -102,6 +102,13 @@ def read_lines(path: Path) -> list[Any]:  # Any: JSON
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
+def verify(run: Path) -> None:
+    """Assert that `trireme verify` finds every promise of the run kept."""
+    command = [sys.executable, "-m", "services.cli", "verify", str(run)]
+    verified = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
 def wait_for_step(run: Path, step: int, *, timeout_s: float) -> None:
     """Return once the metrics hold this step."""
     deadline = time.monotonic() + timeout_s

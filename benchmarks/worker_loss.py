@@ -14,15 +14,22 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.pairs import Ratio, report
-from benchmarks.reference_task import NUM_PROMPTS, Sections, TrainRun, read_lines, train, wait_for_step, write_task
+from benchmarks.reference_task import (
+    NUM_PROMPTS,
+    Sections,
+    TrainRun,
+    read_lines,
+    train,
+    verify,
+    wait_for_step,
+    write_task,
+)
 from benchmarks.sleeping_run import SleepingLearner, SleepingWorker, run_steps
 from services.control.admission import AdmissionRule
 
@@ -79,9 +86,7 @@ def assert_nothing_lost(run: TrainRun) -> None:
     assert left, "no worker left after the kill"
     lost = lost_prompts(run.events, killed_at=left[0]["time"])
     assert not lost, f"{len(lost)} prompts admitted before the kill were not trained: {lost[:5]}"
-    command = [sys.executable, "-m", "services.cli", "verify", str(run.folder)]
-    verified = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert verified.returncode == 0, verified.stdout + verified.stderr
+    verify(run.folder)
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> Ratio:
