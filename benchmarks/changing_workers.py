@@ -1,20 +1,22 @@
-"""A run whose number of workers changes at every step: its longest step against its median, and both against no change.
+"""A run whose number of workers never stops changing: its longest step against its median, and both against no change.
 
-`trireme train`, asynchronous, with another number of workers asked for after each step, through the run's own control
-service. Nothing may be lost: `trireme verify` must find every promise kept. A worker that starts takes half a minute of
-one core, which on a machine of few cores the learner lacks meanwhile.
+`trireme train`, asynchronous, asked through its own control service for another number of workers after a step, and for
+the next as soon as just so many serve, until its end. Nothing may be lost: `trireme verify` must find every promise
+kept. A worker that starts takes a core for many seconds, which on a machine of few cores the learner lacks meanwhile.
 
     python -m benchmarks.changing_workers [--steps 30] [--prompts-per-step 16] [--output results.json]
 """
 
 import argparse
 import tempfile
+import time
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
 
 from benchmarks.pairs import Ratio, report
-from benchmarks.reference_task import TrainRun, train, verify, wait_for_step, write_task
+from benchmarks.reference_task import TrainRun, read_lines, train, verify, wait_for_step, write_task
+from services.contracts.run_status import RunStatus
 from services.transport.control_client import connect, find_run
 
 NUMBERS = (3, 1, 2)
@@ -25,15 +27,29 @@ FIRST_STEPS = 2
 
 
 def changing(num_steps: int) -> Callable[[Path], None]:
-    """Asks for another number of workers after each step but the last."""
+    """Changes the number of workers until step `num_steps` is next."""
 
     def during(run: Path) -> None:
-        for step, number in zip(range(1, num_steps), cycle(NUMBERS), strict=False):
+        for number in cycle(NUMBERS):
+            step = steps_done(run) + 1
+            if step >= num_steps:
+                return
             wait_for_step(run, step, timeout_s=STEP_TIMEOUT_S)
             with connect(find_run(str(run)), timeout_s=15.0) as client:
                 client.scale(number)
+                while steps_done(run) < num_steps - 1 and serving(client.status()) != number:
+                    time.sleep(0.5)
 
     return during
+
+
+def serving(status: RunStatus) -> int:
+    """How many workers serve; 0 as long as one is about to or about to leave."""
+    return len(status.workers) if all(worker.phase == "serving" for worker in status.workers) else 0
+
+
+def steps_done(run: Path) -> int:
+    return len(read_lines(run / "metrics.jsonl"))
 
 
 def run_once(folder: Path, arguments: argparse.Namespace, during: Callable[[Path], None]) -> TrainRun:
