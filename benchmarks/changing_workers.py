@@ -15,13 +15,13 @@ from itertools import cycle
 from pathlib import Path
 
 from benchmarks.pairs import Ratio, report
-from benchmarks.reference_task import TrainRun, read_lines, train, verify, wait_for_step, write_task
+from benchmarks.reference_task import TrainRun, steps_done, train, verify, wait_for_step, write_task
 from services.contracts.run_status import RunStatus
 from services.transport.control_client import connect, find_run
 
 NUMBERS = (3, 1, 2)
 """Of workers, asked for in turn."""
-STEP_TIMEOUT_S = 600.0
+STEP_TIMEOUT_S = CHANGE_TIMEOUT_S = 600.0
 FIRST_STEPS = 2
 """Which fill the pipeline, and are not counted."""
 
@@ -37,7 +37,10 @@ def changing(num_steps: int) -> Callable[[Path], None]:
             wait_for_step(run, step, timeout_s=STEP_TIMEOUT_S)
             with connect(find_run(str(run)), timeout_s=15.0) as client:
                 client.scale(number)
+                deadline = time.monotonic() + CHANGE_TIMEOUT_S
                 while steps_done(run) < num_steps - 1 and serving(client.status()) != number:
+                    if time.monotonic() > deadline:
+                        raise SystemExit(f"{number} workers did not serve within {CHANGE_TIMEOUT_S:g} s; see {run}")
                     time.sleep(0.5)
 
     return during
@@ -46,10 +49,6 @@ def changing(num_steps: int) -> Callable[[Path], None]:
 def serving(status: RunStatus) -> int:
     """How many workers serve; 0 as long as one is about to or about to leave."""
     return len(status.workers) if all(worker.phase == "serving" for worker in status.workers) else 0
-
-
-def steps_done(run: Path) -> int:
-    return len(read_lines(run / "metrics.jsonl"))
 
 
 def run_once(folder: Path, arguments: argparse.Namespace, during: Callable[[Path], None]) -> TrainRun:
@@ -64,16 +63,10 @@ def run_once(folder: Path, arguments: argparse.Namespace, during: Callable[[Path
     return run
 
 
-def seconds(run: TrainRun) -> list[float]:
-    return [step["seconds/step"] for step in run.steps[FIRST_STEPS:]]
-
-
-def longest_over_median(run: TrainRun) -> float:
-    return max(seconds(run)) / run.median("seconds/step", skip=FIRST_STEPS)
-
-
-def above_twice_the_median(run: TrainRun) -> int:
-    return sum(step > 2 * run.median("seconds/step", skip=FIRST_STEPS) for step in seconds(run))
+def in_medians(run: TrainRun) -> list[float]:
+    """The seconds of each step after the first ones, in medians of these."""
+    median = run.median("seconds/step", skip=FIRST_STEPS)
+    return [step["seconds/step"] / median for step in run.steps[FIRST_STEPS:]]
 
 
 def main() -> None:
@@ -94,9 +87,9 @@ def main() -> None:
         theirs=[3600 / steady.median("seconds/step", skip=FIRST_STEPS)],
     )  # fmt: skip
     facts = {
-        "longest step, in medians": longest_over_median(changed),
-        "longest step without changes, in medians": longest_over_median(steady),
-        f"steps of {arguments.steps} above two medians": above_twice_the_median(changed),
+        "longest step, in medians": max(in_medians(changed)),
+        "longest step without changes, in medians": max(in_medians(steady)),
+        f"steps of {arguments.steps} above two medians": sum(step > 2 for step in in_medians(changed)),
         "workers that joined": count["joined"],
         "workers that left": count["left"],
     }

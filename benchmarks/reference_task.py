@@ -109,10 +109,15 @@ def verify(run: Path) -> None:
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
+def steps_done(run: Path) -> int:
+    """How many steps the metrics of a live run hold."""
+    return len(read_lines(run / "metrics.jsonl"))
+
+
 def wait_for_step(run: Path, step: int, *, timeout_s: float) -> None:
     """Return once the metrics hold this step."""
     deadline = time.monotonic() + timeout_s
-    while len(read_lines(run / "metrics.jsonl")) < step:
+    while steps_done(run) < step:
         if time.monotonic() > deadline:
             raise SystemExit(f"step {step} of {run} was not there after {timeout_s:g} s; see output.txt beside it")
         time.sleep(0.1)
