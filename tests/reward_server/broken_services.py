@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import grpc
+from grpc_health.v1 import health_pb2
 
 from services.protos.reward.v1 import reward_pb2
 from tests.reward_server.conforming import MAX_SAMPLES, Conforming, Context, Request, Response
@@ -145,6 +146,20 @@ class Slow(Conforming):
     async def answer(self, request: Request) -> Response:
         await asyncio.sleep(0.4 if len(request.samples) > 1 else 0.0)
         return await super().answer(request)
+
+
+class Unread(Slow):
+    """Not broken, but so busy that calls wait before it looks at them, and those that waited too long are refused."""
+
+    async def Score(self, request: Request, context: Context) -> Response:  # noqa: N802
+        if len(request.samples) > 1:
+            await asyncio.sleep(0.4)
+        return await super().Score(request, context)
+
+    async def drain(self, server: Any, healths: Any) -> None:  # Any: grpc's, which have no types
+        self.draining = True
+        await healths.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
+        await server.stop(2.0)
 
 
 class Abrupt(Slow):

@@ -79,5 +79,7 @@ async def running(service: Conforming) -> AsyncIterator[tuple[str, Any]]:
     try:
         yield f"127.0.0.1:{port}", stop
     finally:
-        await asyncio.gather(*draining)
-        await server.stop(None)
+        try:
+            await asyncio.gather(*draining)
+        finally:
+            await server.stop(None)

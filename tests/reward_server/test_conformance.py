@@ -16,6 +16,7 @@ from tests.reward_server.broken_services import (
     SharedState,
     Silent,
     Slow,
+    Unread,
     Wedged,
     answering,
     by_place,
@@ -50,6 +51,11 @@ async def test_a_service_that_keeps_the_contract_passes_every_check() -> None:
         found = [finding async for finding in check_service(address, reference={}, timeout_s=5.0, stop=stop)]
     assert [finding for finding in found if finding.verdict != "passed"] == []
     assert [finding.check for finding in found] == list(CHECKS)
+
+
+async def test_a_call_that_waited_unread_and_is_turned_away_was_not_dropped() -> None:
+    finding = await finding_of(Unread(), "drain")
+    assert finding.verdict == "passed", finding.text
 
 
 async def test_a_check_that_is_skipped_is_not_run_and_an_unknown_one_is_refused() -> None:

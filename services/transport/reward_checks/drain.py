@@ -26,6 +26,7 @@ SURELY_ACCEPTED_S = 0.2
 PAUSE_S = 0.01
 NO_CONNECTION = "failed to connect"
 BROKEN_CONNECTION = re.compile(r"socket closed|connection reset|broken pipe|stream removed|rst_stream", re.IGNORECASE)
+CANCELLED = re.compile(r"cancel", re.IGNORECASE)
 TRIED_AGAIN = (Status.UNAVAILABLE, Status.RESOURCE_EXHAUSTED, Status.CANCELLED)
 
 
@@ -46,6 +47,11 @@ class Call:
         return self.error is not None and bool(BROKEN_CONNECTION.search(self.error.details() or ""))
 
     @property
+    def was_cancelled(self) -> bool:
+        """Whether the server gave it up, unlike one that it turned away with a status of its own."""
+        return self.error is not None and bool(CANCELLED.search(f"{self.error.code()} {self.error.details()}"))
+
+    @property
     def found_nothing(self) -> bool:
         return self.error is not None and NO_CONNECTION in (self.error.details() or "")
 
@@ -59,6 +65,7 @@ class Traffic:
     calls: list[Call] = field(default_factory=list)
     began: dict[object, float] = field(default_factory=dict)
     health: list[int] = field(default_factory=list)
+    is_watched: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def call_on(self) -> None:
         """One call after the other until nothing answers."""
@@ -82,14 +89,16 @@ class Traffic:
             await asyncio.sleep(PAUSE_S)
 
     async def watch_health(self) -> None:
-        """Listen until it is bad; whoever goes on listening keeps some servers from ending."""
+        """Listen until it is bad or nobody speaks; whoever goes on listening keeps some servers from ending."""
         watch = health_pb2_grpc.HealthStub(self.session.channel).Watch(health_pb2.HealthCheckRequest())
         with suppress(grpc.aio.AioRpcError):
             async for response in watch:
                 self.health.append(response.status)
+                self.is_watched.set()
                 if response.status == health_pb2.HealthCheckResponse.NOT_SERVING:
                     break
         watch.cancel()
+        self.is_watched.set()
 
     @property
     def is_over(self) -> bool:
@@ -99,19 +108,21 @@ class Traffic:
 async def drains(session: Session) -> str:
     assert session.stop is not None
     traffic = Traffic(session, await _samples_that_take_a_while(session))
-    flows = [asyncio.create_task(traffic.call_on()) for _ in range(NUM_FLOWS)]
-    watch = asyncio.create_task(traffic.watch_health())
+    tasks = [asyncio.create_task(traffic.watch_health())]
     try:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(traffic.is_watched.wait(), session.timeout_s)
+        tasks += [asyncio.create_task(traffic.call_on()) for _ in range(NUM_FLOWS)]
         await traffic.has_settled()
         told = time.monotonic()
         await session.stop()
-        ended, _ = await asyncio.wait(flows, timeout=session.timeout_s)
-        for flow in ended:
-            flow.result()
+        ended, _ = await asyncio.wait(tasks, timeout=session.timeout_s)
+        for task in ended:
+            task.result()
     finally:
-        for task in (*flows, watch):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*flows, watch, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
     return _verdict(traffic, told)
 
 
@@ -127,7 +138,7 @@ async def _samples_that_take_a_while(session: Session) -> Sequence[RewardSample]
 
 def _verdict(traffic: Traffic, told: float) -> str:
     before = [call for call in traffic.calls if call.was_under_way(told)]
-    dropped = [call for call in before if call.error is not None and told - call.began > SURELY_ACCEPTED_S]
+    dropped = [call for call in before if call.was_cancelled and told - call.began > SURELY_ACCEPTED_S]
     cut = [call for call in before if call.was_cut] or dropped
     if cut:
         raise Violation(
