@@ -10,11 +10,12 @@ import secrets
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray._private.services import get_ray_address_from_environment
 
@@ -24,6 +25,8 @@ from services.control.ray_access import check_access
 from services.control.ray_watchdog import watch
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
+_ENDS_WITHIN_S = 5.0
+_LATE = ("timed out during startup", "Timed out waiting for file")  # Ray says so of its node, and of its server.
 
 
 def start_ray(config: ClusterConfig, *, num_cpus: int) -> Callable[[], None]:
@@ -55,25 +58,49 @@ def _start(config: ClusterConfig, *, num_cpus: int) -> Path:
     os.environ["RAY_prestart_worker_first_driver"] = "0"  # noqa: SIM112
     # Ray listens on every interface; a token of this run's own keeps others out.
     os.environ["RAY_AUTH_TOKEN"] = _token()
-    started = time.monotonic()
     with _own_handlers():
-        try:
-            context = ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                include_dashboard=False,
-                object_store_memory=int(config.object_store_gib * 2**30),
-                **_QUIET,
-            )
-        except Exception as error:
-            if type(error) is not Exception:  # Ray raises just that where its own processes are late.
-                raise
-            raise DeadlineExceeded(
-                waited_for="Ray to start on this machine",
-                waited_s=time.monotonic() - started,
-                advice=f"the machine may be overloaded or out of memory; try again when it is not ({error})",
-            ) from error
+        context = init_here(num_cpus=num_cpus, object_store_memory=int(config.object_store_gib * 2**30), **_QUIET)
     return Path(context.address_info["session_dir"])
+
+
+def init_here(**options: Any) -> Any:  # Any: Ray's options, and its context
+    """`ray.init` on this machine alone, a second time where its processes are not there within Ray's 30 s.
+
+    On a busy machine one of them has been seen to do nothing, not even to begin its log, and the next one to be well.
+
+    Raises:
+        DeadlineExceeded: they were late both times.
+    """
+    started = time.monotonic()
+    with suppress(_Late):
+        return _init(options)
+    try:
+        return _init(options)
+    except _Late as error:
+        raise DeadlineExceeded(
+            waited_for="Ray to start on this machine",
+            waited_s=time.monotonic() - started,
+            advice=f"the machine may be overloaded or out of memory; try again when it is not ({error})",
+        ) from error
+
+
+class _Late(Exception):
+    """Ray gave up on its own processes, all of which are ended."""
+
+
+def _init(options: dict[str, Any]) -> Any:  # Any: Ray's options, and its context
+    ours = psutil.Process().children()
+    try:
+        return ray.init(address="local", include_dashboard=False, **options)
+    except Exception as error:
+        if not any(words in str(error) for words in _LATE):
+            raise
+        started = [child for child in psutil.Process().children() if child not in ours]
+        for process in [*started, *(below for child in started for below in child.children(recursive=True))]:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(started, timeout=_ENDS_WITHIN_S)
+        raise _Late(error) from error
 
 
 @cache
