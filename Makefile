@@ -26,7 +26,7 @@ train: setup
 	$(BIN)/trireme sft examples/quickstart/sft.yaml --run.seed $(SEED)
 	$(BIN)/trireme train examples/quickstart/ppo.yaml --run.seed $(SEED)
 
-# Two at a time: runs that wait for their processes, and beside them everything else (tests/conftest.py).
+# Two processes: one begins with the runs that are disturbed, and each other file goes where there is room (tests/conftest.py).
 test: lint
 	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 25 --durations-min 20
 

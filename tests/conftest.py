@@ -14,23 +14,24 @@ settings.register_profile("trireme", deadline=None, suppress_health_check=[Healt
 settings.load_profile("trireme")
 
 WHOLE_RUNS = "tests/end_to_end/"
+FAULTS = "tests/end_to_end/test_faults"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole runs go first, because they take the longest."""
-    items.sort(key=lambda item: not item.nodeid.startswith(WHOLE_RUNS))
+    """Runs that are disturbed go first, because they take the longest; other whole runs go last, two at a time."""
+    items.sort(key=lambda item: (not item.nodeid.startswith(FAULTS), item.nodeid.startswith(WHOLE_RUNS)))
 
 
-class WholeRunsAndFiles(LoadScopeScheduling):
-    """Gives one process all whole runs, which share the machine badly, and each other file to one process."""
+class FaultsAndFiles(LoadScopeScheduling):
+    """Gives one process all runs that are disturbed, of which each is timed, and each other file to one process."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return WHOLE_RUNS if nodeid.startswith(WHOLE_RUNS) else nodeid.partition("::")[0]
+        return FAULTS if nodeid.startswith(FAULTS) else nodeid.partition("::")[0]
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeRunsAndFiles:  # Any: pytest-xdist's producer
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> FaultsAndFiles:  # Any: pytest-xdist's producer
     """Who runs what where there are several processes."""
-    return WholeRunsAndFiles(config, log)
+    return FaultsAndFiles(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ from services.contracts.records import Reward, RewardSample
 from services.control.adaptation import AdaptConfig
 from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig
 from services.control.pipeline_config import PipelineConfig, resolve
-from tests.end_to_end.command import json_lines, started, trireme
+from tests.end_to_end.command import TIMEOUT_S, json_lines, started, trireme
 from tests.tiny import write_tiny_model
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +200,7 @@ def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> No
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert prepared.returncode == 0, prepared.stderr

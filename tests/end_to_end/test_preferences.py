@@ -10,7 +10,7 @@ import pytest
 
 from services.cli.arguments import load_config
 from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig, SupervisedRunConfig
-from tests.end_to_end.command import trireme
+from tests.end_to_end.command import TIMEOUT_S, trireme
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "reward_model"
@@ -41,7 +41,7 @@ def test_a_tiny_model_from_scratch_beats_its_baselines_on_held_out_human_prefere
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert prepared.returncode == 0, prepared.stderr

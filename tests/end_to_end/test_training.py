@@ -10,7 +10,7 @@ import pytest
 
 from services.control.ledger_events import parse_event
 from services.control.verification import verify_run
-from tests.end_to_end.command import json_lines, started, trireme, write_config
+from tests.end_to_end.command import TIMEOUT_S, json_lines, started, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
 from tests.simulation.filtering import check_filtering
 
@@ -153,7 +153,7 @@ def test_two_workers_and_two_ranks_agree_with_the_learner_and_export_what_they_t
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert check.returncode == 0, check.stdout + check.stderr
