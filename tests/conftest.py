@@ -15,10 +15,15 @@ settings.load_profile("trireme")
 
 WHOLE_RUNS = "tests/end_to_end/"
 FAULTS = "tests/end_to_end/test_faults"
+WHOLE_RUN_TIMEOUT_S = 600
+"""Some are six commands, one after the other, and a machine with other work has taken 300 s for those."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Runs that are disturbed go first, because they take the longest; other whole runs go last, two at a time."""
+    for item in items:
+        if item.nodeid.startswith(WHOLE_RUNS):
+            item.add_marker(pytest.mark.timeout(WHOLE_RUN_TIMEOUT_S))
     items.sort(key=lambda item: (not item.nodeid.startswith(FAULTS), item.nodeid.startswith(WHOLE_RUNS)))
 
 
