@@ -1,4 +1,4 @@
-"""Peak memory of logprobs and their gradient as sequences and vocabulary grow: the learner's head against all logits.
+"""Peak memory of logprobs and their gradient over tokens and over the vocabulary: the learner's head, or all logits.
 
 Each point is a process of its own, whose peak resident memory above what it held before is taken; the weights' gradient
 is in it on both sides. The plain side makes logits of all tokens in float32 and their log-softmax, as a bare loop does.
@@ -21,10 +21,31 @@ from benchmarks.charts import Chart, Line, draw
 from ppo_learner.token_head import TokenHead
 
 HIDDEN = 64
-VOCABULARIES = (32_000, 150_000)
 TOKENS = (256, 1024, 4096, 8192)
+OVER_TOKENS = (32_000, 150_000)
+"""Vocabularies with all of `TOKENS`."""
+VOCABULARIES = (8_000, 32_000, 64_000, 150_000)
+OVER_VOCABULARIES = 1024
+"""Tokens with all of `VOCABULARIES`: few enough that the plain side holds them with each."""
 MOST_LOGITS = 256_000_000
 """Of the plain side, which takes about 12 bytes for each."""
+SIDES = {"head": "the learner's head", "plain": "all logits at once"}
+
+Found = dict[str, dict[int, dict[int, float]]]
+"""MiB by side, vocabulary and tokens."""
+
+
+def points(side: str) -> list[tuple[int, int]]:
+    """Tokens and vocabulary of each measurement of a side, each once."""
+    over_tokens = [(tokens, vocabulary) for vocabulary in OVER_TOKENS for tokens in TOKENS]
+    over_vocabularies = [(OVER_VOCABULARIES, vocabulary) for vocabulary in VOCABULARIES]
+    both = dict.fromkeys(over_tokens + over_vocabularies)
+    return [(tokens, size) for tokens, size in both if side == "head" or tokens * size <= MOST_LOGITS]
+
+
+def charts(found: Found) -> list[Chart]:
+    """Each side over tokens, and both over the vocabulary."""
+    return [*(_over_tokens(side, found[side]) for side in SIDES), _over_vocabularies(found)]
 
 
 def measure(side: str, tokens: int, vocabulary: int) -> float:
@@ -62,29 +83,32 @@ def main() -> None:
         side, tokens, vocabulary = arguments.point
         print(measure(side, int(tokens), int(vocabulary)))
         return
-    mebibytes: dict[str, dict[int, dict[int, float]]] = {}
-    for side in ("head", "plain"):
-        for vocabulary in VOCABULARIES:
-            for tokens in TOKENS:
-                if side == "head" or tokens * vocabulary <= MOST_LOGITS:
-                    found = measure_apart(side, tokens, vocabulary) / 2**20
-                    mebibytes.setdefault(side, {}).setdefault(vocabulary, {})[tokens] = found
-                    print(f"{side:6} {vocabulary:8,} words {tokens:6,} tokens {found:8,.0f} MiB", flush=True)
+    found: Found = {side: {} for side in SIDES}
+    for side in SIDES:
+        for tokens, vocabulary in points(side):
+            mebibytes = measure_apart(side, tokens, vocabulary) / 2**20
+            found[side].setdefault(vocabulary, {})[tokens] = mebibytes
+            print(f"{side:6} {vocabulary:8,} words {tokens:6,} tokens {mebibytes:8,.0f} MiB", flush=True)
     if arguments.output:
-        arguments.output.write_text(json.dumps(mebibytes, indent=2) + "\n")
+        arguments.output.write_text(json.dumps(found, indent=2) + "\n")
     if arguments.figure:
-        draw([_chart(side, title, mebibytes[side]) for side, title in _TITLES.items()], arguments.figure)
+        draw(charts(found), arguments.figure)
 
 
-_TITLES = {"head": "the learner's head, MiB", "plain": "all logits at once, MiB"}
-
-
-def _chart(side: str, title: str, points: dict[int, dict[int, float]]) -> Chart:
+def _over_tokens(side: str, found: dict[int, dict[int, float]]) -> Chart:
     lines = [
-        Line(label=f"vocabulary {vocabulary:,}", x=list(found), y=list(found.values()))
-        for vocabulary, found in points.items()
+        Line(label=f"vocabulary {vocabulary:,}", x=list(found[vocabulary]), y=list(found[vocabulary].values()))
+        for vocabulary in OVER_TOKENS
     ]
-    return Chart(title=title, x="tokens of a micro-batch", lines=lines, log=True)
+    return Chart(title=f"{SIDES[side]}, MiB", x="tokens of a micro-batch", lines=lines, log=True)
+
+
+def _over_vocabularies(found: Found) -> Chart:
+    lines = [
+        Line(label=label, x=VOCABULARIES, y=[found[side][size][OVER_VOCABULARIES] for size in VOCABULARIES])
+        for side, label in SIDES.items()
+    ]
+    return Chart(title=f"{OVER_VOCABULARIES:,} tokens, MiB", x="vocabulary", lines=lines, log=True)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,11 @@ from pydantic import Field, model_validator
 from ppo_learner.algorithm_config import AlgorithmConfig
 
 _READ_BY = {
+    "gamma": ("gae", "monte_carlo", "greedy_baseline"),
+    "gae_lambda": ("gae",),
     "turn_gamma": ("gae", "monte_carlo", "greedy_baseline"),
     "turn_gae_lambda": ("gae",),
+    "normalise_group_std": ("group_normalised", "step_normalised"),
     "length_penalty": ("group_normalised",),
     "difficulty_weighting": ("group_normalised",),
 }
@@ -26,9 +29,11 @@ class AdvantageConfig(AlgorithmConfig):
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE's trade of bias (0) for variance (1)."""
     turn_gamma: float | None = Field(default=None, ge=0, le=1)
-    """Discount from a turn's last token to the next turn's first, in place of gamma; by default the same."""
+    """Discount from a turn's last token to the next turn's first, in place of gamma; by default the same.
+    Without an effect today: workers sample completions of one turn."""
     turn_gae_lambda: float | None = Field(default=None, ge=0, le=1)
-    """GAE's trade between two turns, in place of gae_lambda; by default the same."""
+    """GAE's trade between two turns, in place of gae_lambda; by default the same. Without an effect today, as
+    turn_gamma is."""
     whiten_advantages: bool = False
     """Shift and scale advantages to mean 0, deviation 1 over all tokens of the batch; ppo, reinforce_pp and
     reinforce_pp_baseline do."""

@@ -1,9 +1,10 @@
 """Demonstrations beside rollouts: their loss joins the policy's objective in the same optimizer steps.
 
-It must not know rewards, nor which demonstrations a step is given. Invariants: an update descends L_RL + λ·L, where L
-is the mean cross-entropy over all learnt tokens of its demonstrations, on all ranks, so no split of them changes it;
-each demonstration of a learner step is in one update. With demonstrations of the pretraining data it is PPO-ptx
-(Ouyang et al. 2022, arXiv 2203.02155, equation 2, whose γ is λ here); with those of earlier tasks it is a replay.
+It must not know rewards, nor which demonstrations a step is given. Invariants: an update descends w·L_RL + λ·L, w being
+1 or 1 − λ, where L is the mean cross-entropy over all learnt tokens of its demonstrations, on all ranks, so no split of
+them changes it; each demonstration of a learner step is in one update. With demonstrations of the pretraining data it
+is PPO-ptx (Ouyang et al. 2022, arXiv 2203.02155, equation 2, whose γ is λ here); with those of earlier tasks it is a
+replay.
 """
 
 from collections.abc import Sequence

@@ -28,12 +28,14 @@ from services.contracts.records import Demonstration, WeightedDemonstrations
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rates:
-    """What a learner step trains with: learning rates, the KL coefficient, and whether the policy moves at all."""
+    """What a learner step trains with: learning rates, the KL coefficient, whether the policy moves at all, and what
+    its loss on the rollouts counts."""
 
     lr: float
     critic_lr: float
     kl_coefficient: float
     train_policy: bool
+    policy_weight: float = 1.0
 
 
 @dataclass(kw_only=True, slots=True)
@@ -108,6 +110,7 @@ class Updater:
             for sequences in self._minibatches(len(experience.batch.token_ids), step=step, epoch=epoch)
         ]
         mixed = shares(beside.demonstrations, len(updates)) if beside else []
+        rates = replace(rates, policy_weight=beside.policy_weight) if beside else rates
         for number, (epoch, sequences) in enumerate(updates, start=1):
             if beside:
                 self._mix(mixed[number - 1], beside.coefficient, trace)
@@ -207,7 +210,7 @@ class Updater:
         objective = policy_objective(
             said.logprobs, said.entropy, batch, experience, weights, self._config, kl_coefficient=rates.kl_coefficient
         )
-        loss, sums = objective.loss, objective.sums
+        loss, sums = rates.policy_weight * objective.loss, objective.sums
         if said.values is not None:
             beside = value_objective(said.values, batch, experience, weights, self._config)
             loss = loss + beside.loss

@@ -288,13 +288,13 @@ class Demonstration:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WeightedDemonstrations:
-    """What a learner step learns beside its rollouts, and how much the mean loss of their tokens counts there.
-
-    Without demonstrations the coefficient is 0, and the step learns from its rollouts alone.
+    """What a learner step learns beside its rollouts, and what the mean loss of their tokens and that of the policy on
+    its rollouts count there. Without demonstrations the coefficient is 0, and the step learns from its rollouts alone.
     """
 
     demonstrations: tuple[Demonstration, ...]
     coefficient: float
+    policy_weight: float = 1.0
 
     @property
     def num_tokens(self) -> int:

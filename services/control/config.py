@@ -127,6 +127,9 @@ class DemonstrationsConfig(DataConfig):
     """Rows that a learner step learns, each in one of its updates."""
     coefficient: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     """What the mean cross-entropy of their tokens is multiplied by, before it is added to the policy's loss."""
+    rl_weight: Literal["one", "complement"] = "one"
+    """What the policy's loss on its rollouts is multiplied by: 1, or 1 less the coefficient (complement), with which
+    the two always count 1 together. The losses of a critic and of routers keep their own weights."""
     schedule: Literal["constant", "linear"] = "constant"
     """Course of the coefficient over the learner steps: constant, or linear to final_coefficient. At 0 the rows of a
     step are neither sent nor learnt."""
@@ -148,6 +151,17 @@ class DemonstrationsConfig(DataConfig):
                     raise ValueError(f"{name} has no effect with schedule: constant; use linear, or remove it")
         if not self.coefficient and not self.final_coefficient:
             raise ValueError("coefficient 0 learns from no row; set it above 0, or leave the section out")
+        return self
+
+    @model_validator(mode="after")
+    def _rewards_count(self) -> Self:
+        last = self.coefficient if self.schedule == "constant" else self.final_coefficient
+        highest, lowest = max(self.coefficient, last), min(self.coefficient, last)
+        if self.rl_weight == "complement" and (highest > 1 or lowest == 1):
+            raise ValueError(
+                f"rl_weight: complement lets rewards count 1 less the coefficient, which goes from "
+                f"{self.coefficient:g} to {last:g}; it may not pass 1, nor stay there: lower it, or use rl_weight: one"
+            )
         return self
 
 

@@ -36,7 +36,9 @@ class DemonstrationMix:
         count = self._config.rows_per_step if coefficient else 0
         rows = (self._rows.at(step * count + number)[1] for number in range(count))
         return WeightedDemonstrations(
-            demonstrations=tuple(self._demonstrations[row] for row in rows), coefficient=coefficient
+            demonstrations=tuple(self._demonstrations[row] for row in rows),
+            coefficient=coefficient,
+            policy_weight=1.0 - coefficient if self._config.rl_weight == "complement" else 1.0,
         )
 
     def coefficient(self, step: int) -> float:

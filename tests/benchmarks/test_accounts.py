@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.changing_workers import FIRST_STEPS, in_medians
 from benchmarks.controller_cost import slope
+from benchmarks.learner_memory import OVER_VOCABULARIES, SIDES, TOKENS, VOCABULARIES, Found, charts, points
 from benchmarks.reference_task import TrainRun, read_lines
 from benchmarks.staleness_bound import count, staleness_of_trained
 from benchmarks.staleness_curve import Learning, line, read
@@ -39,6 +40,21 @@ async def test_a_short_run_keeps_its_bound_and_uses_it(tmp_path: Path, bound: in
 def test_the_exponent_of_a_power_law_is_found() -> None:
     assert slope([1, 2, 4, 8], [3 * n**0.5 for n in (1, 2, 4, 8)]) == pytest.approx(0.5)
     assert slope([1, 2, 4, 8], [7.0] * 4) == pytest.approx(0.0)
+
+
+def test_memory_is_measured_over_tokens_and_over_the_vocabulary_each_point_once() -> None:
+    head, plain = points("head"), points("plain")
+    assert len(head) == len(set(head)) == 10
+    assert set(head) - set(plain) == {(8192, 32_000), (4096, 150_000), (8192, 150_000)}, "too much memory"
+    found: Found = {side: {} for side in SIDES}
+    for side in SIDES:
+        for tokens, vocabulary in points(side):
+            found[side].setdefault(vocabulary, {})[tokens] = tokens * vocabulary / (2 if side == "head" else 1)
+    of_head, of_plain, over_vocabularies = charts(found)
+    assert [list(line.x) for line in of_head.lines] == [list(TOKENS)] * 2
+    assert [list(line.x) for line in of_plain.lines] == [[256, 1024, 4096], [256, 1024]]
+    assert [list(line.x) for line in over_vocabularies.lines] == [list(VOCABULARIES)] * 2
+    assert list(over_vocabularies.lines[1].y) == [OVER_VOCABULARIES * size for size in VOCABULARIES]
 
 
 def test_the_process_to_kill_is_that_of_a_worker_that_is_there() -> None:

@@ -161,6 +161,8 @@ MIX = {"prompt_field": "question", "response_field": "answer", "template": "plai
         ({"final_coefficient": 0.5}, ["final_coefficient has no effect with schedule: constant"]),
         ({"schedule_steps": 5}, ["schedule_steps has no effect with schedule: constant"]),
         ({"schedule": "cosine"}, ["demonstrations.schedule", "'constant' or 'linear'"]),
+        ({"rl_weight": "complement"}, ["goes from 1 to 1", "use rl_weight: one"]),
+        ({"rl_weight": "complement", "schedule": "linear", "coefficient": 2}, ["goes from 2 to 0", "may not pass 1"]),
         ({"rows": 5}, ["demonstrations.rows"]),
         ({"rows_per_step": 1}, ["rows_per_step 1 is shared out to the 2 updates of a step"]),
     ],

@@ -63,6 +63,14 @@ def test_the_coefficient_follows_its_schedule(settings: dict[str, Any], expected
     assert [mix.at(step).coefficient for step in range(len(expected))] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("rl_weight", "expected"), [("one", [1.0] * 6), ("complement", [0.0, 0.25, 0.5, 0.75, 1.0, 1.0])]
+)
+def test_rewards_count_one_or_what_a_falling_coefficient_leaves_them(rl_weight: str, expected: list[float]) -> None:
+    mix = make_mix(schedule="linear", schedule_steps=4, rl_weight=rl_weight)
+    assert [mix.at(step).policy_weight for step in range(6)] == expected
+
+
 def test_a_step_whose_coefficient_is_0_has_no_rows() -> None:
     mix = make_mix(coefficient=1.0, schedule="linear", schedule_steps=2)
     assert [len(mix.at(step).demonstrations) for step in range(4)] == [4, 4, 0, 0]

@@ -28,6 +28,7 @@ from ppo_learner.schedule import learning_rate_factor
         ({"betas": (0.9, 1.0)}, r"betas must lie in \[0, 1\)"),
         ({"kl_coefficient": 0.1, "kl_placement": "loss"}, "use k2 or k3"),
         ({"kl_target": 6.0}, "start it above 0"),
+        ({"kl_coefficient": 0.1, "kl_horizon": 9}, "kl_horizon 9 has no effect without kl_target"),
         ({"algorithm": "grpo", "critic_path": "x"}, "critic_path 'x' has no effect"),
         ({"critic": "value_head", "critic_path": "x"}, "critic_path 'x' has no effect"),
         ({"critic": "value_head", "critic_warmup_steps": 5}, "set it to 0"),
@@ -53,6 +54,14 @@ from ppo_learner.schedule import learning_rate_factor
         ({"length_penalty": 0.1}, "length_penalty 0.1 has no effect with algorithm ppo, whose advantage is gae"),
         ({"algorithm": "grpo", "solved_reward": 0.5}, "without length_penalty and difficulty_weighting"),
         ({"algorithm": "grpo", "normalise_returns": True}, "grpo, which has no critic"),
+        ({"algorithm": "grpo", "value_clip": None}, "value_clip None .* grpo, which has no critic; .* or use ppo"),
+        ({"algorithm": "rloo", "value_huber_delta": 1.0}, "value_huber_delta 1.0 has no effect with algorithm rloo"),
+        ({"algorithm": "sapo", "value_coefficient": 1.0}, "value_coefficient 1.0 has no effect with algorithm sapo"),
+        ({"algorithm": "remax", "critic": "value_head"}, "critic 'value_head' has no effect with algorithm remax"),
+        ({"algorithm": "dapo", "critic_warmup_steps": 5}, "critic_warmup_steps 5 has no effect with algorithm dapo"),
+        ({"algorithm": "grpo", "gamma": 0.9}, "gamma 0.9 .* group_normalised; .* gae or monte_carlo or greedy_base"),
+        ({"algorithm": "reinforce", "gae_lambda": 1.0}, "gae_lambda 1.0 .* is monte_carlo; .* an algorithm with gae "),
+        ({"algorithm": "rloo", "normalise_group_std": False}, "normalise_group_std False has no .* leave_one_out"),
         ({"algorithm": "remax", "step_weight": 1.0}, "its steps with nothing; set step_weight to 0"),
         ({"learning_rate": 1e-6}, "Extra inputs are not permitted"),
     ],
@@ -60,6 +69,11 @@ from ppo_learner.schedule import learning_rate_factor
 def test_a_mistake_is_refused_with_its_fix(settings: dict[str, object], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         LearnerConfig.model_validate(settings)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_file_with_a_learning_rate_of_the_critic_serves_every_algorithm(name: str) -> None:
+    assert LearnerConfig(algorithm=name, critic_lr=1e-3).critic_lr == 1e-3
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)

@@ -90,6 +90,24 @@ def test_the_gradient_is_that_of_rl_plus_the_weighted_one_of_supervised_training
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4 * scale + 1e-7, msg=lambda text, n=name: n + text)
 
 
+@pytest.mark.parametrize("case", ["padded", "value head"])
+def test_the_gradient_of_rl_counts_what_the_demonstrations_leave_it(case: str, tiny_model: Path) -> None:
+    # λ = ¾ leaves the policy's loss ¼ and takes nothing from the critic's, which is the only one of the value head.
+    demonstrations, settings = make_demonstrations(3), CASES[case]
+    beside = WeightedDemonstrations(demonstrations=tuple(demonstrations), coefficient=0.75, policy_weight=0.25)
+    alone = rl_gradient(tiny_model, None, **settings)
+    mixed = rl_gradient(tiny_model, beside, **settings)
+    supervised = sft_gradient(tiny_model, demonstrations, **settings)
+    heads = [name for name in alone if name.startswith("value_head")]
+    assert bool(heads) == (case == "value head")
+    for name in heads:
+        torch.testing.assert_close(mixed[name], alone[name])
+    for name in supervised if not heads else ():
+        expected = 0.25 * alone[name] + 0.75 * supervised[name]
+        tolerance = 1e-4 * float(expected.abs().max()) + 1e-7
+        torch.testing.assert_close(mixed[name], expected, rtol=0, atol=tolerance)
+
+
 def test_the_added_gradient_is_that_of_transformers_own_loss_and_the_slope_of_numpys(tiny_model: Path) -> None:
     demonstrations = make_demonstrations(4)
     alone = rl_gradient(tiny_model, None, **ALONE)

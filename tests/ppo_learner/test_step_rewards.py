@@ -26,11 +26,12 @@ GRPO_PROCESS = {"algorithm": "grpo_process"}
 def experience(groups: Sequence[ScoredGroup], config: dict[str, Any]) -> Experience:
     """With values of 0, so that GAE with λ = 1 is the sum of the rewards that follow."""
     batch = batch_rollouts(groups)
+    of_gae = {} if "algorithm" in config else {"gae_lambda": 1.0}
     return make_experience(
         groups,
         batch,
         Evaluation(values=torch.zeros(batch.num_actions)),
-        LearnerConfig.model_validate({"gae_lambda": 1.0, "whiten_advantages": False} | config),
+        LearnerConfig.model_validate({"whiten_advantages": False} | of_gae | config),
         version=0,
         kl_coefficient=0.0,
         return_moments=ReturnMoments(),
