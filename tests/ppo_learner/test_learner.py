@@ -27,7 +27,6 @@ from tests.ppo_learner.builders import (
 
 FAST = {"lr": 1e-3, "critic_lr": 1e-3, "max_tokens_per_micro_batch": 64}
 VARIANTS: list[dict[str, Any]] = [
-    *({"algorithm": name} for name in ALGORITHMS),
     {"critic": "value_head", "entropy_coefficient": 0.01, "num_epochs": 2, "num_minibatches": 3},
     {"kl_coefficient": 0.1, "num_minibatches": 2, "loss_aggregation": "sequence_mean"},
     {"algorithm": "grpo", "kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"},
