@@ -180,6 +180,14 @@ def test_a_kl_below_its_target_lowers_the_coefficient(tiny_model: Path) -> None:
     assert second.metrics["kl_coefficient"] == pytest.approx(0.1 * (1 - 0.2 * 12 / 100))
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_reference_is_loaded_for_a_penalty_only(algorithm: str, tiny_model: Path) -> None:
+    penalty = {"kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"}
+    for settings in ({}, penalty):
+        with running(tiny_model, algorithm=algorithm, **settings) as rank:
+            assert rank._networks.has_reference == bool(settings)
+
+
 def test_updates_after_the_kl_passed_its_stop_are_left_out_and_counted(tiny_model: Path) -> None:
     options = {"algorithm": "grpo", "num_epochs": 2, "num_minibatches": 2, "lr": 1e-2}
     with running(tiny_model, **options) as rank:
