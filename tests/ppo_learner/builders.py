@@ -9,7 +9,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -164,19 +164,38 @@ def outcomes_of_ranks(
     for name in cases:
         if name not in two:
             train(name, model, folder / name, rank=0, world_size=1, ports=[free_port("127.0.0.1") for _ in range(3)])
-    ports = {name: [free_port("127.0.0.1") for _ in range(3)] for name in two}
-    run_in_processes(
-        _train_as_one_of_two, [(train, two, rank, model, folder, ports) for rank in range(2)], deadline_s=deadline_s
-    )
+    run_as_pair(_train_as_one_of_two, train, two, model, folder, deadline_s=deadline_s)
     return {name: [torch.load(path) for path in sorted((folder / name).glob("outcome_*.pt"))] for name in cases}
 
 
 def _train_as_one_of_two(
-    train: Callable[..., None], cases: Sequence[str], rank: int, model: Path, folder: Path, ports: dict[str, list[int]]
+    rank: int, meet: Callable[[], int], train: Callable[..., None], cases: Sequence[str], model: Path, folder: Path
 ) -> None:
     torch.set_num_threads(1)
     for name in cases:
-        train(name, model, folder / name, rank=rank, world_size=2, ports=ports[name])
+        train(name, model, folder / name, rank=rank, world_size=2, ports=[meet() for _ in range(3)])
+
+
+def run_as_pair(work: Callable[..., None], *arguments: Any, deadline_s: float) -> None:
+    """Run `work(rank, meet, *arguments)` in a fresh process for each of two ranks.
+
+    `meet()` is the same free port for both, found when they need it: one that was found long before may have become an
+    earlier case's by then.
+    """
+    ends = multiprocessing.get_context("spawn").Pipe()
+    each = [(work, rank, end, arguments) for rank, end in enumerate(ends)]
+    run_in_processes(_work_as_one_of_two, each, deadline_s=deadline_s)
+
+
+def _work_as_one_of_two(work: Callable[..., None], rank: int, other: Connection, arguments: Sequence[Any]) -> None:
+    def meet() -> int:
+        if rank == 1:
+            return int(other.recv())
+        port = free_port("127.0.0.1")
+        other.send(port)
+        return port
+
+    work(rank, meet, *arguments)
 
 
 def run_in_processes(work: Callable[..., None], arguments: Sequence[tuple[Any, ...]], *, deadline_s: float) -> None:

@@ -27,7 +27,6 @@ from tests.ppo_learner.builders import (
 
 FAST = {"lr": 1e-3, "critic_lr": 1e-3, "max_tokens_per_micro_batch": 64}
 VARIANTS: list[dict[str, Any]] = [
-    *({"algorithm": name} for name in ALGORITHMS),
     {"critic": "value_head", "entropy_coefficient": 0.01, "num_epochs": 2, "num_minibatches": 3},
     {"kl_coefficient": 0.1, "num_minibatches": 2, "loss_aggregation": "sequence_mean"},
     {"algorithm": "grpo", "kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"},
@@ -179,6 +178,14 @@ def test_a_kl_below_its_target_lowers_the_coefficient(tiny_model: Path) -> None:
         first, second = rank.step(random_groups(0)), rank.step(random_groups(1))
     assert first.metrics["kl_coefficient"] == 0.1
     assert second.metrics["kl_coefficient"] == pytest.approx(0.1 * (1 - 0.2 * 12 / 100))
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "grpo"])
+def test_a_reference_is_loaded_for_a_penalty_only(algorithm: str, tiny_model: Path) -> None:
+    penalty = {"kl_coefficient": 0.1, "kl_placement": "loss", "kl_estimator": "k3"}
+    for settings in ({}, penalty):
+        with running(tiny_model, algorithm=algorithm, **settings) as rank:
+            assert rank._networks.has_reference == bool(settings)
 
 
 def test_updates_after_the_kl_passed_its_stop_are_left_out_and_counted(tiny_model: Path) -> None:
