@@ -13,19 +13,12 @@ from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
 from ppo_learner.losses import POLICY_LOSSES, TokenLoss, cispo, gspo, ppo_clip, reinforce, sapo
 from tests.ppo_learner import numpy_policy_losses as reference
+from tests.ppo_learner.columns import logs, tokens
 
 LENGTHS = [4, 1, 7, 8]
 ROWS = torch.repeat_interleave(torch.tensor(LENGTHS))
 WITH_A_BOUND = {"ppo_clip": "grpo", "gspo": "gspo", "cispo": "cispo", "sapo": "sapo", "reinforce": "rloo"}
 """An algorithm that has each loss, so that the loss's own settings may be given."""
-
-
-def logs(*probabilities: float) -> Tensor:
-    return torch.tensor(probabilities, dtype=torch.float64).log()
-
-
-def tokens(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def loss_of(
