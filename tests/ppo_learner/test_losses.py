@@ -156,6 +156,27 @@ def test_a_policy_loss_has_the_gradient_of_finite_differences(name: str) -> None
     assert torch.autograd.gradcheck(sums, (new,))
 
 
+@pytest.mark.parametrize("name", ["ppo_clip", "gspo"])
+def test_the_dual_clip_has_the_gradient_of_finite_differences(name: str) -> None:
+    torch.manual_seed(1)
+    new = torch.randn(len(ROWS), dtype=torch.float64, requires_grad=True)
+    old = torch.randn(len(ROWS), dtype=torch.float64)
+    advantages = -torch.rand(len(LENGTHS), dtype=torch.float64)[ROWS]
+    bounds = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "dual_clip": 1.3}
+
+    def losses(logprobs: Tensor) -> Tensor:
+        return loss_of(name, logprobs, old, advantages, ROWS, **bounds).losses
+
+    def sums(logprobs: Tensor) -> Tensor:
+        return torch.zeros(len(LENGTHS), dtype=torch.float64).index_add(0, ROWS, losses(logprobs))
+
+    held = torch.isclose(losses(new), -1.3 * advantages)
+    assert 0 < int(held.sum()) < len(ROWS)
+    assert torch.autograd.gradcheck(sums, (new,))
+    (gradient,) = torch.autograd.grad(losses(new).sum(), new)
+    assert not gradient[held].any()
+
+
 def test_cispo_has_the_gradient_of_logprobs_whose_weights_stand_still() -> None:
     torch.manual_seed(1)
     new = torch.randn(len(ROWS), dtype=torch.float64, requires_grad=True)
