@@ -15,11 +15,11 @@ from ppo_learner.updates import Trace
 from tests.ppo_learner.columns import columns_of, logs, tokens
 
 LN2 = math.log(2)
-LEARNER = logs(0.5, 0.5, 0.2, 0.4)
+LEARNER = logs(0.5, 0.5, 0.1, 0.4)
 
 
 def experience_of(**columns: Any) -> Experience:
-    """Two completions of two tokens; the learner's policy over the sampler's is 2, 1 and then ½, 1."""
+    """Two completions of two tokens; the learner's policy over the sampler's is 2, 1 and then ¼, 1."""
     return columns_of([2, 2], **{"behaviour_logprobs": logs(0.25, 0.5, 0.4, 0.4)} | columns)
 
 
@@ -43,14 +43,14 @@ def test_advantages_are_told_as_they_were_before_whitening() -> None:
 
 
 def test_the_gap_to_the_sampler_is_that_of_logprobs_whichever_is_larger() -> None:
-    metrics = experience_metrics(experience_of(), LEARNER + tokens(0.0, 0.0, -LN2, 0.0))
+    metrics = experience_metrics(experience_of(), LEARNER)
     assert metrics["sampler_gap/mean"] == pytest.approx((LN2 + 2 * LN2) / 4)
     assert metrics["sampler_gap/max"] == pytest.approx(2 * LN2)
 
 
 def test_the_kl_to_the_reference_is_of_tokens_and_of_completions() -> None:
     # π_ref/π is ½, 1 and 2, ¼: k3 is ln 2 − ½, 0, 1 − ln 2 and 2 ln 2 − ¾; k1 sums to ln 2 in either completion.
-    metrics = experience_metrics(experience_of(reference_logprobs=logs(0.25, 0.5, 0.4, 0.1)), LEARNER)
+    metrics = experience_metrics(experience_of(reference_logprobs=logs(0.25, 0.5, 0.2, 0.1)), LEARNER)
     assert metrics["kl/reference"] == pytest.approx((2 * LN2 - 0.25) / 4)
     assert metrics["kl/completion"] == pytest.approx(LN2)
     assert "kl/reference" not in experience_metrics(experience_of(), LEARNER)
@@ -73,24 +73,24 @@ def test_a_critic_that_is_wrong_explains_less_than_nothing_and_one_return_leaves
 
 
 def test_how_far_the_sampler_is_worked_by_hand() -> None:
-    # Ratios 2, 1, ½, 1. KL of the sampler to the learner: 2 − 1 − ln 2 and ½ − 1 + ln 2, over 4 tokens.
-    # Effective sample sizes: 4.5²/(4·6.25) of tokens, and 2.5²/(2·4.25) of completions, whose ratios are 2 and ½.
+    # Ratios 2, 1, ¼, 1. KL of the sampler to the learner: 2 − 1 − ln 2 and ¼ − 1 + 2 ln 2, over 4 tokens.
+    # Effective sample sizes: 4¼²/(4·6 1/16) of tokens, and 2¼²/(2·4 1/16) of completions, whose ratios are 2 and ¼.
     assert importance_metrics(experience_of(), LEARNER, LearnerConfig()) == pytest.approx(
         {
             "importance/ratio_max": 2.0,
-            "importance/ratio_kl": 0.125,
-            "importance/ratio_ess": 0.81,
-            "importance/ratio_sequence_ess": 6.25 / 8.5,
+            "importance/ratio_kl": (0.25 + LN2) / 4,
+            "importance/ratio_ess": 4.25**2 / (4 * 6.0625),
+            "importance/ratio_sequence_ess": 2.25**2 / (2 * 4.0625),
         }
     )
 
 
 def test_the_weights_of_a_correction_are_told_as_they_were_used() -> None:
-    # 1.5 (the cap), 1, ½, 1: mean 1, effective 4²/(4·4.5).
+    # 1.5 (the cap), 1, ¼, 1: mean 15/16, effective 3¾²/(4·4 5/16).
     config = LearnerConfig(importance_correction="token_tis", importance_cap=1.5)
     metrics = importance_metrics(experience_of(), LEARNER, config)
-    assert metrics["importance/mean"] == pytest.approx(1.0)
-    assert metrics["importance/ess"] == pytest.approx(16 / 18)
+    assert metrics["importance/mean"] == pytest.approx(15 / 16)
+    assert metrics["importance/ess"] == pytest.approx(3.75**2 / (4 * 4.3125))
     assert metrics["importance/clipped"] == 0.25
 
 
