@@ -36,7 +36,10 @@ class TokenLoss(NamedTuple):
 def ppo_clip(
     logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, rows: Tensor, config: LearnerConfig
 ) -> TokenLoss:
-    """PPO (Schulman et al. 2017, arXiv 1707.06347): −min(r·A, clip(r, 1 − ε_low, 1 + ε_high)·A).
+    """PPO (Schulman et al. 2017, arXiv 1707.06347), equation 7: −min(r·A, clip(r, 1 − ε_low, 1 + ε_high)·A).
+
+    The ratio's denominator is π_old, in the paper the policy that sampled. Some surveys print the reference π_ref
+    there; the paper is followed.
 
     Two ranges instead of one are the clip-higher of DAPO (Yu et al. 2025, arXiv 2503.14476). With `dual_clip` c the
     objective is no less than c·A where A < 0, so a ratio that exploded under bad news is held too: dual-clip PPO (Ye et

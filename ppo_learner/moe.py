@@ -57,7 +57,8 @@ def routing(router_logits: Sequence[Tensor], real: Tensor, num_per_token: int) -
     count = real.sum().clamp(min=1)
     losses, loads = [], []
     for logits in router_logits:
-        probabilities = torch.softmax(logits.float(), dim=-1) * real[:, None]  # (T, E)
+        precision = torch.promote_types(logits.dtype, torch.float32)
+        probabilities = torch.softmax(logits, dim=-1, dtype=precision) * real[:, None]  # (T, E)
         chosen = torch.zeros_like(probabilities).scatter_(1, logits.topk(num_per_token, dim=-1).indices, 1.0)
         load = (chosen * real[:, None]).sum(dim=0)  # (E,)
         losses.append(logits.shape[1] * (load / count * probabilities.sum(dim=0) / count).sum())

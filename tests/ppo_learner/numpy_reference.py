@@ -86,6 +86,23 @@ def whitened(values: Floats) -> Floats:
     return (values - values.mean()) / (values.std() + 1e-6)
 
 
+def running_moments(returns: Floats) -> tuple[float, float]:
+    """Mean and deviation by the recurrences of PopArt (arXiv 1602.07714) with β_t = 1/t, which counts all alike."""
+    mean = squares = 0.0
+    for t, value in enumerate(returns, start=1):
+        mean += (value - mean) / t
+        squares += (value**2 - squares) / t
+    return mean, float(np.sqrt(squares - mean**2))
+
+
+def rescaled_layer(
+    weight: Floats, bias: float, before: tuple[float, float], after: tuple[float, float]
+) -> tuple[Floats, float]:
+    """PopArt's correction of the last layer, proposition 1 there; (mean, deviation) before and after."""
+    (mean, deviation), (new_mean, new_deviation) = before, after
+    return weight * deviation / new_deviation, (deviation * bias + mean - new_mean) / new_deviation
+
+
 def ppo_clip(new: Floats, old: Floats, advantages: Floats, low: float, high: float) -> Floats:
     losses = []
     for n, o, a in zip(new, old, advantages, strict=True):

@@ -1,4 +1,4 @@
-"""What a token counts: numbers worked by hand, and what the weights of a step sum to."""
+"""What a token counts: numbers worked by hand, NumPy, and what the weights of a step sum to."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ppo_learner.aggregation import AGGREGATIONS
 from ppo_learner.config import LearnerConfig
+from tests.ppo_learner import numpy_objective
 
 LENGTH = 8
 
@@ -29,6 +30,16 @@ def test_weights_weigh_tokens_or_completions_alike_or_by_a_constant() -> None:
         weights(counts, "sequence_mean")[[0, 2]], torch.tensor([1 / 6, 1 / 2], dtype=torch.float64)
     )
     assert weights(counts, "constant_length").tolist() == [1 / (3 * LENGTH)] * 3
+
+
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_the_loss_of_a_step_agrees_with_numpy(aggregation: str) -> None:
+    torch.manual_seed(0)
+    counts = [3, 0, 1, 12]
+    losses = [torch.randn(count, dtype=torch.float64) for count in counts]
+    found = sum(float((weight * part).sum()) for weight, part in zip(weights(counts, aggregation), losses, strict=True))
+    expected = numpy_objective.aggregated(aggregation, [part.numpy() for part in losses], LENGTH)
+    assert found == pytest.approx(expected, rel=1e-12)
 
 
 def test_with_a_constant_length_a_token_counts_the_same_whatever_stands_beside_it() -> None:

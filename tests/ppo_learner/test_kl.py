@@ -2,10 +2,12 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from ppo_learner.kl import KL_ESTIMATORS, next_kl_coefficient
+from tests.ppo_learner import numpy_objective
 
 POLICY = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
 REFERENCE = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64)
@@ -18,6 +20,14 @@ def test_estimators_of_one_token_worked_by_hand() -> None:
     assert float(KL_ESTIMATORS["k1"](new, reference)) == pytest.approx(math.log(2))
     assert float(KL_ESTIMATORS["k2"](new, reference)) == pytest.approx(math.log(2) ** 2 / 2)
     assert float(KL_ESTIMATORS["k3"](new, reference)) == pytest.approx(0.5 - 1 + math.log(2))
+
+
+@pytest.mark.parametrize("name", KL_ESTIMATORS)
+def test_every_estimator_agrees_with_numpy(name: str) -> None:
+    torch.manual_seed(0)
+    new, reference = torch.randn(2, 50, dtype=torch.float64)
+    expected = numpy_objective.kl_estimates(name, new.numpy(), reference.numpy())
+    np.testing.assert_allclose(KL_ESTIMATORS[name](new, reference).numpy(), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("name", ["k1", "k3"])

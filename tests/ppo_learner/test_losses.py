@@ -13,19 +13,12 @@ from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
 from ppo_learner.losses import POLICY_LOSSES, TokenLoss, cispo, gspo, ppo_clip, reinforce, sapo
 from tests.ppo_learner import numpy_policy_losses as reference
+from tests.ppo_learner.columns import logs, tokens
 
 LENGTHS = [4, 1, 7, 8]
 ROWS = torch.repeat_interleave(torch.tensor(LENGTHS))
 WITH_A_BOUND = {"ppo_clip": "grpo", "gspo": "gspo", "cispo": "cispo", "sapo": "sapo", "reinforce": "rloo"}
 """An algorithm that has each loss, so that the loss's own settings may be given."""
-
-
-def logs(*probabilities: float) -> Tensor:
-    return torch.tensor(probabilities, dtype=torch.float64).log()
-
-
-def tokens(*values: float) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def loss_of(
@@ -161,6 +154,27 @@ def test_a_policy_loss_has_the_gradient_of_finite_differences(name: str) -> None
         return torch.zeros(len(LENGTHS), dtype=torch.float64).index_add(0, ROWS, losses)
 
     assert torch.autograd.gradcheck(sums, (new,))
+
+
+@pytest.mark.parametrize("name", ["ppo_clip", "gspo"])
+def test_the_dual_clip_has_the_gradient_of_finite_differences(name: str) -> None:
+    torch.manual_seed(1)
+    new = torch.randn(len(ROWS), dtype=torch.float64, requires_grad=True)
+    old = torch.randn(len(ROWS), dtype=torch.float64)
+    advantages = -torch.rand(len(LENGTHS), dtype=torch.float64)[ROWS]
+    bounds = {"clip_ratio_low": 0.2, "clip_ratio_high": 0.2, "dual_clip": 1.3}
+
+    def losses(logprobs: Tensor) -> Tensor:
+        return loss_of(name, logprobs, old, advantages, ROWS, **bounds).losses
+
+    def sums(logprobs: Tensor) -> Tensor:
+        return torch.zeros(len(LENGTHS), dtype=torch.float64).index_add(0, ROWS, losses(logprobs))
+
+    held = torch.isclose(losses(new), -1.3 * advantages)
+    assert 0 < int(held.sum()) < len(ROWS)
+    assert torch.autograd.gradcheck(sums, (new,))
+    (gradient,) = torch.autograd.grad(losses(new).sum(), new)
+    assert not gradient[held].any()
 
 
 def test_cispo_has_the_gradient_of_logprobs_whose_weights_stand_still() -> None:

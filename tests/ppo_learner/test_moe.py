@@ -1,4 +1,4 @@
-"""Mixtures of experts: the balance loss against transformers', without padding, and what a step does with it."""
+"""Mixtures of experts: the balance loss against transformers' and NumPy, without padding, and what a step does."""
 
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from ppo_learner.moe import load_metrics, routing
 from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import UserError
 from services.transport.weights import TRANSPORTS, unpack
+from tests.ppo_learner import numpy_objective
 from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_supervised import make_demonstrations
@@ -70,14 +71,21 @@ def test_the_balance_loss_is_that_of_transformers_layer_by_layer() -> None:
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:
-    logits = torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    layers = torch.randn(2, 6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
     real = torch.tensor([True] * 5 + [False])
 
-    def loss(logits: Tensor) -> Tensor:
-        return routing([logits], real, 1).balance_loss
+    def loss(layers: Tensor) -> Tensor:
+        return routing(list(layers), real, 2).balance_loss
 
-    # Probabilities are float32, so step and tolerance are coarse.
-    assert torch.autograd.gradcheck(loss, (logits,), eps=1e-2, atol=1e-2)
+    assert torch.autograd.gradcheck(loss, (layers,))
+
+
+def test_the_balance_loss_agrees_with_numpy() -> None:
+    draw = torch.Generator().manual_seed(0)
+    layers = torch.randn(3, 30, 8, dtype=torch.float64, generator=draw)
+    real = torch.rand(30, generator=draw) > 0.3
+    expected = numpy_objective.balance_loss(list(layers.numpy()), real.tolist(), 2)
+    assert float(routing(list(layers), real, 2).balance_loss) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_policys_routing_is_what_the_model_itself_reports_of_real_tokens(experts: Path) -> None:

@@ -13,21 +13,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppo_learner.batching import Batch, MicroBatch
 from ppo_learner.config import LearnerConfig
-from ppo_learner.experience import Experience
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS
 from ppo_learner.objective import policy_objective
-from ppo_learner.return_moments import ReturnMoments
 from tests.ppo_learner import numpy_reference
+from tests.ppo_learner.columns import columns_of, logs, micro_batch_of
 
 LENGTHS = [4, 1, 7]
 VOCABULARY = 3
 CORRECTED = [name for name in IMPORTANCE_CORRECTIONS if name != "none"]
-
-
-def logs(*probabilities: float) -> Tensor:
-    return torch.tensor(probabilities, dtype=torch.float64).log()
 
 
 def loss_of(
@@ -43,34 +37,17 @@ def loss_of(
 ) -> Tensor:
     """The objective's loss on one micro-batch of every token, each counting 1 unless `weights` says otherwise."""
     lengths = lengths or [1] * len(logprobs)
-    offsets = torch.tensor([0, *itertools.accumulate(lengths)])
-    experience = Experience(
-        batch=Batch(token_ids=(), positions=(), action_offsets=offsets),
+    experience = columns_of(
+        lengths,
         advantages=advantages,
-        raw_advantages=advantages,
         behaviour_logprobs=behaviour,
         staleness=torch.tensor(staleness or [1] * len(logprobs)),
         start_logprobs=start,
-        reference_logprobs=None,
-        old_values=None,
-        targets=None,
-        values=None,
-        returns=None,
-        return_moments=ReturnMoments(),
-    )
-    nothing = torch.empty(0, dtype=torch.int64)
-    batch = MicroBatch(
-        token_ids=nothing,
-        rows=torch.repeat_interleave(torch.tensor(lengths)),
-        columns=nothing,
-        targets=nothing,
-        actions=torch.arange(len(logprobs)),
     )
     counts = torch.ones_like(logprobs) if weights is None else weights
     settings = LearnerConfig.model_validate({"algorithm": "grpo"} | config)
-    return policy_objective(
-        logprobs, torch.zeros_like(logprobs), batch, experience, counts, settings, kl_coefficient=0.0
-    ).loss
+    batch, entropy = micro_batch_of(lengths), torch.zeros_like(logprobs)
+    return policy_objective(logprobs, entropy, batch, experience, counts, settings, kl_coefficient=0.0).loss
 
 
 def test_decoupled_ppo_worked_by_hand() -> None:

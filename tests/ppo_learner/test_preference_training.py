@@ -12,8 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ppo_learner.preference_algorithms import PREFERENCE_ALGORITHMS
 from ppo_learner.preference_config import PreferenceConfig
-from ppo_learner.preference_training import PreferenceTask
+from ppo_learner.preference_training import PreferenceTask, PreferenceWork
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
@@ -109,6 +110,33 @@ def test_the_loss_is_that_of_each_pair_by_itself_however_pairs_are_batched(budge
     assert measured["rewards/margin"] == pytest.approx((rewards[:, 0] - rewards[:, 1]).mean(), rel=1e-3)
     assert measured["logprobs/rejected"] == pytest.approx(np.mean([pair[1].sum() for pair in both]), rel=1e-4)
     assert {name: step[name] for name in measured} == pytest.approx(measured, rel=1e-5)
+
+
+def two_pairs(algorithm: str, nll_weight: float) -> PreferenceWork:
+    """Chosen completions of 2 and 4 tokens, rejected ones of 1 and 2, and a reference without preference."""
+    lengths = (2, 1), (4, 2)
+    examples = [
+        PreferenceExample(
+            row=row, completions=(behind([1], [5] * chosen), behind([1], [6] * rejected)), reference=(-1.0, -1.0)
+        )
+        for row, (chosen, rejected) in enumerate(lengths)
+    ]
+    learner = PreferenceConfig.model_validate({"algorithm": algorithm, "nll_weight": nll_weight})
+    return PreferenceWork(examples, learner, packed=False)
+
+
+WITH_LIKELIHOOD = [name for name, parts in PREFERENCE_ALGORITHMS.items() if "nll_weight" in parts.settings]
+
+
+@pytest.mark.parametrize("algorithm", WITH_LIKELIHOOD)
+def test_the_likelihood_beside_the_preferences_worked_by_hand_and_by_finite_differences(algorithm: str) -> None:
+    # −log π of the chosen completions is 3 over 2 tokens and 1 over 4: ½·(1½ + ¼) beside the preferences.
+    answers = torch.tensor([-3.0, -2.0, -1.0, -5.0], dtype=torch.float64, requires_grad=True)
+    with_it, without = (two_pairs(algorithm, weight).sums(answers, (0, 1))[0] for weight in (0.5, 0.0))
+    assert (with_it - without).item() == pytest.approx(0.5 * 1.75)
+    (gradient,) = torch.autograd.grad(with_it - without, answers)
+    torch.testing.assert_close(gradient, torch.tensor([-0.25, 0.0, -0.125, 0.0], dtype=torch.float64))
+    assert torch.autograd.gradcheck(lambda said: two_pairs(algorithm, 0.5).sums(said, (0, 1))[0], (answers,))
 
 
 @pytest.mark.parametrize("budget", [20, 10_000])

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from ppo_learner.batching import batch_rollouts
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Evaluation, make_experience
 from ppo_learner.return_moments import ReturnMoments
+from tests.ppo_learner import numpy_reference
 from tests.ppo_learner.builders import make_group, random_groups, start_rank
 
 
@@ -29,6 +31,25 @@ def test_moments_of_parts_are_those_of_the_whole() -> None:
         moments = moments.merged(part)
     assert moments.mean == pytest.approx(float(returns.mean()), rel=1e-12)
     assert moments.deviation == pytest.approx(float(returns.std(correction=0)), rel=1e-10)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_moments_and_rescaling_agree_with_numpy(seed: int) -> None:
+    torch.manual_seed(seed)
+    first, second = 3 + torch.randn(2, 20, dtype=torch.float64) * torch.tensor([[1.0], [4.0]])
+    before = ReturnMoments().merged(first)
+    after = before.merged(second)
+    scales = [numpy_reference.running_moments(returns.numpy()) for returns in (first, torch.cat([first, second]))]
+    for moments, scale in zip((before, after), scales, strict=True):
+        assert (moments.mean, moments.deviation) == pytest.approx(scale, rel=1e-10)
+    features, weight, bias = torch.randn(5, 3).double().numpy(), np.array([0.5, -1.0, 2.0]), 0.3
+    new_weight, new_bias = numpy_reference.rescaled_layer(weight, bias, *scales)
+    factor, shift = before.rescaling(after)
+    np.testing.assert_allclose(factor * (features @ weight + bias) + shift, features @ new_weight + new_bias)
+    returns = features @ weight * scales[0][1] + scales[0][0]
+    np.testing.assert_allclose(before.restore(torch.from_numpy(features @ weight)).numpy(), returns)
+    normalised = (returns - scales[1][0]) / scales[1][1]
+    np.testing.assert_allclose(after.normalise(torch.from_numpy(returns)).numpy(), normalised)
 
 
 def test_returns_that_are_all_the_same_leave_the_scale_at_one() -> None:

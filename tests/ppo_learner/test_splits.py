@@ -4,7 +4,7 @@ All cases go through one pair of processes, because starting those is what takes
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +73,6 @@ def assert_same(found: dict[str, Any], whole: dict[str, Any]) -> None:
         for name in {name for name in expected if not is_of_the_machine(name)}:
             assert step[name] == pytest.approx(expected[name], rel=1e-4, abs=1e-5, nan_ok=True), name
     assert same_update(whole["start"], whole["end"], found["end"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """As in the pair of processes: on a busy machine, threads of so small a model mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
