@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from ppo_learner.algorithm_config import AlgorithmConfig
 
-_READ_BY = {
+READ_BY = {
     "gamma": ("gae", "monte_carlo", "greedy_baseline"),
     "gae_lambda": ("gae",),
     "turn_gamma": ("gae", "monte_carlo", "greedy_baseline"),
@@ -49,7 +49,7 @@ class AdvantageConfig(AlgorithmConfig):
 
     @model_validator(mode="after")
     def _weights_are_read(self) -> Self:
-        for name, advantages in _READ_BY.items():
+        for name, advantages in READ_BY.items():
             value = getattr(self, name)
             if value != type(self).model_fields[name].default and self.parts.advantage not in advantages:
                 raise ValueError(

@@ -16,7 +16,8 @@ PORTS = range(20_000, 32_000)
 
 def free_port(host: str) -> int:
     """A port of this machine's address `host` on which nothing listens. Raises `UserError` where there is none."""
-    for port in random.sample(PORTS, len(PORTS)):
+    lots = random.SystemRandom()  # The seeded generator would send every process of one seed to the same port.
+    for port in lots.sample(PORTS, len(PORTS)):
         with socket.socket() as listener, suppress(OSError):
             listener.bind((host, port))
             return port
