@@ -4,9 +4,9 @@ For each seed one warm-up (prepare and `trireme sft`), then from it `trireme tra
 `ALGORITHMS` has it. Nothing else differs, but that grpo_process learns from the reward of each digit; each step is four
 updates, because with one the ratio is 1 and losses that differ by what they make of it are the same; `--updates` has
 it otherwise, in a folder of its own. What has its summary is not run again. Seconds on a small machine: about 70 for a
-warm-up, 100 for a run.
+warm-up, 100 for a run. By the names of `OPTIONS` an algorithm is run with a setting that none brings by itself.
 
-    python -m benchmarks.algorithm_table [--folder runs/algorithm_table] [--seeds 3] [--algorithms ppo grpo …]
+    python -m benchmarks.algorithm_table [--folder runs/algorithm_table] [--seeds 3] [--algorithms ppo grpo_lead …]
         [--steps 40] [--updates 4] [--output runs/algorithm_table/table.json] [--table table.md]
         [--curves docs/algorithms.svg]
 """
@@ -23,6 +23,29 @@ from benchmarks.charts import COLOURS, Chart, Line, draw
 from benchmarks.quickstart_runs import accuracies, spread, train, warm_up
 from benchmarks.reference_task import read_lines
 from ppo_learner.algorithms import ALGORITHMS
+
+OPTIONS: dict[str, tuple[str, dict[str, object]]] = {
+    "ppo_value_head": ("ppo", {"learner.critic": "value_head"}),
+    "ppo_huber": ("ppo", {"learner.value_huber_delta": 0.5, "learner.value_clip": None}),
+    "ppo_critic_warm_up": ("ppo", {"learner.critic_warmup_steps": 3}),
+    "ppo_normalised_returns": ("ppo", {"learner.normalise_returns": True}),
+    "ppo_adaptive_kl": ("ppo", {"learner.kl_coefficient": 0.05, "learner.kl_target": 1.0, "learner.kl_horizon": 5000}),
+    "grpo_dual_clip": ("grpo", {"learner.dual_clip": 3.0}),
+    "grpo_entropy": ("grpo", {"learner.entropy_coefficient": 0.001}),
+    "grpo_kl_stop": ("grpo", {"learner.kl_stop": 0.01}),
+    "grpo_sequence_mean": ("grpo", {"learner.loss_aggregation": "sequence_mean"}),
+    "grpo_lead": ("grpo", {"learner.difficulty_weighting": True, "learner.length_penalty": 0.05}),
+    "grpo_stale": ("grpo", {"train.max_staleness": 1, "learner.importance_correction": "token_tis"}),
+    "dapo_whole": ("dapo", {"train.dynamic_sampling": True, "learner.overlong_tokens": 2}),
+    "demonstrations": ("ppo", {}),
+    "demonstrations_complement": ("ppo", {"demonstrations.rl_weight": "complement", "demonstrations.coefficient": 0.9}),
+}
+"""The algorithm, and what is set besides; demonstrations are in a quickstart file of their own."""
+_CONFIGS = {
+    "grpo_process": "process.yaml",
+    "demonstrations": "mixed.yaml",
+    "demonstrations_complement": "mixed.yaml",
+}
 
 REACHED = 0.9
 """The accuracy whose samples and seconds are told."""
@@ -48,15 +71,17 @@ class Learning:
         return None if step is None else cost[step]
 
 
-def settings(algorithm: str, *, num_steps: int, num_updates: int) -> tuple[str, list[str]]:
-    """The quickstart's file that an algorithm trains with, and what is changed in it."""
+def settings(name: str, *, num_steps: int, num_updates: int) -> tuple[str, list[str]]:
+    """The quickstart's file that an algorithm, or an option, trains with, and what is changed in it."""
+    algorithm, options = OPTIONS.get(name, (name, {}))
     flags = {
         "learner.algorithm": algorithm,
         "learner.num_minibatches": num_updates,
         "train.num_steps": num_steps,
+        **options,
     }
-    config = "process.yaml" if algorithm == "grpo_process" else "ppo.yaml"
-    return config, [part for name, value in flags.items() for part in (f"--{name}", str(value))]
+    parts = [part for key, value in flags.items() for part in (f"--{key}", "null" if value is None else str(value))]
+    return _CONFIGS.get(name, "ppo.yaml"), parts
 
 
 def read(run: Path, *, algorithm: str, seed: int) -> Learning:
@@ -146,7 +171,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("runs/algorithm_table"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--algorithms", nargs="+", choices=list(ALGORITHMS), default=list(ALGORITHMS))
+    parser.add_argument("--algorithms", nargs="+", choices=[*ALGORITHMS, *OPTIONS], default=list(ALGORITHMS))
     parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--updates", type=int, default=4)
     parser.add_argument("--output", type=Path)

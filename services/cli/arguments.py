@@ -45,6 +45,7 @@ def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, su
         cli_parse_args=flags,
         cli_hide_none_type=True,
         cli_avoid_json=True,
+        cli_parse_none_str="null",  # As a file spells it.
         cli_implicit_flags=False,
         root_parser=parser,
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.algorithm_table import Learning, charts, read, settings, table
+from benchmarks.algorithm_table import OPTIONS, Learning, charts, read, settings, table
 from benchmarks.charts import COLOURS, draw
 from benchmarks.quickstart_runs import QUICKSTART
 from ppo_learner.algorithms import ALGORITHMS
@@ -31,6 +31,20 @@ def test_every_algorithm_fits_the_quickstart(algorithm: str) -> None:
     assert (run.learner.algorithm, run.learner.updates_per_step, run.train.num_steps) == (algorithm, 3, 7)
     for setting, value in ALGORITHMS[algorithm].settings.items():
         assert getattr(run.learner, setting) == value
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_fits_the_quickstart_and_is_none_that_its_algorithm_brings(name: str) -> None:
+    algorithm, options = OPTIONS[name]
+    run, plain = (
+        load_config(RunConfig, [str(QUICKSTART / config), *flags], prog="trireme train", summary="")
+        for config, flags in (settings(which, num_steps=7, num_updates=3) for which in (name, algorithm))
+    )
+    assert run.learner.algorithm == algorithm
+    assert run.model_dump(exclude={"run"}) != plain.model_dump(exclude={"run"})
+    for key, value in options.items():
+        section, field = key.split(".")
+        assert getattr(getattr(run, section), field) == value
 
 
 def test_samples_and_seconds_add_up_over_the_steps_of_a_run(tmp_path: Path) -> None:

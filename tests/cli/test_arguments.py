@@ -45,6 +45,13 @@ def test_flags_win_over_the_file_and_the_file_over_defaults(run_yaml: str) -> No
     assert (config.model.path, config.model.dtype) == ("here", "float32")
 
 
+def test_a_flag_takes_a_setting_back_as_a_file_does() -> None:
+    config = load_config(
+        RunConfig, ["examples/quickstart/ppo.yaml", "--learner.value_clip", "null"], prog="", summary=""
+    )
+    assert config.learner.value_clip is None
+
+
 def test_no_environment_variable_changes_a_run(run_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from services.control.config import RunConfig
     from services.control.evaluate_config import EvaluateConfig
