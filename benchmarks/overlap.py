@@ -2,7 +2,8 @@
 
 The floor is the longest of generation, reward, training and stall, each measured alone: one worker that is kept as full
 as in the run, the reward service on the same samples, one learner on the same samples, each with one thread, and the
-run's own stall. The run is `trireme train` with one worker and a learner of one thread. Floor and run in turn.
+run's own stall. The run is `trireme train` with one worker and a learner of one thread. Floor and run in turn. What
+two cores cost each other is told beside it: the same training while a worker that has nothing to do with it samples.
 
     python -m benchmarks.overlap [--pairs 3] [--steps 12] [--staleness 1] [--output results.json]
 """
@@ -12,6 +13,8 @@ import asyncio
 import os
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
@@ -49,11 +52,12 @@ LEARNER = LearnerConfig(algorithm="grpo", lr=1e-6, max_tokens_per_micro_batch=20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """Seconds of one step's worth of each part, alone."""
+    """Seconds of one step's worth of each part alone, and of training while a worker samples on another core."""
 
     generation_s: float
     reward_s: float
     training_s: float
+    training_beside_s: float
 
     def floor_s(self, stall_s: float) -> float:
         return max(self.generation_s, self.reward_s, self.training_s, stall_s)
@@ -65,29 +69,36 @@ async def stream(pool: RolloutPool, *, at_once: int, num_batches: int) -> tuple[
     pending = {asyncio.create_task(pool.sample(next(requests))) for _ in range(at_once)}
     groups: list[RolloutGroup] = []
     times: list[float] = []
-    while len(groups) < (num_batches + 1) * NUM_PROMPTS:
-        done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            groups.append(task.result())
-            times.append(time.monotonic())
-            pending.add(asyncio.create_task(pool.sample(next(requests))))
-    for task in pending:
-        task.cancel()
-    await asyncio.gather(*pending, return_exceptions=True)
+    try:
+        while len(groups) < (num_batches + 1) * NUM_PROMPTS:
+            done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                groups.append(task.result())
+                times.append(time.monotonic())
+                pending.add(asyncio.create_task(pool.sample(next(requests))))
+    finally:
+        for task in pending:
+            task.cancel()
+        await asyncio.gather(*pending, return_exceptions=True)
     last = (num_batches + 1) * NUM_PROMPTS - 1
     return (times[last] - times[NUM_PROMPTS - 1]) / num_batches, groups[last + 1 - NUM_PROMPTS : last + 1]
 
 
-async def generation(folder: Path, max_staleness: int) -> tuple[float, list[RolloutGroup]]:
-    """Seconds of one worker alone for a batch of groups, with as many under way as the run has."""
+@asynccontextmanager
+async def one_worker(folder: Path) -> AsyncIterator[RolloutPool]:
     start_ray(object_store_memory=200 * 2**20)
     try:
         model = ModelConfig(path=str(folder / "model"), dtype="float32", max_length=256)
         worker = await start_worker(0, ROLLOUT, model, transport=None)
-        pool = RolloutPool([worker], max_outstanding=ROLLOUT.groups_at_once)
-        return await stream(pool, at_once=(max_staleness + 1) * NUM_PROMPTS, num_batches=5)
+        yield RolloutPool([worker], max_outstanding=ROLLOUT.groups_at_once)
     finally:
         ray.shutdown()
+
+
+async def generation(folder: Path, max_staleness: int) -> tuple[float, list[RolloutGroup]]:
+    """Seconds of one worker alone for a batch of groups, with as many under way as the run has."""
+    async with one_worker(folder) as pool:
+        return await stream(pool, at_once=(max_staleness + 1) * NUM_PROMPTS, num_batches=5)
 
 
 async def reward(folder: Path, groups: list[RolloutGroup]) -> tuple[float, list[ScoredGroup]]:
@@ -116,10 +127,26 @@ def training(folder: Path, groups: list[ScoredGroup]) -> float:
     return median(seconds[1:])
 
 
-async def parts_alone(folder: Path, max_staleness: int) -> Parts:
+async def training_beside(folder: Path, groups: list[ScoredGroup], max_staleness: int) -> float:
+    """Seconds of the same learner while a worker samples that it neither waits for nor sends weights to."""
+    async with one_worker(folder) as pool:
+        sampling = asyncio.create_task(stream(pool, at_once=(max_staleness + 1) * NUM_PROMPTS, num_batches=1000))
+        try:
+            return await asyncio.to_thread(training, folder, groups)
+        finally:
+            sampling.cancel()
+            await asyncio.wait([sampling])
+
+
+async def measured_parts(folder: Path, max_staleness: int) -> Parts:
     generation_s, groups = await generation(folder, max_staleness)
     reward_s, scored = await reward(folder, groups)
-    return Parts(generation_s=generation_s, reward_s=reward_s, training_s=training(folder, scored))
+    return Parts(
+        generation_s=generation_s,
+        reward_s=reward_s,
+        training_s=training(folder, scored),
+        training_beside_s=await training_beside(folder, scored, max_staleness),
+    )
 
 
 def asynchronous_run(folder: Path, num_steps: int, max_staleness: int) -> TrainRun:
@@ -132,26 +159,31 @@ def asynchronous_run(folder: Path, num_steps: int, max_staleness: int) -> TrainR
 
 
 def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Ratio], dict[str, float]]:
-    samples, steps, floors, stalls, means, largest = NUM_PROMPTS * NUM_SAMPLES, [], [], [], [], []
+    samples, steps, floors, besides, stalls, means, largest = NUM_PROMPTS * NUM_SAMPLES, [], [], [], [], [], []
     for _ in range(arguments.pairs):
-        parts = asyncio.run(parts_alone(folder, arguments.staleness))
+        parts = asyncio.run(measured_parts(folder, arguments.staleness))
         run = asynchronous_run(folder, arguments.steps, arguments.staleness)
         counted = run.steps[WARM_UP_STEPS:]
         steps.append(fmean(step["seconds/step"] for step in counted))
         stalls.append(run.median("sync/stall_seconds", skip=WARM_UP_STEPS))
         floors.append(parts.floor_s(stalls[-1]))
+        besides.append(max(floors[-1], parts.training_beside_s))
         means.append(fmean(step["staleness/mean"] for step in counted))
         largest.append(max(step["staleness/max"] for step in counted))
         print(
             f"alone: generation {parts.generation_s:.2f} s, reward {parts.reward_s:.3f} s, training "
-            f"{parts.training_s:.2f} s, stall {stalls[-1]:.3f} s; step {steps[-1]:.2f} s, of which waiting "
-            f"{run.median('seconds/waiting', skip=WARM_UP_STEPS):.2f} s, learning "
-            f"{run.median('seconds/learning', skip=WARM_UP_STEPS):.2f} s"
+            f"{parts.training_s:.2f} s, {parts.training_beside_s:.2f} s beside a worker, stall {stalls[-1]:.3f} s; "
+            f"step {steps[-1]:.2f} s, of which waiting {run.median('seconds/waiting', skip=WARM_UP_STEPS):.2f} s, "
+            f"learning {run.median('seconds/learning', skip=WARM_UP_STEPS):.2f} s"
         )
     ratios = [
         Ratio(
             name=f"1b own floor ÷ step time, max_staleness {arguments.staleness}", unit="samples/s",
             ours=[samples / step for step in steps], theirs=[samples / floor for floor in floors], aim=0.93,
+        ),
+        Ratio(
+            name="1b the same, training beside a worker ÷ step time", unit="samples/s",
+            ours=[samples / step for step in steps], theirs=[samples / beside for beside in besides], aim=1.0,
         ),
         Ratio(
             name="3c decode stall ÷ step time", unit="ms",
