@@ -20,7 +20,7 @@ from pathlib import Path
 from statistics import fmean
 
 from benchmarks.charts import COLOURS, Chart, Line, draw
-from benchmarks.quickstart_runs import accuracies, spread, train, warm_up
+from benchmarks.quickstart_runs import WITH_DEMONSTRATIONS, accuracies, spread, train, warm_up
 from benchmarks.reference_task import read_lines
 from ppo_learner.algorithms import ALGORITHMS
 
@@ -43,8 +43,8 @@ OPTIONS: dict[str, tuple[str, dict[str, object]]] = {
 """The algorithm, and what is set besides; demonstrations are in a quickstart file of their own."""
 _CONFIGS = {
     "grpo_process": "process.yaml",
-    "demonstrations": "mixed.yaml",
-    "demonstrations_complement": "mixed.yaml",
+    "demonstrations": WITH_DEMONSTRATIONS,
+    "demonstrations_complement": WITH_DEMONSTRATIONS,
 }
 
 REACHED = 0.9

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import stdev
 
 QUICKSTART = Path("examples/quickstart")
+WITH_DEMONSTRATIONS = "mixed.yaml"
 ACCURACY = "evaluation/accuracy"
 TIMEOUT_S = 1800
 
@@ -30,6 +31,8 @@ def warm_up(folder: Path, seed: int) -> None:
 def train(folder: Path, name: str, seed: int, *settings: str, config: str = "ppo.yaml") -> Path:
     """The folder of a finished run from the seed's warm-up, with these flags more than the quickstart's file has."""
     run = folder / name
+    if config == WITH_DEMONSTRATIONS:
+        settings = ("--demonstrations.prompts", str(folder / "train.jsonl"), *settings)
     if not (run / "summary.json").exists():
         _trireme(
             "train", QUICKSTART / config, run, seed,
