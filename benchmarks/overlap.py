@@ -182,7 +182,7 @@ def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Ratio], d
             ours=[samples / step for step in steps], theirs=[samples / floor for floor in floors], aim=0.93,
         ),
         Ratio(
-            name="1b the same, training beside a worker ÷ step time", unit="samples/s",
+            name="1b training beside a worker ÷ step time", unit="samples/s",
             ours=[samples / step for step in steps], theirs=[samples / beside for beside in besides], aim=1.0,
         ),
         Ratio(

@@ -50,10 +50,9 @@ class AdvantageConfig(AlgorithmConfig):
     @model_validator(mode="after")
     def _weights_are_read(self) -> Self:
         for name, advantages in READ_BY.items():
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default and self.parts.advantage not in advantages:
+            if self.differs(name) and self.parts.advantage not in advantages:
                 raise ValueError(
-                    f"{name} {value} has no effect with algorithm {self.algorithm}, whose advantage is "
+                    f"{name} {getattr(self, name)} has no effect with algorithm {self.algorithm}, whose advantage is "
                     f"{self.parts.advantage}; remove it, or use an algorithm with {' or '.join(advantages)}"
                 )
         if self.solved_reward != 1.0 and not (self.length_penalty or self.difficulty_weighting):

@@ -49,12 +49,11 @@ class CriticConfig(AlgorithmConfig):
     @model_validator(mode="after")
     def _critic_is_read(self) -> Self:
         for name in () if self.parts.needs_critic else _READ_WITH_A_CRITIC:
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default:
+            if self.differs(name):
                 with_one = " or ".join(other for other, parts in ALGORITHMS.items() if parts.needs_critic)
                 raise ValueError(
-                    f"{name} {value!r} has no effect with algorithm {self.algorithm}, which has no critic; remove it, "
-                    f"or use {with_one}"
+                    f"{name} {getattr(self, name)!r} has no effect with algorithm {self.algorithm}, which has no critic; "
+                    f"remove it, or use {with_one}"
                 )
         return self
 

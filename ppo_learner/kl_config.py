@@ -36,7 +36,7 @@ class KlConfig(Section):
                 f"kl_target {self.kl_target} steers kl_coefficient, which is 0 and would stay 0; "
                 "start it above 0, for example at 0.05"
             )
-        if self.kl_target is None and self.kl_horizon != type(self).model_fields["kl_horizon"].default:
+        if self.kl_target is None and self.differs("kl_horizon"):
             raise ValueError(
                 f"kl_horizon {self.kl_horizon} has no effect without kl_target, which it is steered to; set that, or "
                 "remove it"

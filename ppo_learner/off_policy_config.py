@@ -56,10 +56,9 @@ class OffPolicyConfig(AlgorithmConfig):
     @model_validator(mode="after")
     def _importance_bounds_fit(self) -> Self:
         for name, corrections in _IMPORTANCE_BOUNDS.items():
-            value, default = getattr(self, name), type(self).model_fields[name].default
-            if value != default and self.importance_correction not in corrections:
+            if self.differs(name) and self.importance_correction not in corrections:
                 raise ValueError(
-                    f"{name} {value} has no effect with importance_correction {self.importance_correction}; "
-                    f"remove it, or use {' or '.join(corrections)}"
+                    f"{name} {getattr(self, name)} has no effect with importance_correction "
+                    f"{self.importance_correction}; remove it, or use {' or '.join(corrections)}"
                 )
         return self

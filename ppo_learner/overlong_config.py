@@ -36,7 +36,7 @@ class OverlongConfig(Section):
     def _range_fits(self) -> Self:
         if self.overlong_tokens is None:
             for name in ("overlong_penalty", "overlong_limit"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if self.differs(name):
                     raise ValueError(f"{name} has no effect without overlong_tokens; set that, or remove it")
         elif self.overlong_limit is not None and self.overlong_tokens > self.overlong_limit:
             raise ValueError(_too_wide(self.overlong_tokens, self.overlong_limit))

@@ -55,11 +55,10 @@ class PolicyLossConfig(AlgorithmConfig):
     @model_validator(mode="after")
     def _bounds_are_read(self) -> Self:
         for name, losses in _READ_BY.items():
-            value = getattr(self, name)
-            if value != type(self).model_fields[name].default and self.parts.loss not in losses:
+            if self.differs(name) and self.parts.loss not in losses:
                 raise ValueError(
-                    f"{name} {value} has no effect with algorithm {self.algorithm}, whose loss is {self.parts.loss}; "
-                    f"remove it, or use an algorithm with {' or '.join(losses)}"
+                    f"{name} {getattr(self, name)} has no effect with algorithm {self.algorithm}, whose loss is "
+                    f"{self.parts.loss}; remove it, or use an algorithm with {' or '.join(losses)}"
                 )
         return self
 

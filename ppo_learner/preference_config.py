@@ -65,11 +65,10 @@ class PreferenceConfig(PackingConfig):
         if self.beta is not None and self.parts.beta is None:
             raise ValueError(f"beta {self.beta} has no effect with algorithm {self.algorithm}; remove it")
         for name in _OF_SOME_ALGORITHMS:
-            value = getattr(self, name)
-            if name not in self.parts.settings and value != type(self).model_fields[name].default:
+            if name not in self.parts.settings and self.differs(name):
                 users = [other for other, parts in PREFERENCE_ALGORITHMS.items() if name in parts.settings]
                 raise ValueError(
-                    f"{name} {value} has no effect with algorithm {self.algorithm}; remove it, or use "
+                    f"{name} {getattr(self, name)} has no effect with algorithm {self.algorithm}; remove it, or use "
                     f"{' or '.join(users)}"
                 )
         return self

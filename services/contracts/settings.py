@@ -14,6 +14,10 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
 
+    def differs(self, name: str) -> bool:
+        """Whether a setting is not what it is by default; which of the two the user wrote down makes no difference."""
+        return bool(getattr(self, name) != type(self).model_fields[name].default)
+
 
 class ModelConfig(Section):
     """Which model is trained, and in what number format."""

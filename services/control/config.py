@@ -147,7 +147,7 @@ class DemonstrationsConfig(DataConfig):
             )
         if self.schedule == "constant":
             for name in ("final_coefficient", "schedule_steps"):
-                if getattr(self, name) != type(self).model_fields[name].default:
+                if self.differs(name):
                     raise ValueError(f"{name} has no effect with schedule: constant; use linear, or remove it")
         if not self.coefficient and not self.final_coefficient:
             raise ValueError("coefficient 0 learns from no row; set it above 0, or leave the section out")
@@ -270,7 +270,7 @@ class RunConfig(TrainerRoot):
             "kl": (self.learner.kl_coefficient, "learner.kl_coefficient is 0, with which the KL is not measured"),
         }
         for name, (given, fault) in needs.items():
-            if not given and getattr(self.alarms, name) != AlarmsConfig.model_fields[name].default:
+            if not given and self.alarms.differs(name):
                 raise ValueError(f"alarms.{name} would never be raised: {fault}")
         return self
 

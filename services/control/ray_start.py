@@ -21,11 +21,11 @@ from ray._private.services import get_ray_address_from_environment
 
 from services.contracts.errors import DeadlineExceeded, UserError
 from services.control.config import ClusterConfig
+from services.control.process_tree import end_process_tree, start_ticks
 from services.control.ray_access import check_access
 from services.control.ray_watchdog import watch
 
 _QUIET: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}  # Any: Ray's options
-_ENDS_WITHIN_S = 5.0
 _LATE = ("timed out during startup", "Timed out waiting for file")  # Ray says so of its node, and of its server.
 
 
@@ -92,14 +92,12 @@ def _init(options: dict[str, Any]) -> Any:  # Any: Ray's options, and its contex
     ours = psutil.Process().children()
     try:
         return ray.init(address="local", include_dashboard=False, **options)
-    except Exception as error:
+    except Exception as error:  # Ray raises nothing narrower where its node is late.
         if not any(words in str(error) for words in _LATE):
             raise
-        started = [child for child in psutil.Process().children() if child not in ours]
-        for process in [*started, *(below for child in started for below in child.children(recursive=True))]:
-            with suppress(psutil.NoSuchProcess):
-                process.kill()
-        psutil.wait_procs(started, timeout=_ENDS_WITHIN_S)
+        for child in psutil.Process().children():
+            if child not in ours and (started := start_ticks(child.pid)) is not None:
+                end_process_tree(child.pid, started)
         raise _Late(error) from error
 
 

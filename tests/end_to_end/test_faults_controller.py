@@ -6,8 +6,6 @@ import signal
 import time
 from pathlib import Path
 
-import pytest
-
 from services.control import run_folder, run_state
 from services.control.ledger_events import RunEnded, Trained
 from tests.end_to_end.command import Finished, Running, json_lines, started, trireme, write_config
@@ -23,8 +21,6 @@ from tests.end_to_end.faults import (
 )
 from tests.end_to_end.tiny_run import LONG_STEPS, long_run_sections
 
-pytestmark = pytest.mark.timeout(600)
-"""Up to five commands in a test, each of which starts everything."""
 SEED = 7
 NUM_STEPS = 60
 """More than a run makes while it is stopped in several ways."""

@@ -171,7 +171,6 @@ def outcomes_of_ranks(
 def _train_as_one_of_two(
     rank: int, meet: Callable[[], int], train: Callable[..., None], cases: Sequence[str], model: Path, folder: Path
 ) -> None:
-    torch.set_num_threads(1)
     for name in cases:
         train(name, model, folder / name, rank=rank, world_size=2, ports=[meet() for _ in range(3)])
 
@@ -188,6 +187,8 @@ def run_as_pair(work: Callable[..., None], *arguments: Any, deadline_s: float) -
 
 
 def _work_as_one_of_two(work: Callable[..., None], rank: int, other: Connection, arguments: Sequence[Any]) -> None:
+    torch.set_num_threads(1)
+
     def meet() -> int:
         if rank == 1:
             return int(other.recv())

@@ -4,9 +4,8 @@ It must not import ppo_learner: the two share nothing but the papers.
 """
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from tests.ppo_learner.numpy_reference import Floats
 
 
 def kl_estimates(estimator: str, new: Floats, reference: Floats) -> Floats:

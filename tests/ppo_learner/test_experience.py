@@ -24,6 +24,7 @@ from tests.ppo_learner.columns import logs, tokens
 
 LN2 = math.log(2)
 KL_COEFFICIENT = 0.1
+WEIGHTS = {"gamma": 0.97, "gae_lambda": 0.9, "total_weight": 0.7}
 ON_REWARDS = [name for name in ALGORITHMS if LearnerConfig(algorithm=name).kl_placement == "reward"]
 
 
@@ -137,16 +138,15 @@ def told(groups: Sequence[ScoredGroup], evaluation: Evaluation, estimator: str |
     return found
 
 
-def agree(name: str, seed: int, settings: dict[str, Any], estimator: str | None) -> None:
+def assert_agreement(name: str, seed: int, settings: dict[str, Any], estimator: str | None) -> None:
     groups = greedily_answered(seed)
     evaluation = random_evaluation(groups, seed)
-    weights = {"gamma": 0.97, "gae_lambda": 0.9, "total_weight": 0.7}
     read = {
-        key: weight for key, weight in weights.items() if ALGORITHMS[name].advantage in READ_BY.get(key, ADVANTAGES)
+        key: weight for key, weight in WEIGHTS.items() if ALGORITHMS[name].advantage in READ_BY.get(key, ADVANTAGES)
     }
     found = made_of(groups, evaluation, {"algorithm": name} | read | settings).advantages
     by_hand = numpy_advantages.ALGORITHMS[name]
-    expected = by_hand(told(groups, evaluation, estimator), numpy_advantages.Settings(**weights))
+    expected = by_hand(told(groups, evaluation, estimator), numpy_advantages.Settings(**WEIGHTS))
     np.testing.assert_allclose(found.numpy(), np.concatenate(expected), rtol=1e-4, atol=1e-6)
 
 
@@ -154,13 +154,13 @@ def agree(name: str, seed: int, settings: dict[str, Any], estimator: str | None)
 @pytest.mark.parametrize("name", [name for name in ON_REWARDS if name != "grpo_process"])
 def test_the_advantages_of_an_algorithm_agree_with_numpy(name: str, estimator: str) -> None:
     for seed in range(3):
-        agree(name, seed, {"kl_placement": "reward", "kl_estimator": estimator}, estimator)
+        assert_agreement(name, seed, {"kl_placement": "reward", "kl_estimator": estimator}, estimator)
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
 def test_with_the_kl_in_the_loss_the_advantages_of_an_algorithm_agree_with_numpy(name: str) -> None:
     for seed in range(3):
-        agree(name, seed, {"kl_placement": "loss"}, None)
+        assert_agreement(name, seed, {"kl_placement": "loss"}, None)
 
 
 def test_every_algorithm_and_so_every_advantage_has_a_reference() -> None:
@@ -173,13 +173,12 @@ def test_what_a_critic_is_to_predict_agrees_with_numpy_on_its_own_scale() -> Non
     evaluation = random_evaluation(groups, 4)
     assert evaluation.values is not None
     past = np.array([2.0, 5.0, 11.0])
-    weights = {"gamma": 0.97, "gae_lambda": 0.9, "total_weight": 0.7}
     made = made_of(
-        groups, evaluation, weights | {"normalise_returns": True}, ReturnMoments().merged(torch.from_numpy(past))
+        groups, evaluation, WEIGHTS | {"normalise_returns": True}, ReturnMoments().merged(torch.from_numpy(past))
     )
     values = past.mean() + past.std() * evaluation.values
     completions = told(groups, replace(evaluation, values=values), "k1")
-    advantages = numpy_advantages.critic(completions, numpy_advantages.Settings(**weights))
+    advantages = numpy_advantages.critic(completions, numpy_advantages.Settings(**WEIGHTS))
     returns = np.concatenate(advantages) + values.numpy()
     mean, deviation = numpy_reference.running_moments(np.concatenate([past, returns]))
     for found, expected in [

@@ -60,7 +60,6 @@ def with_nan(gradient: torch.Tensor) -> torch.Tensor:
 
 
 def train_as_one_of_two(rank: int, meet: Callable[[], int], model: Path, folder: Path) -> None:
-    torch.set_num_threads(1)
     place = {"rank": rank, "world_size": 2}
     outcomes = {name: outcome(name, model, port=meet(), **place) for name in CASES}
     outcomes |= {name: outcome_after_poison(name, model, port=meet(), **place) for name in POISONED}
