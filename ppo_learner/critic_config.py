@@ -52,8 +52,8 @@ class CriticConfig(AlgorithmConfig):
             if self.differs(name):
                 with_one = " or ".join(other for other, parts in ALGORITHMS.items() if parts.needs_critic)
                 raise ValueError(
-                    f"{name} {getattr(self, name)!r} has no effect with algorithm {self.algorithm}, which has no critic; "
-                    f"remove it, or use {with_one}"
+                    f"{name} {getattr(self, name)!r} has no effect with algorithm {self.algorithm}, "
+                    f"which has no critic; remove it, or use {with_one}"
                 )
         return self
 
