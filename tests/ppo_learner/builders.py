@@ -135,9 +135,14 @@ def is_of_the_machine(metric: str) -> bool:
 
 
 def same_update(
-    start: Mapping[str, torch.Tensor], some: Mapping[str, torch.Tensor], others: Mapping[str, torch.Tensor]
+    start: Mapping[str, torch.Tensor],
+    some: Mapping[str, torch.Tensor],
+    others: Mapping[str, torch.Tensor],
+    *,
+    within: float = 1e-5,
 ) -> bool:
-    """Whether two updates from `start` are the same but for rounding.
+    """Whether two updates from `start` are the same but for rounding: the square of what lies between is at most
+    `within` of theirs.
 
     AdamW divides each gradient by its own size, so a weight whose gradient is all rounding may go either way: the
     updates are compared as whole vectors.
@@ -145,7 +150,7 @@ def same_update(
     assert start.keys() == some.keys() == others.keys()
     moved = sum(float((some[name].double() - start[name].double()).square().sum()) for name in start)
     apart = sum(float((some[name].double() - others[name].double()).square().sum()) for name in start)
-    return moved > 0 and apart < 1e-5 * moved
+    return moved > 0 and apart < within * moved
 
 
 def outcomes_of_ranks(

@@ -57,6 +57,7 @@ SEQUENCE_RATIO = {
     "max_tokens_per_micro_batch": 64,
 }
 MUON = VALUE_HEAD | {"optimizer": "muon"}
+EIGHT_BITS = VALUE_HEAD | {"optimizer": "adamw_8bit"}
 LORA = CRITIC | {"lora": {"rank": 4}, "ema_decay": 0.5}
 SHARED = {"num_ranks": 2, "sequence_parallel": 2, "max_tokens_per_micro_batch": 32}
 """What two ranks that share every sequence have beside the settings of one that has them alone."""
@@ -66,12 +67,14 @@ CASES: dict[str, dict[str, Any]] = {
     "stale": STALE,
     "lora": LORA,
     "muon": MUON,
+    "eight_bits": EIGHT_BITS,
     "stale_zero_2": STALE | {"zero_stage": 2, "packing": "on"},
     "sequence_ratio": SEQUENCE_RATIO,
     "sequence_ratio_zero_1": SEQUENCE_RATIO | {"zero_stage": 1, "packing": "on"},
     **{f"critic_zero_{stage}": CRITIC | {"zero_stage": stage} for stage in (0, 2, 3)},
     **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
     "muon_zero_2": MUON | {"zero_stage": 2},
+    **{f"eight_bits_zero_{stage}": EIGHT_BITS | {"zero_stage": stage} for stage in (2, 3)},
     **{f"lora_zero_{stage}": LORA | {"zero_stage": stage} for stage in (0, 2, 3)},
     "stale_zero_2_shared": STALE | SHARED | {"zero_stage": 2, "packing": "on"},
     "sequence_ratio_zero_1_shared": SEQUENCE_RATIO | SHARED | {"zero_stage": 1},
@@ -149,6 +152,11 @@ def alone(name: str) -> str:
     return name.split("_zero_")[0]
 
 
+def slack(name: str) -> float:
+    """How many times further apart than other cases this may be: moments of 8 bits are scaled by blocks of a shard."""
+    return 20.0 if name.startswith("eight_bits") else 1.0
+
+
 def without_the_machine(metrics: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if not is_of_the_machine(name)}
 
@@ -163,7 +171,8 @@ def comparable(name: str, metrics: dict[str, float]) -> dict[str, float]:
 def test_two_ranks_train_the_weights_that_one_does(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     expected = outcomes[alone(name)][0]
     for rank in outcomes[name]:
-        assert same_update(expected["start"], expected["weights"], rank["weights"])
+        within = 1e-5 * slack(name) ** 2
+        assert same_update(expected["start"], expected["weights"], rank["weights"], within=within)
 
 
 @pytest.mark.parametrize("name", TWO_RANKS)
@@ -175,7 +184,8 @@ def test_two_ranks_report_what_one_does_and_agree_to_the_bit(
         first["metrics"], second["metrics"], outcomes[alone(name)][0]["metrics"], strict=True
     ):
         assert without_the_machine(here) == without_the_machine(there)
-        assert comparable(name, here) == pytest.approx(comparable(name, expected), rel=5e-3, abs=2e-4)
+        rel, abs_ = 5e-3 * slack(name), 2e-4 * slack(name)
+        assert comparable(name, here) == pytest.approx(comparable(name, expected), rel=rel, abs=abs_)
 
 
 def test_two_ranks_stop_at_the_same_update(outcomes: dict[str, list[dict[str, Any]]]) -> None:
@@ -205,7 +215,7 @@ def test_the_export_is_the_whole_model_however_it_was_sharded(
 @pytest.mark.parametrize("name", TWO_RANKS)
 def test_the_canary_is_the_one_of_a_single_rank(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
     for found, expected in zip(outcomes[name][0]["canary"], outcomes[alone(name)][0]["canary"], strict=True):
-        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=2e-3)
+        torch.testing.assert_close(torch.tensor(found), torch.tensor(expected), rtol=0, atol=2e-3 * slack(name))
 
 
 @pytest.mark.parametrize("name", RESHARDED)
