@@ -1,9 +1,10 @@
 """Rows 1b, 3c and 6: how close an asynchronous step comes to its longest part, what a sync costs it, how stale it gets.
 
 The floor is the longest of generation, reward, training and stall, each measured alone: one worker that is kept as full
-as in the run, the reward service on the same samples, one learner on the same samples, each with one thread, and the
-run's own stall. The run is `trireme train` with one worker and a learner of one thread. Floor and run in turn. What
-two cores cost each other is told beside it: the same training while a worker that has nothing to do with it samples.
+as in the run, the reward service on a batch of what it sampled, one learner on the same, each with one thread, and the
+run's own stall. Generation and training are counted in tokens, of which a run's step may have more than that batch.
+The run is `trireme train` with one worker and a learner of one thread. Floor and run in turn. What two cores cost each
+other is told beside it: the same training while a worker that has nothing to do with it samples.
 
     python -m benchmarks.overlap [--pairs 3] [--steps 12] [--staleness 1] [--output results.json]
 """
@@ -33,7 +34,7 @@ from benchmarks.reference_task import (
     write_task,
 )
 from benchmarks.rollout_throughput import start_ray, start_worker
-from benchmarks.streaming import endless_orders
+from benchmarks.streaming import endless_orders, num_tokens
 from ppo_learner.config import LearnerConfig
 from reward_server.config import RewardConfig
 from rollout_workers.config import RolloutConfig
@@ -52,19 +53,38 @@ LEARNER = LearnerConfig(algorithm="grpo", lr=1e-6, max_tokens_per_micro_batch=20
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Parts:
-    """Seconds of one step's worth of each part alone, and of training while a worker samples on another core."""
+    """How fast each part is alone, and training while a worker samples on another core.
 
-    generation_s: float
+    Attributes:
+        generation: completion tokens a second.
+        reward_s: seconds for a step's samples.
+        training: tokens of prompts and completions a second.
+        training_beside: the same.
+    """
+
+    generation: float
     reward_s: float
-    training_s: float
-    training_beside_s: float
+    training: float
+    training_beside: float
 
-    def floor_s(self, stall_s: float) -> float:
-        return max(self.generation_s, self.reward_s, self.training_s, stall_s)
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """What a step of a run took and trained, on average."""
+
+    seconds: float
+    stall_s: float
+    completion_tokens: float
+    tokens: float
+
+    def floor_s(self, parts: Parts) -> float:
+        """Seconds that the longest part alone takes for as many tokens."""
+        generation_s = self.completion_tokens / parts.generation
+        return max(generation_s, parts.reward_s, self.tokens / parts.training, self.stall_s)
 
 
 async def stream(pool: RolloutPool, *, at_once: int, num_batches: int) -> tuple[float, list[RolloutGroup]]:
-    """Keep `at_once` groups under way; seconds for a batch of groups after the first batch, and the last batch."""
+    """Keep `at_once` groups under way; tokens per second after the first batch of groups, and the last batch."""
     requests = endless_orders(ROLLOUT)
     pending = {asyncio.create_task(pool.sample(next(requests))) for _ in range(at_once)}
     groups: list[RolloutGroup] = []
@@ -80,8 +100,9 @@ async def stream(pool: RolloutPool, *, at_once: int, num_batches: int) -> tuple[
         for task in pending:
             task.cancel()
         await asyncio.gather(*pending, return_exceptions=True)
-    last = (num_batches + 1) * NUM_PROMPTS - 1
-    return (times[last] - times[NUM_PROMPTS - 1]) / num_batches, groups[last + 1 - NUM_PROMPTS : last + 1]
+    end = (num_batches + 1) * NUM_PROMPTS
+    tokens = sum(map(num_tokens, groups[NUM_PROMPTS:end]))
+    return tokens / (times[end - 1] - times[NUM_PROMPTS - 1]), groups[end - NUM_PROMPTS : end]
 
 
 @asynccontextmanager
@@ -96,7 +117,7 @@ async def one_worker(folder: Path) -> AsyncIterator[RolloutPool]:
 
 
 async def generation(folder: Path, max_staleness: int) -> tuple[float, list[RolloutGroup]]:
-    """Seconds of one worker alone for a batch of groups, with as many under way as the run has."""
+    """Tokens per second of one worker alone, with as many groups under way as the run has, and a batch of them."""
     async with one_worker(folder) as pool:
         return await stream(pool, at_once=(max_staleness + 1) * NUM_PROMPTS, num_batches=5)
 
@@ -115,7 +136,7 @@ async def reward(folder: Path, groups: list[RolloutGroup]) -> tuple[float, list[
 
 
 def training(folder: Path, groups: list[ScoredGroup]) -> float:
-    """Seconds of a learner alone, with one thread, for a batch of groups."""
+    """Tokens per second of a learner alone, with one thread, on a batch of groups."""
     torch.set_num_threads(1)
     rank = start_learner(folder / "model", LEARNER, "float32")
     seconds = []
@@ -124,11 +145,11 @@ def training(folder: Path, groups: list[ScoredGroup]) -> float:
         rank.step(groups)
         seconds.append(time.monotonic() - started)
     rank.close()
-    return median(seconds[1:])
+    return sum(len(rollout.token_ids) for scored in groups for rollout in scored.group.rollouts) / median(seconds[1:])
 
 
 async def training_beside(folder: Path, groups: list[ScoredGroup], max_staleness: int) -> float:
-    """Seconds of the same learner while a worker samples that it neither waits for nor sends weights to."""
+    """The same of this learner while a worker samples that it neither waits for nor sends weights to."""
     async with one_worker(folder) as pool:
         sampling = asyncio.create_task(stream(pool, at_once=(max_staleness + 1) * NUM_PROMPTS, num_batches=1000))
         try:
@@ -139,13 +160,13 @@ async def training_beside(folder: Path, groups: list[ScoredGroup], max_staleness
 
 
 async def measured_parts(folder: Path, max_staleness: int) -> Parts:
-    generation_s, groups = await generation(folder, max_staleness)
+    tokens_per_second, groups = await generation(folder, max_staleness)
     reward_s, scored = await reward(folder, groups)
     return Parts(
-        generation_s=generation_s,
+        generation=tokens_per_second,
         reward_s=reward_s,
-        training_s=training(folder, scored),
-        training_beside_s=await training_beside(folder, scored, max_staleness),
+        training=training(folder, scored),
+        training_beside=await training_beside(folder, scored, max_staleness),
     )
 
 
@@ -158,36 +179,48 @@ def asynchronous_run(folder: Path, num_steps: int, max_staleness: int) -> TrainR
     return train(folder, changes)
 
 
+def step_of(run: TrainRun) -> Step:
+    """The average of the steps after the warm-up."""
+    counted = run.steps[WARM_UP_STEPS:]
+    return Step(
+        seconds=fmean(step["seconds/step"] for step in counted),
+        stall_s=run.median("sync/stall_seconds", skip=WARM_UP_STEPS),
+        completion_tokens=fmean(step["completion_tokens/mean"] for step in counted) * NUM_PROMPTS * NUM_SAMPLES,
+        tokens=fmean(step["learner/tokens"] for step in counted),
+    )
+
+
 def measure(folder: Path, arguments: argparse.Namespace) -> tuple[list[Ratio], dict[str, float]]:
-    samples, steps, floors, besides, stalls, means, largest = NUM_PROMPTS * NUM_SAMPLES, [], [], [], [], [], []
+    steps, floors, besides, means, largest = [], [], [], [], []
     for _ in range(arguments.pairs):
         parts = asyncio.run(measured_parts(folder, arguments.staleness))
         run = asynchronous_run(folder, arguments.steps, arguments.staleness)
-        counted = run.steps[WARM_UP_STEPS:]
-        steps.append(fmean(step["seconds/step"] for step in counted))
-        stalls.append(run.median("sync/stall_seconds", skip=WARM_UP_STEPS))
-        floors.append(parts.floor_s(stalls[-1]))
-        besides.append(max(floors[-1], parts.training_beside_s))
-        means.append(fmean(step["staleness/mean"] for step in counted))
-        largest.append(max(step["staleness/max"] for step in counted))
+        step = step_of(run)
+        steps.append(step)
+        floors.append(step.floor_s(parts))
+        besides.append(max(floors[-1], step.tokens / parts.training_beside))
+        means.append(fmean(one["staleness/mean"] for one in run.steps[WARM_UP_STEPS:]))
+        largest.append(max(one["staleness/max"] for one in run.steps[WARM_UP_STEPS:]))
         print(
-            f"alone: generation {parts.generation_s:.2f} s, reward {parts.reward_s:.3f} s, training "
-            f"{parts.training_s:.2f} s, {parts.training_beside_s:.2f} s beside a worker, stall {stalls[-1]:.3f} s; "
-            f"step {steps[-1]:.2f} s, of which waiting {run.median('seconds/waiting', skip=WARM_UP_STEPS):.2f} s, "
+            f"alone: generation {parts.generation:.0f} tokens/s, reward {parts.reward_s:.3f} s, training "
+            f"{parts.training:.0f} tokens/s, {parts.training_beside:.0f} beside a worker; step {step.seconds:.2f} s of "
+            f"{step.tokens:.0f} tokens, {step.completion_tokens:.0f} of them sampled, stall {step.stall_s:.3f} s, "
+            f"waiting {run.median('seconds/waiting', skip=WARM_UP_STEPS):.2f} s, "
             f"learning {run.median('seconds/learning', skip=WARM_UP_STEPS):.2f} s"
         )
+    ours = [step.tokens / step.seconds for step in steps]
     ratios = [
         Ratio(
-            name=f"1b own floor ÷ step time, max_staleness {arguments.staleness}", unit="samples/s",
-            ours=[samples / step for step in steps], theirs=[samples / floor for floor in floors], aim=0.93,
+            name=f"1b own floor ÷ step time, max_staleness {arguments.staleness}", unit="tokens/s",
+            ours=ours, theirs=[step.tokens / floor for step, floor in zip(steps, floors, strict=True)], aim=0.93,
         ),
         Ratio(
-            name="1b training beside a worker ÷ step time", unit="samples/s",
-            ours=[samples / step for step in steps], theirs=[samples / beside for beside in besides], aim=1.0,
+            name="1b training beside a worker ÷ step time", unit="tokens/s",
+            ours=ours, theirs=[step.tokens / beside for step, beside in zip(steps, besides, strict=True)], aim=1.0,
         ),
         Ratio(
             name="3c decode stall ÷ step time", unit="ms",
-            ours=[1000 * stall for stall in stalls], theirs=[1000 * step for step in steps], aim=0.01,
+            ours=[1000 * step.stall_s for step in steps], theirs=[1000 * step.seconds for step in steps], aim=0.01,
         ),
     ]  # fmt: skip
     return ratios, {"6 staleness at that efficiency, mean": fmean(means), "6 staleness, largest": max(largest)}

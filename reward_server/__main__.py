@@ -6,7 +6,6 @@ when the input is wrong.
 """
 
 import argparse
-import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +41,7 @@ def _serve(target: str, parent_pid: int | None, flags: dict[str, Any]) -> None:
     file = read_target(target, flags)
     set_up_logs(file.server)
     set_up_tracing("trireme-reward")
-    asyncio.run(serve_until_signal(lambda: build_scorer(file.services, file.server), file.server))
+    serve_until_signal(lambda: build_scorer(file.services, file.server), file.server)
 
 
 def read_target(target: str, flags: dict[str, Any]) -> RewardServerFile:

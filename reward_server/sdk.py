@@ -41,10 +41,8 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
     set_up_logs(config)
     set_up_tracing("trireme-reward")
     function = score if isinstance(score, RewardFunction) else RewardFunction(score, batched=batched)
-    asyncio.run(
-        serve_until_signal(
-            lambda: FunctionScorer(function, timeout_s=config.timeout_s, num_threads=config.num_threads), config
-        )
+    serve_until_signal(
+        lambda: FunctionScorer(function, timeout_s=config.timeout_s, num_threads=config.num_threads), config
     )
 
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import uvloop
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -209,8 +210,12 @@ class RewardServer:
             await self._health.set(service, status)
 
 
-async def serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardServerConfig) -> None:
+def serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardServerConfig) -> None:
     """Serve until SIGTERM or SIGINT, then drain. Prints one line with the address once it answers."""
+    uvloop.run(_serve_until_signal(make_scorer, config))
+
+
+async def _serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardServerConfig) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
