@@ -14,21 +14,25 @@ import os
 import subprocess
 import sys
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 import grpc
 
 from benchmarks.pairs import Ratio, in_turn, report
-from services.contracts.records import Reward, RewardSample
+from services.contracts.records import Prompt, Reward, RewardSample, Rollout, RolloutGroup
+from services.control.reward_samples import to_reward_samples
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_client import RewardClient
 from services.transport.reward_codec import SERVICE_NAME, encode_sample
 
 AT_ONCE = 16
-GROUP = 8
+SIZES = (1, 8, 16)
+"""Samples in a call; a call has the samples of one prompt."""
 
 Call = Callable[[], Awaitable[object]]
 
@@ -47,15 +51,18 @@ def running(name: str) -> Iterator[str]:
 
 def group_of(size: int, num_characters: int) -> list[RewardSample]:
     """Completions of one prompt, as the controller sends them."""
-    return [
-        RewardSample(
-            id=f"0-17/{index}",
-            prompt="What is six times seven? Think step by step. " * 4,
-            completion=("The answer is forty-two. " * (num_characters // 25 + 1))[:num_characters],
-            reference={"answer": "42", "difficulty": 3},
-        )
-        for index in range(size)
-    ]
+    prompt = Prompt(
+        id="0-17", text="What is six times seven? Think step by step. " * 4, token_ids=array("i"),
+        reference={"answer": "42", "difficulty": 3},
+    )  # fmt: skip
+    completion = ("The answer is forty-two. " * (num_characters // 25 + 1))[:num_characters]
+    rollout = Rollout(
+        prompt_id=prompt.id, sample_index=0, completion=completion, finish_reason="stop",
+        token_ids=array("i", [0]), logprobs=array("f", [0]), policy_versions=array("i", [0]),
+        loss_mask=array("b", [1]), num_prompt_tokens=0,
+    )  # fmt: skip
+    rollouts = tuple(replace(rollout, sample_index=index) for index in range(size))
+    return to_reward_samples(RolloutGroup(prompt=prompt, rollouts=rollouts))
 
 
 @asynccontextmanager
@@ -111,7 +118,7 @@ def rate(call: Call, *, seconds: float, samples_per_call: int = 1) -> Callable[[
 
 async def measure(addresses: dict[str, str], arguments: argparse.Namespace) -> list[Ratio]:
     ratios = []
-    for size in (1, GROUP):
+    for size in SIZES:
         group, text = group_of(size, arguments.characters), f"{size} sample{'s' * (size > 1)} a call"
         async with AsyncExitStack() as stack:
             enter = stack.enter_async_context

@@ -25,7 +25,7 @@ from services.contracts.records import (
     reward_versions,
 )
 from services.protos.reward.v1 import reward_pb2
-from services.transport.reward_codec import decode_outcome, encode_lone_request, encode_request_id
+from services.transport.reward_codec import LoneRequests, decode_outcome, encode_request_id
 from services.transport.reward_endpoint import Endpoint
 from services.transport.reward_replicas import Lookup, Replicas, look_up
 from services.transport.reward_retry import CallFault, Outage, Patience, Refusal, SampleFault
@@ -140,9 +140,10 @@ class RewardClient:
 
     def _encode(self, batch: Batch, max_bytes: int, *, with_token_ids: bool) -> Iterator[Encoded]:
         """The samples that can be sent; the others fail at once."""
+        requests = LoneRequests(with_token_ids=with_token_ids)
         for sample in batch.samples.values():
             try:
-                request = encode_lone_request(sample, with_token_ids=with_token_ids)
+                request = requests.encode(sample)
                 num_bytes = len(request) + REQUEST_OVERHEAD_BYTES
                 if num_bytes > max_bytes:
                     raise ValueError(self._too_large(num_bytes))

@@ -33,9 +33,10 @@ LARGEST_EXACT_INTEGER = 2**53
 MAX_LEVELS = 100
 """How deep messages may be nested for the readers of protobuf, below the request."""
 
-_FINISH_REASONS: Mapping[int, FinishReason] = {
-    reward_pb2.FinishReason.Value(f"FINISH_REASON_{reason.upper()}"): reason for reason in get_args(FinishReason)
+_FINISH_NUMBERS: Mapping[FinishReason, reward_pb2.FinishReason] = {
+    reason: getattr(reward_pb2, f"FINISH_REASON_{reason.upper()}") for reason in get_args(FinishReason)
 }
+_FINISH_REASONS: Mapping[int, FinishReason] = {number: reason for reason, number in _FINISH_NUMBERS.items()}
 _FAILURE_CODES = {reward_pb2.FailureCode.Value(f"FAILURE_CODE_{code.name}"): code for code in FailureCode}
 _ROLES: Mapping[str, Role] = {role: role for role in get_args(Role)}
 
@@ -46,30 +47,58 @@ def encode_sample(sample: RewardSample, *, with_token_ids: bool) -> reward_pb2.S
     Raises:
         ValueError: naming what of the sample cannot be sent.
     """
+    message = _encode_question(sample)
+    _write_answer(message, sample, with_token_ids=with_token_ids)
+    return message
+
+
+class LoneRequests:
+    """Writes samples as requests with one sample each. The bytes of several requests, put together, are one request
+    with the samples of all, as protobuf merges what comes twice; so a sample is written once, however it is sent.
+
+    What a sample has in common with the one before it, as completions of one prompt have, is checked and written once.
+    """
+
+    def __init__(self, *, with_token_ids: bool) -> None:
+        self._with_token_ids = with_token_ids
+        self._last: RewardSample | None = None
+        self._question = reward_pb2.Sample()
+
+    def encode(self, sample: RewardSample) -> bytes:
+        """A request with this sample alone. Raises `ValueError` as `encode_sample`."""
+        if self._last is None or not _has_question_of(sample, self._last):
+            self._question = _encode_question(sample)
+            self._last = sample
+        request = reward_pb2.ScoreRequest()
+        message = request.samples.add()
+        message.CopyFrom(self._question)
+        _write_answer(message, sample, with_token_ids=self._with_token_ids)
+        data: bytes = request.SerializeToString()
+        return data
+
+
+def _has_question_of(sample: RewardSample, other: RewardSample) -> bool:
+    """Whether both have the same objects; equal ones may be written otherwise (True and 1)."""
+    return sample.reference is other.reference and sample.prompt is other.prompt and sample.messages is other.messages
+
+
+def _encode_question(sample: RewardSample) -> reward_pb2.Sample:
     _refuse_lossy(sample.reference, "reference")
     message = reward_pb2.Sample(
-        id=sample.id,
         prompt=_text(sample.prompt, "prompt"),
         messages=[reward_pb2.Message(role=m.role, content=_text(m.content, "message")) for m in sample.messages],
-        completion=_text(sample.completion, "completion"),
-        token_ids=sample.token_ids if with_token_ids else (),
-        policy_version=sample.policy_version,
-        finish_reason=f"FINISH_REASON_{sample.finish_reason.upper()}",
     )
     message.reference.update(sample.reference)
     return message
 
 
-def encode_lone_request(sample: RewardSample, *, with_token_ids: bool) -> bytes:
-    """A request with this sample alone. The bytes of several requests, put together, are one request with the samples
-    of all, as protobuf merges what comes twice; so a sample is written once, however it is sent.
-
-    Raises:
-        ValueError: as `encode_sample`.
-    """
-    request = reward_pb2.ScoreRequest(samples=(encode_sample(sample, with_token_ids=with_token_ids),))
-    data: bytes = request.SerializeToString()
-    return data
+def _write_answer(message: reward_pb2.Sample, sample: RewardSample, *, with_token_ids: bool) -> None:
+    message.id = sample.id
+    message.completion = _text(sample.completion, "completion")
+    message.policy_version = sample.policy_version
+    message.finish_reason = _FINISH_NUMBERS[sample.finish_reason]
+    if with_token_ids:
+        message.token_ids.extend(sample.token_ids)
 
 
 def encode_request_id(request_id: str) -> bytes:

@@ -1,7 +1,9 @@
 """Whatever is sent to a reward server, or returned by a reward, has a typed answer; what is sent arrives as it was."""
 
 import math
+import re
 from contextlib import suppress
+from dataclasses import replace
 
 import grpc
 import pytest
@@ -23,7 +25,7 @@ from services.contracts.records import (
     StepReward,
 )
 from services.protos.reward.v1 import reward_pb2
-from services.transport.reward_codec import decode_outcome, decode_sample, encode_result, encode_sample
+from services.transport.reward_codec import LoneRequests, decode_outcome, decode_sample, encode_result, encode_sample
 from tests.reward_server.serving import make_sample, serving
 
 METHOD = "/trireme.reward.v1.RewardService/Score"
@@ -76,6 +78,22 @@ def test_a_sample_arrives_as_it_was_or_is_refused_before_it_is_sent(sample: Rewa
     for name in ("id", "prompt", "completion", "token_ids", "policy_version"):
         assert getattr(arrived, name) == getattr(sample, name)
     assert equal(dict(sample.reference), dict(arrived.reference))
+
+
+@given(st.lists(st.tuples(SAMPLES, TEXTS), max_size=4))
+@example([(make_sample(shown=True), "a"), (make_sample(shown=1), "b")])
+def test_samples_of_one_prompt_are_written_as_each_alone_would_be(drawn: list[tuple[RewardSample, str]]) -> None:
+    requests = LoneRequests(with_token_ids=True)
+    for first, completion in drawn:
+        for sample in (first, replace(first, id="another", completion=completion)):
+            try:
+                message = encode_sample(sample, with_token_ids=True)
+            except ValueError as error:
+                with pytest.raises(ValueError, match=re.escape(str(error))):
+                    requests.encode(sample)
+            else:
+                written = reward_pb2.ScoreRequest.FromString(requests.encode(sample))
+                assert written == reward_pb2.ScoreRequest(samples=[message])
 
 
 @pytest.mark.parametrize("objects", [True, False])
