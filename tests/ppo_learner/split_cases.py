@@ -59,6 +59,11 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
         }
         for name in PROXIMAL_POLICIES
     },
+    "option_dual_clip": {"algorithm": "grpo", "dual_clip": 3.0},
+    "option_lead": {"algorithm": "grpo", "difficulty_weighting": True, "length_penalty": 0.05},
+    "option_overlong": {"algorithm": "dapo", "overlong_tokens": 8, "overlong_limit": 24},
+    "option_turns": {"algorithm": "ppo", "turn_gamma": 0.5},
+    "option_values": {"critic": "value_head", "value_clip": None},
 }
 
 

@@ -72,6 +72,7 @@ CASES: dict[str, dict[str, Any]] = {
     "sequence_ratio": SEQUENCE_RATIO,
     "sequence_ratio_zero_1": SEQUENCE_RATIO | {"zero_stage": 1, "packing": "on"},
     **{f"critic_zero_{stage}": CRITIC | {"zero_stage": stage} for stage in (0, 2, 3)},
+    "critic_zero_3_offload": CRITIC | {"zero_stage": 3, "offload": "parameters_and_optimizer"},
     **{f"value_head_zero_{stage}": VALUE_HEAD | {"zero_stage": stage} for stage in (1, 3)},
     "muon_zero_2": MUON | {"zero_stage": 2},
     **{f"eight_bits_zero_{stage}": EIGHT_BITS | {"zero_stage": stage} for stage in (2, 3)},
@@ -83,7 +84,7 @@ CASES: dict[str, dict[str, Any]] = {
 MIXED = ("value_head", "stale", "lora")
 """Beginnings of the names of cases that learn demonstrations beside their rollouts."""
 TWO_RANKS = [name for name in CASES if "zero" in name]
-RESHARDED = ["critic_zero_2", "value_head_zero_3"]
+RESHARDED = ["critic_zero_2", "value_head_zero_3", "lora_zero_3"]
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
