@@ -25,7 +25,9 @@ def restore_point(folder: Path, progress: Progress, *, resume: bool) -> tuple[Pa
     """
     if not resume:
         return None, RunState(step=0, prompt_position=0)
-    checkpoint, state, faults = run_state.newest(folder / run_folder.CHECKPOINTS)
+    checkpoints = folder / run_folder.CHECKPOINTS
+    run_state.finish_commit(checkpoints)
+    checkpoint, state, faults = run_state.newest(checkpoints)
     for fault in faults:
         progress.message(f"skipped a damaged checkpoint: {fault}")
     progress.message(f"resuming after step {state.step}")

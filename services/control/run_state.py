@@ -1,10 +1,11 @@
 """Checkpoints of the whole run: all of it, or none.
 
 A checkpoint is `checkpoints/step_N/`: the learner's own files, `state.json`, and last of all `COMMIT`, which holds the
-hash of every other file. It is written under another name, flushed to disk, and renamed.
+hash of every other file. It is written under another name, flushed to disk, and renamed; a crash in between leaves a
+whole checkpoint under that other name, which `finish_commit` renames.
 
-Invariants: a folder named `step_N` with a COMMIT whose hashes agree is whole; older checkpoints go only after the new
-one is committed; nothing is loaded before its hash was checked.
+Invariants: a folder with a COMMIT whose hashes agree is whole; older checkpoints go only after the new one is
+committed; nothing is loaded before its hash was checked.
 """
 
 import hashlib
@@ -23,6 +24,7 @@ COMMIT_FILE = "COMMIT"
 STATE_FILE = "state.json"
 WAITING_FILE = "waiting.jsonl"
 LEARNER_FOLDER = "learner"
+PARTIAL = ".partial"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,7 +77,7 @@ async def commit(
         CheckpointError: when the disk refuses; the checkpoints before stay as they are.
     """
     final = folder / f"step_{state.step}"
-    temporary = folder / f".step_{state.step}.partial"
+    temporary = folder / f".{final.name}{PARTIAL}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -94,6 +96,14 @@ async def commit(
         ) from error
     _prune(folder, newest_step=state.step, keep=keep)
     return final
+
+
+def finish_commit(folder: Path) -> None:
+    """Rename a checkpoint that was whole when its process ended; only for the process that holds the run's folder."""
+    for whole in (path.parent for path in folder.glob(f".step_*{PARTIAL}/{COMMIT_FILE}")):
+        final = folder / whole.name.removeprefix(".").removesuffix(PARTIAL)
+        if not final.exists():
+            whole.rename(final)
 
 
 def newest(folder: Path) -> tuple[Path, RunState, list[str]]:

@@ -1,6 +1,8 @@
 """Checkpoints are all or nothing, and only whole ones are loaded."""
 
+import os
 import resource
+import shutil
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -79,6 +81,59 @@ async def test_a_crash_in_the_middle_of_a_save_leaves_the_last_commit(tmp_path: 
     assert (found.name, state.step) == ("step_1", 1)
     await commit(tmp_path, 2)
     assert run_state.newest(tmp_path)[1].step == 2
+
+
+CHANGES: list[tuple[object, str]] = [
+    *((Path, name) for name in ("mkdir", "write_text", "write_bytes", "rename")),
+    (os, "fsync"),
+    (shutil, "rmtree"),
+]
+
+
+class Crash(BaseException):
+    """The process ends here."""
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, point: int) -> list[str]:
+    """End the process before its `point`th change to the disk; gives the names of the changes before."""
+    made: list[str] = []
+
+    def watched(owner: object, name: str) -> None:
+        change = getattr(owner, name)
+
+        def change_or_crash(*args: object, **options: object) -> object:
+            if len(made) == point:
+                raise Crash
+            made.append(name)
+            return change(*args, **options)
+
+        monkeypatch.setattr(owner, name, change_or_crash)
+
+    for owner, name in CHANGES:
+        watched(owner, name)
+    return made
+
+
+@pytest.mark.parametrize("step", [1, 2])
+async def test_a_crash_before_any_change_to_the_disk_leaves_a_whole_checkpoint(step: int, tmp_path: Path) -> None:
+    """Of one checkpoint that is kept, by the next one and by one of the same step."""
+    for point in range(100):
+        folder = tmp_path / str(point)
+        folder.mkdir()
+        await commit(folder, 1, keep=1)
+        with pytest.MonkeyPatch.context() as patched:
+            made = crash_at(patched, point)
+            try:
+                await commit(folder, step, keep=1)
+            except Crash:
+                pass
+            else:
+                break
+        run_state.finish_commit(folder)
+        assert run_state.newest(folder)[1].step in {1, step}
+        await commit(folder, 3, keep=1)
+        assert run_state.newest(folder)[1].step == 3
+    assert set(made) == {name for _, name in CHANGES} and point >= 15
 
 
 async def test_a_full_disk_says_so_and_keeps_the_last_commit(tmp_path: Path) -> None:

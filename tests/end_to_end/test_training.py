@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from services.control.ledger_events import parse_event
+from services.control.ledger_events import RunEnded, parse_event
+from services.control.ledger_file import LedgerFile
 from services.control.verification import verify_run
 from tests.end_to_end.command import TIMEOUT_S, json_lines, started, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
@@ -181,5 +182,8 @@ def test_a_reward_that_dies_stops_the_run_with_a_checkpoint(task: Path, tmp_path
     assert address in finished.output
     assert "go on with: trireme train" in finished.output
     assert list((tmp_path / "run" / "checkpoints").glob("step_*/COMMIT"))
+    (ended,) = (event for event in LedgerFile(tmp_path / "run") if isinstance(event, RunEnded))
+    assert ended.error == "RewardUnavailable"
+    assert verify_run(tmp_path / "run").violations == {}
     metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(0 <= float(str(row["reward_of_greedy"])) <= 1 for row in metrics)

@@ -67,6 +67,12 @@ def test_a_new_loss_is_a_function_a_line_and_a_name(tiny_model: Path, monkeypatc
         LearnerConfig(algorithm="spo")
     monkeypatch.setitem(POLICY_LOSSES, "spo", spo)
     monkeypatch.setitem(ALGORITHMS, "spo", Algorithm(advantage="group_normalised", loss="spo"))
+    # A ratio of 3/2, an advantage of 2, ε = 0.2: −(3 − 2/0.4·0.25).
+    new, old, advantages = torch.tensor([1.5]).log(), torch.zeros(1), torch.tensor([2.0])
+    by_hand = POLICY_LOSSES["spo"](
+        new, old, advantages, torch.zeros(1, dtype=torch.long), LearnerConfig(algorithm="spo")
+    )
+    assert by_hand.losses.tolist() == pytest.approx([-1.75])
     assert learns_to_prefer_the_rewarded_completion("spo", tiny_model)
 
 
@@ -103,16 +109,21 @@ def test_a_new_preference_loss_is_a_function_a_line_and_a_name(
 
 
 @pytest.mark.parametrize(
-    ("heading", "function"),
-    [("policy loss", spo), ("advantage", length_weighted), ("preference loss", hinge_loss)],
+    ("heading", "function", "tested_in"),
+    [
+        ("policy loss", spo, {"test_losses", "numpy_policy_losses", "numpy_advantages"}),
+        ("advantage", length_weighted, {"test_advantages", "numpy_advantages"}),
+        ("preference loss", hinge_loss, {"test_preference_losses", "numpy_preferences"}),
+    ],
 )
 def test_a_walk_through_names_files_dicts_and_arguments_that_exist(
-    heading: str, function: Callable[..., Any]
+    heading: str, function: Callable[..., Any], tested_in: set[str]
 ) -> None:  # Any: what it returns
     text = (ROOT / "CONTRIBUTING.md").read_text()
     section = text.split(f"## Walk-through: a new {heading}\n")[1].split("\n## ")[0]
     paths = re.findall(r"`((?:ppo_learner|tests|docs)/[\w/.]+)`", section)
     assert paths and all((ROOT / path).exists() for path in paths)
+    assert tested_in <= {Path(path).stem for path in paths}
     sources = "".join((ROOT / path).read_text() for path in paths if path.startswith("ppo_learner"))
     dicts = re.findall(r"`([A-Z_]{2,})`", section)
     assert dicts and all(re.search(rf"^{name}\b.* = {{$", sources, re.MULTILINE) for name in dicts)
