@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, TypeVar
 
+from services.contracts.errors import UserError
 from services.contracts.run_status import RunStatus
 from services.control.ledger_events import (
     Accepted,
@@ -54,9 +55,11 @@ Doing = Literal["samples", "loads", "waits"]
 
 def events(run: Path, kind: type[Kind], *, since: float = 0.0) -> list[Kind]:
     """What the ledger of the folder `run` has of one kind, from that moment on."""
-    if not (run / "events.jsonl").exists():
+    try:
+        ledger = LedgerFile(run)
+    except UserError:  # It has none yet.
         return []
-    return [event for event in LedgerFile(run) if isinstance(event, kind) and event.time >= since - 0.001]
+    return [event for event in ledger if isinstance(event, kind) and event.time >= since - 0.001]
 
 
 def came(running: Running, run: Path, kind: type[Kind], *, since: float) -> Kind:
