@@ -142,10 +142,10 @@ def training(folder: Path, groups: list[ScoredGroup]) -> float:
     seconds = []
     for _ in range(6):
         started = time.monotonic()
-        rank.step(groups)
+        trained = rank.step(groups)
         seconds.append(time.monotonic() - started)
     rank.close()
-    return sum(len(rollout.token_ids) for scored in groups for rollout in scored.group.rollouts) / median(seconds[1:])
+    return trained.metrics["learner/tokens"] / median(seconds[1:])
 
 
 async def training_beside(folder: Path, groups: list[ScoredGroup], max_staleness: int) -> float:

@@ -100,10 +100,10 @@ async def commit(
 
 def finish_commit(folder: Path) -> None:
     """Rename a checkpoint that was whole when its process ended; only for the process that holds the run's folder."""
-    for whole in (path.parent for path in folder.glob(f".step_*{PARTIAL}/{COMMIT_FILE}")):
-        final = folder / whole.name.removeprefix(".").removesuffix(PARTIAL)
-        if not final.exists():
-            whole.rename(final)
+    for found in (path.parent for path in folder.glob(f".step_*{PARTIAL}/{COMMIT_FILE}")):
+        final = folder / found.name.removeprefix(".").removesuffix(PARTIAL)
+        if not final.exists() and _fault(found) is None:
+            found.rename(final)
 
 
 def newest(folder: Path) -> tuple[Path, RunState, list[str]]:

@@ -136,6 +136,15 @@ async def test_a_crash_before_any_change_to_the_disk_leaves_a_whole_checkpoint(s
     assert set(made) == {name for _, name in CHANGES} and point >= 15
 
 
+async def test_a_checkpoint_whose_seal_was_not_finished_gets_no_name(tmp_path: Path) -> None:
+    sealed = await commit(tmp_path, 2)
+    torn = sealed.rename(tmp_path / ".step_2.partial")
+    (torn / "COMMIT").write_text((torn / "COMMIT").read_text()[:-20])
+    await commit(tmp_path, 1)
+    run_state.finish_commit(tmp_path)
+    assert [path.name for path in run_state.committed(tmp_path)] == ["step_1"]
+
+
 async def test_a_full_disk_says_so_and_keeps_the_last_commit(tmp_path: Path) -> None:
     await commit(tmp_path, 1)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

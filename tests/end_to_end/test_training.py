@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from services.control.ledger_events import RunEnded, parse_event
-from services.control.ledger_file import LedgerFile
 from services.control.verification import verify_run
 from tests.end_to_end.command import TIMEOUT_S, json_lines, started, trireme, write_config
+from tests.end_to_end.faults import events, steps_done, violations, weights
 from tests.end_to_end.tiny_run import run_sections
 from tests.simulation.filtering import check_filtering
 
@@ -57,15 +57,6 @@ def undisturbed(task: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-def weights(run: Path) -> bytes:
-    return (run / "export" / "model.safetensors").read_bytes()
-
-
-def steps_done(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
-
-
 def test_a_run_writes_all_that_it_promises(undisturbed: Path, task: Path) -> None:
     metrics = json_lines(undisturbed / "metrics.jsonl")
     assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
@@ -96,8 +87,8 @@ def test_three_workers_and_a_reward_by_address_change_no_weight(undisturbed: Pat
 
 
 def test_dynamic_sampling_put_flat_groups_aside_and_length_cost_reward(undisturbed: Path) -> None:
-    events = [parse_event(line) for line in (undisturbed / "events.jsonl").read_bytes().splitlines()]
-    assert check_filtering(events, most=12) == []
+    ledger = [parse_event(line) for line in (undisturbed / "events.jsonl").read_bytes().splitlines()]
+    assert check_filtering(ledger, most=12) == []
     report = verify_run(undisturbed)
     assert report.violations == {} and report.totals.filtered > 0
     metrics = json_lines(undisturbed / "metrics.jsonl")
@@ -182,8 +173,7 @@ def test_a_reward_that_dies_stops_the_run_with_a_checkpoint(task: Path, tmp_path
     assert address in finished.output
     assert "go on with: trireme train" in finished.output
     assert list((tmp_path / "run" / "checkpoints").glob("step_*/COMMIT"))
-    (ended,) = (event for event in LedgerFile(tmp_path / "run") if isinstance(event, RunEnded))
-    assert ended.error == "RewardUnavailable"
-    assert verify_run(tmp_path / "run").violations == {}
+    assert [ended.error for ended in events(tmp_path / "run", RunEnded)] == ["RewardUnavailable"]
+    assert violations(tmp_path / "run") == {}
     metrics = json_lines(tmp_path / "run" / "metrics.jsonl")
     assert all(0 <= float(str(row["reward_of_greedy"])) <= 1 for row in metrics)
