@@ -18,6 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from services.contracts.errors import DeadlineExceeded, TriremeError, WorkerLost
 from services.control.process_tree import end_process_tree, start_ticks
 
+PULSE = "pulse"
+"""Ray's concurrency group of what a process answers while it is busy."""
+
 _KNOWN_WITHIN_S = 1.0
 """Time to look up a location that arrived long ago."""
 
@@ -64,6 +67,14 @@ class Actor:
         """
         reference = getattr(self._handle, method).remote(*args)
         return await self._answer(reference, method, timeout_s)
+
+    async def pulse(self, *, timeout_s: float) -> None:
+        """Have the process answer beside whatever it does; of one that was spawned with a pulse. Raises as `call` does.
+
+        A frozen process does not, and one whose machine is cut off; Ray itself notices neither for minutes.
+        """
+        answer = self._handle.__ray_call__.options(concurrency_group=PULSE).remote(_is_here)
+        await self._answer(answer, "pulse", timeout_s)
 
     async def locate(self, *, timeout_s: float) -> Location:
         """Where the process runs; waits until it was started. Raises as `call` does."""
@@ -131,6 +142,10 @@ def constructed_by_start(process: type) -> type:
             super().__init__(**self._arguments)
 
     return Deferred
+
+
+def _is_here(_: object) -> None:
+    """Return, which shows that the process runs."""
 
 
 def _whereabouts(_: object) -> Location:

@@ -18,7 +18,7 @@ from ray.util.placement_group import PlacementGroup, placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from services.contracts.errors import DeadlineExceeded, UserError, WorkerLost
-from services.control.actor import Actor, original
+from services.control.actor import PULSE, Actor, original
 from services.control.config import ClusterConfig
 from services.control.placement import Demand, Resources, in_words, shortage, total, unplaced, who_needs_what
 from services.control.ray_start import start_ray
@@ -106,16 +106,19 @@ class Cluster:
         *,
         environment: Mapping[str, str],
         concurrency: int = 1,
+        pulse: bool = False,
     ) -> Actor:
         """Start `process(**arguments)` in a process of its own, in `room`; does not wait for it.
 
         Args:
             environment: variables set before the process imports anything.
             concurrency: calls it may work on at a time (asynchronous methods).
+            pulse: it answers `Actor.pulse` while it works, and so does its work in a thread that is not the main one.
         """
         demand = room.demand
+        remote = ray.remote(concurrency_groups={PULSE: 1}) if pulse else ray.remote
         handle = (
-            ray.remote(process)
+            remote(process)
             .options(
                 name=None,
                 num_cpus=demand.cpus,

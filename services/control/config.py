@@ -66,6 +66,9 @@ class TrainConfig(Section):
     """How often all learner ranks may be started anew from the last checkpoint after one of them was lost."""
     step_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for one learner step, save, load or export, in seconds."""
+    pulse_timeout_s: float = Field(default=20.0, gt=0)
+    """Longest silence of a learner rank's process while it works, in seconds; then it is frozen or cut off, and all
+    ranks start anew. A rank that answers and gets nowhere is known by step_timeout_s."""
 
     @property
     def most_filtered(self) -> int:

@@ -6,7 +6,7 @@ for it for ever: with that rank's own error, or as `LearnerLost` when it died or
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from services.control.cluster import put
 
 Examples = Sequence[Demonstration] | Sequence[RewardExample] | Sequence[PreferenceExample]
 """What a supervised learner learns from."""
+_PULSE_EVERY_S = 2.0
+"""Pause between two looks at whether a rank that works is alive."""
 _NEWS_OF_A_DEATH_S = 3.0
 """How long after an unforeseen error of one rank another's death may become known, of which it would be the echo."""
 
@@ -33,6 +35,7 @@ class LearnerGroup:
         ranks: the ranks' processes, rank 0 first.
         start_timeout_s: deadline for every rank to be ready.
         timeout_s: deadline of each call.
+        pulse_timeout_s: longest silence of a rank's process during a call.
         generation: how often the learner was started anew from a checkpoint; goes into what it publishes.
         before_step: awaited before each step; frees a GPU that others share.
     """
@@ -43,18 +46,20 @@ class LearnerGroup:
         *,
         start_timeout_s: float,
         timeout_s: float,
+        pulse_timeout_s: float,
         generation: int = 0,
         before_step: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         self._ranks = ranks
         self._start_timeout_s = start_timeout_s
         self._timeout_s = timeout_s
+        self._pulse_timeout_s = pulse_timeout_s
         self.generation = generation
         self._before_step = before_step
 
     async def ready(self) -> None:
         """Wait until every rank has loaded its model."""
-        await self._call("start", timeout_s=self._start_timeout_s)
+        await self._gather([rank.call("start", timeout_s=self._start_timeout_s) for rank in self._ranks])
 
     async def step(
         self, batch: Sequence[ScoredGroup] | Examples, demonstrations: WeightedDemonstrations | None = None
@@ -96,9 +101,21 @@ class LearnerGroup:
         """End every rank, frozen or not; their rooms are then free for new ones. Raises `DeadlineExceeded`."""
         await asyncio.gather(*(rank.kill(timeout_s=timeout_s) for rank in self._ranks))
 
-    async def _call(self, method: str, *args: object, timeout_s: float | None = None) -> Any:  # Any: rank 0's result
-        deadline = timeout_s or self._timeout_s
-        calls = [asyncio.ensure_future(rank.call(method, *args, timeout_s=deadline)) for rank in self._ranks]
+    async def _call(self, method: str, *args: object) -> Any:  # Any: rank 0's result
+        return await self._gather([self._answer(rank, method, *args) for rank in self._ranks])
+
+    async def _answer(self, rank: Actor, method: str, *args: object) -> Any:  # Any: as in `_call`
+        """One rank's answer; while it works, its process must show that it is alive."""
+        call = asyncio.ensure_future(rank.call(method, *args, timeout_s=self._timeout_s))
+        try:
+            while not (await asyncio.wait([call], timeout=_PULSE_EVERY_S))[0]:
+                await rank.pulse(timeout_s=self._pulse_timeout_s)
+            return await call
+        finally:
+            call.cancel()
+
+    async def _gather(self, answers: Sequence[Coroutine[Any, Any, Any]]) -> Any:  # Any: as in `_call`
+        calls = [asyncio.ensure_future(answer) for answer in answers]
         try:
             results = await asyncio.gather(*calls)
         except (WorkerLost, DeadlineExceeded) as error:

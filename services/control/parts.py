@@ -209,6 +209,7 @@ async def _spawn_ranks(
                 **arguments,
             },
             environment={"OMP_NUM_THREADS": f"{room.demand.cpus:g}"},
+            pulse=True,
         )
         for rank, room in enumerate(rooms)
     ]
@@ -216,6 +217,7 @@ async def _spawn_ranks(
         actors,
         start_timeout_s=config.cluster.start_timeout_s,
         timeout_s=config.train.step_timeout_s,
+        pulse_timeout_s=config.train.pulse_timeout_s,
         generation=generation,
         before_step=before_step,
     )

@@ -32,6 +32,13 @@ class Sleeper:
         raise DeadlineExceeded(waited_for="the weights", waited_s=7, advice="publish them again")
 
 
+class Worker:
+    """Does one thing at a time."""
+
+    def work(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """With cores for two ranks, a worker and a worker to come."""
@@ -83,6 +90,23 @@ async def test_a_frozen_process_ends_with_its_children_and_its_room_takes_the_ne
     successor = cluster.spawn(Sleeper, room, {}, environment={})
     assert await successor.call("nap", 0.0, timeout_s=20) == 0.0
     await successor.kill(timeout_s=20)
+    cluster.release(room)
+
+
+async def test_a_process_has_a_pulse_while_it_is_busy_and_none_while_it_is_frozen(cluster: Cluster) -> None:
+    room = await cluster.reserve(WORKER, timeout_s=10)
+    actor = cluster.spawn(Worker, room, {}, environment={}, pulse=True)
+    process = psutil.Process((await actor.locate(timeout_s=20)).pid)
+    working = asyncio.ensure_future(actor.call("work", 60.0, timeout_s=50))
+    await actor.pulse(timeout_s=5)
+    process.suspend()
+    with pytest.raises(DeadlineExceeded, match="waited 1 s for pulse of rollout worker 0"):
+        await actor.pulse(timeout_s=1)
+    process.resume()
+    await actor.pulse(timeout_s=5)
+    await actor.kill(timeout_s=20)
+    with pytest.raises(WorkerLost):
+        await working
     cluster.release(room)
 
 

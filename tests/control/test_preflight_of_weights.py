@@ -77,7 +77,7 @@ async def test_a_step_does_not_begin_before_the_gpu_is_free() -> None:
     async def nobody_sleeps() -> None:
         raise DeadlineExceeded(waited_for="the engine to sleep", waited_s=1.0, advice="see its log")
 
-    learner = LearnerGroup([], start_timeout_s=1.0, timeout_s=1.0, before_step=nobody_sleeps)
+    learner = LearnerGroup([], start_timeout_s=1.0, timeout_s=1.0, pulse_timeout_s=1.0, before_step=nobody_sleeps)
 
     with pytest.raises(DeadlineExceeded, match="the engine to sleep"):
         await learner.step([])

@@ -69,7 +69,7 @@ def test_two_ranks_of_which_one_is_killed_in_a_save_and_later_one_freezes_start_
     sections = long_run_sections(
         task,
         learner={"num_ranks": 2, "zero_stage": 2},
-        train={"max_staleness": 1, "num_steps": 24, "step_timeout_s": 10.0},
+        train={"max_staleness": 1, "num_steps": 24},
     )
     with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
         running.wait_until(lambda: steps_done(run) >= SAVE_EVERY + 2, "a checkpoint and a step")
