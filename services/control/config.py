@@ -249,6 +249,15 @@ class RunConfig(TrainerRoot):
         return self
 
     @model_validator(mode="after")
+    def _the_learner_can_do_without_waiting(self) -> Self:
+        if self.autoscale.enabled and self.train.max_staleness == 0:
+            raise ValueError(
+                "autoscale.enabled looks at how long the learner waits, which it always does with max_staleness 0; "
+                "set train.max_staleness to 1 or more, or change the number of workers with `trireme scale`"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _overlong_range_fits(self) -> Self:
         self.learner.for_length(self.rollout.max_completion_tokens)
         return self

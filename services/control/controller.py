@@ -120,7 +120,7 @@ class Controller:
         self._changed = asyncio.Event()
         self._admits = False
         self._ends_pause = False
-        self._clock = StepClock()
+        self._clock = StepClock(asyncio.get_running_loop().time)
         self.learner_is_free = asyncio.Lock()
         self.learner_is_sound = True
 

@@ -62,7 +62,7 @@ class Operator:
 
     async def scale(self, num_workers: int) -> None:
         self._fleet.scale(num_workers)
-        self._note("scaled", target=num_workers)
+        self._note("scaled", target=num_workers, by="operator")
         self.message = f"asked for {num_workers} rollout workers"
 
     async def pause(self, *, reason: str = "") -> None:

@@ -5,15 +5,20 @@ hundred samplings at the same time count the seconds once.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 
 class StepClock:
-    """Times the phases of one step; phases may overlap and nest."""
+    """Times the phases of one step; phases may overlap and nest.
 
-    def __init__(self) -> None:
-        self._started = time.monotonic()
+    Args:
+        now: seconds on a clock that never goes back.
+    """
+
+    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+        self._now = now
+        self._started = now()
         self._active: dict[str, int] = {}
         self._since: dict[str, float] = {}
         self._seconds: dict[str, float] = {}
@@ -21,7 +26,7 @@ class StepClock:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         if not self._active.get(name):
-            self._since[name] = time.monotonic()
+            self._since[name] = self._now()
         self._active[name] = self._active.get(name, 0) + 1
         try:
             yield
@@ -32,7 +37,7 @@ class StepClock:
 
     def lap(self) -> dict[str, float]:
         """Seconds of each phase and of the whole (`step`) since the last lap; a running phase is split here."""
-        now = time.monotonic()
+        now = self._now()
         for name, count in self._active.items():
             if count:
                 self._add(name)
@@ -42,4 +47,4 @@ class StepClock:
         return seconds
 
     def _add(self, name: str) -> None:
-        self._seconds[name] = self._seconds.get(name, 0.0) + time.monotonic() - self._since[name]
+        self._seconds[name] = self._seconds.get(name, 0.0) + self._now() - self._since[name]

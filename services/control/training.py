@@ -216,9 +216,12 @@ class Sessions:
         wanted = autoscaler.decide(
             learner_wait=step.learner_wait, num_workers=fleet.target, num_serving=fleet.num_serving
         )
-        if wanted != fleet.target:
-            self._run.events.note("scaled", target=wanted)
-            fleet.scale(wanted)
+        if wanted == fleet.target:
+            return
+        why = "one more, as the learner waits for them" if wanted > fleet.target else "one fewer, as they idle"
+        self._run.progress.message(f"autoscaler: {wanted} rollout workers, {why}")
+        self._run.events.note("scaled", target=wanted, by="autoscaler")
+        fleet.scale(wanted)
 
     async def _replace(self, learner: LearnerGroup, parts: TrainingParts, error: LearnerLost) -> LearnerGroup:
         """All ranks anew, from the newest checkpoint or, before there is one, from the beginning."""

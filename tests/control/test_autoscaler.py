@@ -1,9 +1,11 @@
 """The number of workers follows the learner's wait, one at a time and within bounds."""
 
 import pytest
+from pydantic import ValidationError
 
 from rollout_workers.config import RolloutConfig
 from services.control.autoscaler import AutoscaleConfig, Autoscaler
+from services.control.config import RunConfig
 
 BOUNDS = RolloutConfig(num_workers=2, min_workers=1, max_workers=3)
 
@@ -38,3 +40,10 @@ def test_after_a_change_as_many_steps_pass_again() -> None:
         num_workers = scaler.decide(learner_wait=wait, num_workers=num_workers, num_serving=num_workers)
         numbers.append(num_workers)
     assert numbers == [1, 2, 2, 3]
+
+
+def test_it_is_refused_where_the_learner_always_waits() -> None:
+    sections = {"model": {"path": "m"}, "data": {"prompts": "d"}, "reward": {"addresses": ["127.0.0.1:1"]}}
+    with pytest.raises(ValidationError, match=r"set train\.max_staleness to 1 or more"):
+        RunConfig.model_validate(sections | {"autoscale": {"enabled": True}})
+    RunConfig.model_validate(sections | {"autoscale": {"enabled": True}, "train": {"max_staleness": 1}})

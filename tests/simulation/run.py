@@ -137,6 +137,8 @@ class _SimulatedRun:
         result.wrong += [f"{invariant}: {facts}" for invariant, facts in violations.items()]
         result.wrong += check_filtering(result.events, self._scenario.max_filtered_per_step)
         result.faults["prompt filtered"] += report.totals.filtered
+        for change in ("more", "fewer"):
+            result.faults[f"autoscaler: one {change}"] += sum(f"workers, one {change}" in m for m in result.messages)
         if result.endings[-1] == "finished":
             result.wrong += [] if not report.totals.num_open else [f"prompts are open: {report.totals.open_prompts}"]
             self._check_learner()
@@ -312,6 +314,11 @@ def _config(scenario: Scenario, folder: Path) -> RunConfig:
             "reward": {"addresses": ["localhost:1"]},
             "learner": {"algorithm": "remax" if scenario.greedy_baseline else "grpo"},
             "metrics": {"sinks": (), "samples_per_step": 0},
+            "autoscale": {
+                "enabled": scenario.target_learner_wait > 0,
+                "target_learner_wait": scenario.target_learner_wait or 0.5,
+                "settle_steps": 1,
+            },
             "train": {
                 "num_steps": scenario.num_steps,
                 "prompts_per_step": scenario.prompts_per_step,
@@ -363,6 +370,7 @@ _SETTINGS = (
     "max_groups_per_worker",
     "checkpoint_every",
     "max_filtered_per_step",
+    "target_learner_wait",
     "greedy_baseline",
 )
 

@@ -33,6 +33,7 @@ class Scenario:
         no_launch: chance that a launch fails, or finds no room.
         unscorable: share of the prompts that the reward refuses for good.
         flat: share of the prompts whose completions all earn the same.
+        target_learner_wait: what the autoscaler aims at; 0: it is off.
         greedy_baseline: whether the greedy answer to each prompt is sampled beside its group.
         max_filtered_per_step: prompts of a step that dynamic sampling may replace; 0: there is none.
         outages: when the reward is away, as (start, end).
@@ -70,6 +71,7 @@ class Scenario:
     unscorable: float = 0.0
     flat: float = 0.0
     max_filtered_per_step: int = 0
+    target_learner_wait: float = 0.0
     greedy_baseline: bool = False
     outages: tuple[tuple[float, float], ...] = ()
     learner_dies: float = 0.0
@@ -92,9 +94,11 @@ def make_scenario(seed: int) -> Scenario:
     horizon_s = draw.choice((30.0, 60.0, 120.0))
     scarce = draw.random() < 0.12
     max_filtered_per_step = random.Random(f"filter/{seed}").choice((0, 0, 1, 2, 5, 20))
+    max_staleness = draw.choice((0, 0, 1, 1, 2, 3, 4))
+    target_learner_wait = random.Random(f"autoscale/{seed}").choice((0.0, 0.1, 0.5, 0.9))
     return Scenario(
         seed=seed,
-        max_staleness=draw.choice((0, 0, 1, 1, 2, 3, 4)),
+        max_staleness=max_staleness,
         prompts_per_step=draw.randint(1, 4),
         num_workers=num_workers,
         max_workers=draw.randint(num_workers, 7),
@@ -125,6 +129,7 @@ def make_scenario(seed: int) -> Scenario:
         torn_weights=_maybe(draw, 0.1, 0.05, 0.2),
         flat=_maybe(draw, 0.5, 0.1, 1.0),
         max_filtered_per_step=max_filtered_per_step,
+        target_learner_wait=target_learner_wait if max_staleness else 0.0,
         greedy_baseline=max_filtered_per_step == 0 and seed % 2 == 0,
     )
 

@@ -37,6 +37,8 @@ MUST_HAPPEN = (
     "learner failed in a step",
     "disk full",
     "controller killed",
+    "autoscaler: one more",
+    "autoscaler: one fewer",
     "operator: scale",
     "operator: pause",
     "operator: resume",
