@@ -2,12 +2,15 @@
 
 It owns no tasks, no workers and no clock. Invariants: a request that was submitted is waiting, under way in exactly one
 attempt, or ended; an attempt ends once, and whatever arrives for it afterwards is fenced; a worker that drains or left
-is given nothing; a worker is never given more than `max_outstanding` requests, so that a joiner finds work waiting.
+is given nothing; a worker is never given more than `max_outstanding` requests, so that a joiner finds work waiting;
+while a worker is slow, requests wait for the others.
 """
 
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
+
+from rollout_workers.paces import Paces
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +47,7 @@ class Dispatcher:
         self._losses: dict[int, int] = {}
         self._num_requests = 0
         self._num_attempts = 0
+        self._paces = Paces()
 
     @property
     def num_waiting(self) -> int:
@@ -60,6 +64,10 @@ class Dispatcher:
 
     def is_serving(self, worker: int) -> bool:
         return worker in self._members and self._members[worker].phase == "serving"
+
+    def is_slow(self, worker: int) -> bool:
+        """Whether this worker takes so much longer than the others that it is given next to nothing."""
+        return self._paces.is_slow(worker)
 
     def submit(self) -> int:
         """A new request, behind all others; returns its number."""
@@ -84,6 +92,7 @@ class Dispatcher:
     def drain(self, worker: int) -> None:
         """The worker is given nothing more."""
         self._members[worker].phase = "draining"
+        self._paces.forget(worker)
 
     def leave(self, worker: int, *, at_fault: bool) -> tuple[list[Assignment], list[Assignment]]:
         """The worker is gone: its requests go to the front of the queue, the oldest first.
@@ -95,6 +104,7 @@ class Dispatcher:
             The attempts whose requests wait again, and those whose requests have used up their attempts and end here.
         """
         member = self._members.pop(worker)
+        self._paces.forget(worker)
         again: list[Assignment] = []
         ended: list[Assignment] = []
         for attempt, request in sorted(member.attempts.items(), key=lambda item: item[1]):
@@ -106,12 +116,19 @@ class Dispatcher:
             del self._losses[assignment.request]
         return again, ended
 
-    def end(self, assignment: Assignment) -> bool:
-        """The worker has answered. False: the attempt had ended before, and the answer must be ignored."""
+    def end(self, assignment: Assignment, *, seconds: float = 0.0, num_tokens: int = 0) -> bool:
+        """The worker has answered. False: the attempt had ended before, and the answer must be ignored.
+
+        Args:
+            seconds: how long it took.
+            num_tokens: of the longest completion; 0 where there is none to measure the worker by.
+        """
         member = self._members.get(assignment.worker)
         if member is None or member.attempts.pop(assignment.attempt, None) is None:
             return False
         self._losses.pop(assignment.request, None)
+        if num_tokens and member.phase == "serving":
+            self._paces.learn(member.worker, seconds=seconds, num_tokens=num_tokens)
         return True
 
     def next_assignment(self) -> Assignment | None:
@@ -119,7 +136,9 @@ class Dispatcher:
         free = [
             member
             for member in self._members.values()
-            if member.phase == "serving" and len(member.attempts) < self._max_outstanding
+            if member.phase == "serving"
+            and len(member.attempts) < self._max_outstanding
+            and self._paces.is_wanted(member.worker)
         ]
         if not self._waiting or not free:
             return None
@@ -127,4 +146,5 @@ class Dispatcher:
         assignment = Assignment(attempt=self._num_attempts, request=self._waiting.popleft(), worker=member.worker)
         self._num_attempts += 1
         member.attempts[assignment.attempt] = assignment.request
+        self._paces.give(member.worker)
         return assignment

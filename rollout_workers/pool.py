@@ -7,15 +7,20 @@ of the fleet that brings workers up.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rollout_workers.dispatch import Assignment, Dispatcher
+from rollout_workers.paces import SLOW
 from services.contracts.errors import DeadlineExceeded, TriremeError, WeightSyncError, WorkerLost
 from services.contracts.records import NOT_SAMPLED, Publication, RolloutGroup, SampleRequest, SyncReceipt
 
 MANY = 1 << 30
+_SLOW = f"a token takes it {SLOW:g} times as long as the others, or longer; it is given next to nothing meanwhile"
+
+_log = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
@@ -244,13 +249,20 @@ class RolloutPool:
 
     async def _attempt(self, assignment: Assignment, order: _Order, worker: Worker) -> None:
         outcome: RolloutGroup | TriremeError
+        num_tokens, now = 0, asyncio.get_running_loop().time
+        started = now()
         try:
             outcome = await worker.sample(order.request)
+            num_tokens = max((rollout.num_completion_tokens for rollout in outcome.rollouts), default=0)
         except (WorkerLost, WeightSyncError) as error:
             return self.lose(assignment.worker, str(error))
         except TriremeError as error:
             outcome = error
-        if not self._dispatcher.end(assignment):
+        was_slow = self._dispatcher.is_slow(assignment.worker)
+        ended = self._dispatcher.end(assignment, seconds=now() - started, num_tokens=num_tokens)
+        if self._dispatcher.is_slow(assignment.worker) and not was_slow:
+            _log.warning("rollout worker %d crawls: %s", assignment.worker, _SLOW)
+        if not ended:
             self._attempt_is("fenced", assignment, None, prompt_id=order.request.prompt.id)
         else:
             order.settle(outcome)

@@ -1,0 +1,69 @@
+"""Which workers crawl, and when one that did is tried again.
+
+Pure; it must not know requests, and has no clock. Invariants: a worker is slow only in comparison with the others, so
+that one at least is not; one that is slow is tried ever more rarely, because each trial may hold up a step.
+"""
+
+from dataclasses import dataclass
+from statistics import median_low
+
+SLOW = 3.0
+"""How many times as long as the median of the workers a slow one takes for a token."""
+_MEMORY = 0.5
+"""What a worker's earlier requests count beside a new one, token for token; with a slow one nothing."""
+FIRST_TRIAL = 100
+"""Requests that other workers end until a slow one is tried again; for each further trial it takes twice as many."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Pace:
+    seconds: float = 0.0
+    num_tokens: float = 0.0
+    passed_over: int = 0
+    until_trial: int = FIRST_TRIAL
+
+    @property
+    def token_s(self) -> float:
+        return self.seconds / self.num_tokens
+
+
+class Paces:
+    """What is known of the workers' speed."""
+
+    def __init__(self) -> None:
+        self._paces: dict[int, _Pace] = {}
+        self._usual_s = 0.0
+
+    def learn(self, worker: int, *, seconds: float, num_tokens: int) -> None:
+        """A worker ended a request whose longest completion has so many tokens, 1 or more."""
+        for other, pace in self._paces.items():
+            pace.passed_over += other != worker and self.is_slow(other)
+        memory = 0.0 if self.is_slow(worker) else _MEMORY
+        own = self._paces.setdefault(worker, _Pace())
+        own.seconds = memory * own.seconds + seconds
+        own.num_tokens = memory * own.num_tokens + num_tokens
+        self._compare()
+        if not self.is_slow(worker):
+            own.until_trial = FIRST_TRIAL
+
+    def forget(self, worker: int) -> None:
+        """It is given nothing more."""
+        self._paces.pop(worker, None)
+        self._compare()
+
+    def is_slow(self, worker: int) -> bool:
+        """Whether it takes `SLOW` times as long as is usual."""
+        return worker in self._paces and self._paces[worker].token_s >= SLOW * self._usual_s > 0
+
+    def is_wanted(self, worker: int) -> bool:
+        """Whether to give it a request: it is not slow, or it is time to try it again."""
+        return not self.is_slow(worker) or self._paces[worker].passed_over >= self._paces[worker].until_trial
+
+    def give(self, worker: int) -> None:
+        """It was given a request, which for a slow one is a trial."""
+        if self.is_slow(worker):
+            pace = self._paces[worker]
+            pace.passed_over, pace.until_trial = 0, 2 * pace.until_trial
+
+    def _compare(self) -> None:
+        self._usual_s = median_low(pace.token_s for pace in self._paces.values()) if self._paces else 0.0
