@@ -22,42 +22,41 @@ class _Pace:
     passed_over: int = 0
     until_trial: int = FIRST_TRIAL
 
-    @property
-    def token_s(self) -> float:
-        return self.seconds / self.num_tokens
-
 
 class Paces:
     """What is known of the workers' speed."""
 
     def __init__(self) -> None:
         self._paces: dict[int, _Pace] = {}
-        self._usual_s = 0.0
+        self._token_s: dict[int, float] = {}
+        self._slow: frozenset[int] = frozenset()
 
     def learn(self, worker: int, *, seconds: float, num_tokens: int) -> None:
         """A worker ended a request whose longest completion has so many tokens, 1 or more."""
-        for other, pace in self._paces.items():
-            pace.passed_over += other != worker and self.is_slow(other)
+        for other in self._slow - {worker}:
+            self._paces[other].passed_over += 1
         memory = 0.0 if self.is_slow(worker) else _MEMORY
         own = self._paces.setdefault(worker, _Pace())
         own.seconds = memory * own.seconds + seconds
         own.num_tokens = memory * own.num_tokens + num_tokens
+        self._token_s[worker] = own.seconds / own.num_tokens
         self._compare()
         if not self.is_slow(worker):
             own.until_trial = FIRST_TRIAL
 
     def forget(self, worker: int) -> None:
         """It is given nothing more."""
-        self._paces.pop(worker, None)
-        self._compare()
+        if self._paces.pop(worker, None) is not None:
+            del self._token_s[worker]
+            self._compare()
 
     def is_slow(self, worker: int) -> bool:
         """Whether it takes `SLOW` times as long as is usual."""
-        return worker in self._paces and self._paces[worker].token_s >= SLOW * self._usual_s > 0
+        return worker in self._slow
 
     def is_wanted(self, worker: int) -> bool:
         """Whether to give it a request: it is not slow, or it is time to try it again."""
-        return not self.is_slow(worker) or self._paces[worker].passed_over >= self._paces[worker].until_trial
+        return worker not in self._slow or self._paces[worker].passed_over >= self._paces[worker].until_trial
 
     def give(self, worker: int) -> None:
         """It was given a request, which for a slow one is a trial."""
@@ -66,4 +65,5 @@ class Paces:
             pace.passed_over, pace.until_trial = 0, 2 * pace.until_trial
 
     def _compare(self) -> None:
-        self._usual_s = median_low(pace.token_s for pace in self._paces.values()) if self._paces else 0.0
+        usual_s = median_low(self._token_s.values()) if self._token_s else 0.0
+        self._slow = frozenset(worker for worker, own_s in self._token_s.items() if own_s >= SLOW * usual_s > 0)
