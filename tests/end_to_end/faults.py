@@ -34,8 +34,9 @@ from tests.end_to_end.command import Running
 from tests.end_to_end.tiny_run import DIGIT_SHARE
 
 REQUEUED_WITHIN_S = 5.0
-REPLACED_WITHIN_S = 30.0
-"""From the moment that a worker freezes until it is found out and given up; its successor is started then."""
+FOUND_OUT_WITHIN_S = 20.0
+"""From the moment that a worker freezes until it is given up; its successor is started then."""
+DRAINED_WITHIN_S = 10.0
 RESTORED_WITHIN_S = 60.0
 STANDS_STILL_S = 0.4
 LEARNER_TITLE = "ray::Deferred"

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 
 from services.control import run_folder, run_state
 from services.control.ledger_events import Accepted, Checkpoint, Dispatched, RunEnded, Trained
@@ -104,7 +104,12 @@ def test_a_worker_that_crawls_is_given_less_and_the_bound_holds(task: Path, tmp_
     assert finished.code == 0, finished.output
     assert f"rollout worker {slow} crawls" in finished.output
     assert sum(given) < 0.2 * len(given)
-    seconds = [float(str(row["seconds/step"])) for row in json_lines(run / "metrics.jsonl")]
+    rows = json_lines(run / "metrics.jsonl")
+    seconds = [float(str(row["seconds/step"])) for row in rows]
     print(f"longest steps, in medians: {', '.join(f'{s / median(seconds):.1f}' for s in sorted(seconds)[:-6:-1])}")
-    assert max(event.staleness for event in events(run, Trained)) <= 1
     assert violations(run) == {}
+    for row in rows:
+        stale = [event.staleness for event in events(run, Trained) if event.step == row["step"]]
+        assert max(stale) <= 1
+        assert (row["staleness/mean"], row["staleness/max"]) == (fmean(stale), max(stale))
+        assert row.get("staleness/share_1", 0.0) == stale.count(1) / len(stale)

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from services.control import run_folder, run_state
-from services.control.ledger_events import RunEnded, Trained
+from services.control.ledger_events import Resumed, RunEnded, Trained
 from tests.end_to_end.command import Finished, Running, json_lines, started, trireme, write_config
 from tests.end_to_end.faults import (
     RESTORED_WITHIN_S,
@@ -19,7 +19,7 @@ from tests.end_to_end.faults import (
     violations,
     weights,
 )
-from tests.end_to_end.tiny_run import LONG_STEPS, long_run_sections
+from tests.end_to_end.tiny_run import LONG_STEPS, SAVE_EVERY, long_run_sections
 
 SEED = 7
 NUM_STEPS = 60
@@ -60,9 +60,11 @@ def test_an_asynchronous_run_that_is_stopped_in_every_way_trains_each_prompt_onc
     sections = long_run_sections(task, train={"max_staleness": 1, "num_steps": NUM_STEPS})
     config = write_config(tmp_path / "run.yaml", **sections)
     killed_at(random.Random(SEED).randint(6, 9), "train", config, folder=tmp_path)
+    step = steps_done(run)
 
     resumed_at = time.time()
     with started("train", config, "--resume", cwd=tmp_path) as running:
+        assert came(running, run, Resumed, since=resumed_at).step >= step - SAVE_EVERY
         assert came(running, run, Trained, since=resumed_at).time - resumed_at <= RESTORED_WITHIN_S
         keeps_what_is_under_way(running, run, signal.SIGTERM)
     with started("train", config, "--resume", cwd=tmp_path) as running:

@@ -18,10 +18,7 @@ from tests.end_to_end.faults import (
     weights,
     workers,
 )
-from tests.end_to_end.tiny_run import long_run_sections
-
-SAVE_EVERY = 5
-"""Steps between two checkpoints of `long_run_sections`."""
+from tests.end_to_end.tiny_run import SAVE_EVERY, long_run_sections
 
 
 def wait_for_a_save(run: Path) -> None:

@@ -1,11 +1,21 @@
-"""Rollout workers that come and go at every step of a synchronous run of real parts: what is trained stays the same."""
+"""Rollout workers that come and go while a run of real parts goes on: at every step, by autoscaler, by drain."""
 
+import time
 from pathlib import Path
 from statistics import median
 
-from services.control.ledger_events import Dispatched, Joined, Left
+from services.control.ledger_events import Dispatched, Joined, Left, Other, Requeued
 from tests.end_to_end.command import Running, json_lines, started, trireme, write_config
-from tests.end_to_end.faults import events, operator_of, steps_done, violations, weights
+from tests.end_to_end.faults import (
+    DRAINED_WITHIN_S,
+    came,
+    events,
+    has_served,
+    operator_of,
+    steps_done,
+    violations,
+    weights,
+)
 from tests.end_to_end.tiny_run import long_run_sections
 
 NUM_CHANGES = 30
@@ -48,3 +58,31 @@ def test_the_number_of_workers_changes_at_every_step_and_no_weight_does(
     print(f"{len(events(run, Joined))} joined, {len(served)} served, {len(events(run, Left))} left")
     print(f"longest step: {max(seconds) / median(seconds):.2f} medians; {slow} of {len(seconds)} above two")
     assert len(served) >= 3
+
+
+def test_the_autoscaler_brings_a_worker_and_an_operator_who_takes_it_away_ends_none_of_its_work(
+    task: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    sections = long_run_sections(
+        task,
+        rollout={"max_workers": 2},
+        train={"max_staleness": 1, "num_steps": 10_000},
+        autoscale={"enabled": True, "target_learner_wait": 0.01, "settle_steps": 3},
+    )
+    with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
+        running.wait_until(lambda: has_served(run, 1), "the autoscaler's worker to serve")
+        asked = time.time()
+        with operator_of(run) as operator:
+            operator.scale(1)
+            left = came(running, run, Left, since=asked)
+            operator.drain()
+        finished = running.finish()
+    assert finished.code == 0, finished.output
+    assert "autoscaler: 2 rollout workers, one more, as the learner waits for them" in finished.output
+    assert left.worker == 1
+    assert left.time - asked <= DRAINED_WITHIN_S
+    lowered = next(event.time for event in events(run, Other, since=asked) if event.event == "scaled")
+    assert [event for event in events(run, Dispatched, since=lowered) if event.worker == 1] == []
+    assert events(run, Requeued) == []
+    assert violations(run) == {}

@@ -8,6 +8,8 @@ from tests.tiny import write_tiny_model
 
 NUM_ROWS = 24
 LONG_STEPS = 40
+SAVE_EVERY = 5
+"""Steps between two checkpoints of `long_run_sections`."""
 
 
 def write_task(folder: Path) -> Path:
@@ -52,6 +54,6 @@ def long_run_sections(task: Path, **changes: dict[str, Any]) -> dict[str, dict[s
         task,
         rollout={"max_completion_tokens": 48},
         learner={"lr": 1e-4, "critic_lr": 1e-4},
-        train={"num_steps": LONG_STEPS, "checkpoint_every": 5},
+        train={"num_steps": LONG_STEPS, "checkpoint_every": SAVE_EVERY},
     )
     return {name: base.get(name, {}) | changes.get(name, {}) for name in {**base, **changes}}
