@@ -4,7 +4,7 @@ It must not import ppo_learner: the two share nothing but the papers. A policy i
 two tokens each, and of everything else together; `counts` (K, K) says how often the row won against the column.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,12 +28,13 @@ class Method:
 
     Attributes:
         learner: settings of the section `learner`.
-        loss: from the paper; None where it has no minimum.
+        loss: from the paper; None where it has no minimum within reach.
         flipped: share of the preferences that are the wrong way round.
         exact: preferences are not drawn but divided as the chances are.
         num_draws: preferences of each pair.
         population: logarithm of how the paper's optimum departs from the reference, with the true chances; None where
             the paper gives none.
+        rivals: the completions that preferences are between; distances are over these alone.
     """
 
     learner: Mapping[str, Any]  # Any: settings are of many kinds
@@ -42,6 +43,7 @@ class Method:
     exact: bool = False
     num_draws: int = 30
     population: Floats | None = field(default=None)
+    rivals: Sequence[int] = range(len(REWARDS))
 
 
 def chances(*, flipped: float = 0.0) -> Floats:
@@ -151,8 +153,20 @@ _ROBUST = {"right": (1 - SMOOTHING) / (1 - 2 * SMOOTHING), "wrong": -SMOOTHING /
 _FLIPPED: Mapping[str, Any] = {"flipped": SMOOTHING, "exact": True, "num_draws": 40}  # Any: of many kinds
 _DPO: Mapping[str, Any] = {"algorithm": "dpo", "beta": 1.0}  # Any: settings are of many kinds
 _IPO: Mapping[str, Any] = {"algorithm": "ipo", "beta": 0.25}  # Any: ditto
+_KTO: Mapping[str, Any] = {"algorithm": "kto", "beta": 1.0}  # Any: ditto
 _IPO_OPTIMUM = chances().mean(axis=1) / 0.25
 """p*(y ≻ μ)/τ, rivals being drawn evenly."""
+
+_WORST, _BEST = 0, 2
+_MAJORITY = np.array([-np.inf, np.nan, 0.0])
+"""KTO's optimum of one prompt with two completions, of which most labels, a share p, speak for the better one.
+
+The theorem on contradictory preferences (arXiv 2402.01306, section 4) with λ_D = λ_U: with s(r) = σ(β·(r − z)) the mean
+loss of the better completion's rows is p − (2p − 1)·s(r), and of the other's 1 − p + (2p − 1)·s(r'). It falls with
+log π(better) and rises with log π(other), whatever z is, and a policy that is certain of the better one has both at
+their ends. So it is the minimum for every z that no gradient goes through: for the KL divergence of the paper as for
+the estimate from each batch that the learner takes. The third completion takes no part.
+"""
 
 METHODS: Mapping[str, Method] = {
     "dpo, exact chances": Method(learner=_DPO, loss=dpo(1.0), exact=True, population=REWARDS),
@@ -174,5 +188,6 @@ METHODS: Mapping[str, Method] = {
     "ipo": Method(learner=_IPO, loss=ipo(0.25), population=_IPO_OPTIMUM),
     "simpo": Method(learner={"algorithm": "simpo", "beta": 2.0, "target_margin": 0.5}, loss=simpo(2.0, 0.5)),
     "orpo": Method(learner={"algorithm": "orpo", "odds_ratio_weight": 1.0}, loss=orpo(1.0)),
-    "kto": Method(learner={"algorithm": "kto", "beta": 1.0}),
+    "kto": Method(learner=_KTO),
+    "kto, two completions 4 : 1": Method(learner=_KTO, exact=True, population=_MAJORITY, rivals=(_WORST, _BEST)),
 }

@@ -37,14 +37,14 @@ NUM_STEPS = 200
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Outcome:
-    """One method with one seed; distances are total variations over the three completions, None where there is none.
+    """One method with one seed; distances are total variations over the method's rivals, None where there is none.
 
     Attributes:
         before: from the initial policy to the minimum of the paper's loss on the preferences that were drawn.
         after: from the trained policy to it.
         population: from the trained policy to the paper's closed form with the true chances; where preferences are
             drawn, this has the error of so few draws in it.
-        in_order: share of the three pairs in which the better completion gained more than the worse one, or is ahead
+        in_order: share of the rivals' pairs in which the better completion gained more than the worse one, or is ahead
             where there is no reference.
         as_labelled: share of the completions that are on the side of KTO's reference point that most of their labels
             ask for.
@@ -86,7 +86,7 @@ def draw_counts(method: Method, seed: int) -> Floats:
     draw = np.random.default_rng(seed)
     counts = np.zeros((len(REWARDS), len(REWARDS)))
     chance = chances(flipped=method.flipped)
-    for i, j in combinations(range(len(REWARDS)), 2):
+    for i, j in combinations(method.rivals, 2):
         exact = round(method.num_draws * chance[i, j])
         counts[i, j] = exact if method.exact else draw.binomial(method.num_draws, chance[i, j])
         counts[j, i] = method.num_draws - counts[i, j]
@@ -156,21 +156,33 @@ def judge(method: str, seed: int, counts: Floats, reference: Floats, trained: Fl
         relative: the method looks at the policy only in comparison with its initial weights.
     """
     settings = METHODS[method]
+    rivals = list(settings.rivals)
     gained = trained - reference if relative else trained
-    pairs = list(combinations(range(len(REWARDS)), 2))
-    found = Outcome(method=method, seed=seed, in_order=fmean(bool(gained[i] < gained[j]) for i, j in pairs))
-    if settings.loss is None:
-        wins, losses = counts.sum(axis=1), counts.sum(axis=0)
-        point = max(0.0, float((gained * (wins + losses)).sum() / (wins + losses).sum()))
-        return replace(found, as_labelled=float(np.mean((gained > point) == (wins > losses))))
-    best = optimum(settings.loss, reference, counts)
-    exact = None if settings.population is None else total_variation(trained, reference + settings.population)
-    return replace(
-        found,
-        before=total_variation(reference, best),
-        after=total_variation(trained, best),
-        population=exact,
+    in_order = fmean(bool(gained[i] < gained[j]) for i, j in combinations(rivals, 2))
+    exact = None if settings.population is None else reference + settings.population
+    # Without a loss in NumPy, the rows are divided as the chances are, or nothing is predicted.
+    best = exact if settings.loss is None else optimum(settings.loss, reference, counts)
+
+    def distance(policy: Floats, to: Floats | None) -> float | None:
+        return None if to is None else total_variation(policy[rivals], to[rivals])
+
+    return Outcome(
+        method=method,
+        seed=seed,
+        before=distance(reference, best),
+        after=distance(trained, best),
+        population=distance(trained, exact),
+        in_order=in_order,
+        as_labelled=_as_labelled(counts, gained) if settings.learner["algorithm"] == "kto" else None,
     )
+
+
+def _as_labelled(counts: Floats, gained: Floats) -> float:
+    """Share of the completions with labels that are on the side of KTO's reference point that most of these ask for."""
+    wins, losses = counts.sum(axis=1), counts.sum(axis=0)
+    labels = wins + losses
+    point = max(0.0, float((gained * labels).sum() / labels.sum()))
+    return float(np.mean(((gained > point) == (wins > losses))[labels > 0]))
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
