@@ -55,7 +55,8 @@ def test_a_synchronous_run_that_is_interrupted_and_killed_goes_on_to_the_same_we
 
 
 def test_an_asynchronous_run_that_is_stopped_in_every_way_trains_each_prompt_once(task: Path, tmp_path: Path) -> None:
-    """One run in five commands: killed, told to end, drained by its operator, interrupted, finished."""
+    """One run in five commands: killed, told to end, drained by its operator, interrupted, finished. The third learns
+    on two ranks."""
     run = tmp_path / "run"
     sections = long_run_sections(task, train={"max_staleness": 1, "num_steps": NUM_STEPS})
     config = write_config(tmp_path / "run.yaml", **sections)
@@ -67,7 +68,7 @@ def test_an_asynchronous_run_that_is_stopped_in_every_way_trains_each_prompt_onc
         assert came(running, run, Resumed, since=resumed_at).step >= step - SAVE_EVERY
         assert came(running, run, Trained, since=resumed_at).time - resumed_at <= RESTORED_WITHIN_S
         keeps_what_is_under_way(running, run, signal.SIGTERM)
-    with started("train", config, "--resume", cwd=tmp_path) as running:
+    with started("train", config, "--resume", "--learner.num_ranks", "2", cwd=tmp_path) as running:
         is_paused_saved_and_drained(running, run, tmp_path)
     with started("train", config, "--resume", cwd=tmp_path) as running:
         keeps_what_is_under_way(running, run, signal.SIGINT)

@@ -1,6 +1,7 @@
 """The whole loop on real parts: Ray, vLLM, gRPC and DeepSpeed, started by the command that a user types."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from services.control.ledger_events import RunEnded, parse_event
+from services.control.ledger_events import Resumed, RunEnded, parse_event
 from services.control.verification import verify_run
 from tests.end_to_end.command import TIMEOUT_S, json_lines, started, trireme, write_config
 from tests.end_to_end.faults import events, steps_done, violations, weights
@@ -84,6 +85,28 @@ def test_three_workers_and_a_reward_by_address_change_no_weight(undisturbed: Pat
             server.wait(timeout=20)
     assert finished.code == 0, finished.output
     assert weights(tmp_path / "run") == weights(undisturbed)
+
+
+def test_a_run_of_one_rank_goes_on_with_two_as_it_would_have_with_one(undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    shutil.rmtree(run / "checkpoints" / "step_6")  # As if it had been killed just before.
+    two_ranks = ("--learner.num_ranks", "2", "--learner.zero_stage", "2")
+    resumed = trireme("train", str(undisturbed.parent / "run.yaml"), "--resume", *two_ranks, cwd=tmp_path)
+    assert resumed.code == 0, resumed.output
+    assert [event.step for event in events(run, Resumed)] == [4]
+    assert violations(run) == {}
+    for step, ranks in (("step_4", {"rank_0.pt"}), ("step_6", {"rank_0.pt", "rank_1.pt"})):
+        assert {path.name for path in (run / "checkpoints" / step / "learner" / "policy").iterdir()} == ranks
+    straight, metrics = json_lines(undisturbed / "metrics.jsonl"), json_lines(run / "metrics.jsonl")
+    assert [row["step"] for row in metrics] == [1, 2, 3, 4, 5, 6]
+    assert metrics[:4] == straight[:4]
+    # The weights that step 5 samples from are those of the checkpoint to the bit, so its completions are the same.
+    for name in ("reward/mean", "reward/overlong", "completion_tokens/mean", "filtered/share", "learner/tokens"):
+        assert metrics[4][name] == straight[4][name]
+    # Two ranks add in another order. The second of a step's two updates sees what the first made of AdamW's moments.
+    for name in ("policy_loss", "entropy", "kl/old"):
+        assert float(str(metrics[4][name])) == pytest.approx(float(str(straight[4][name])), rel=0, abs=1e-5)
 
 
 def test_dynamic_sampling_put_flat_groups_aside_and_length_cost_reward(undisturbed: Path) -> None:
