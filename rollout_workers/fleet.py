@@ -181,7 +181,9 @@ class Fleet:
         try:
             await self._bring_up(number)
         except TriremeError as error:
-            self._on_lost(number, f"it did not come up: {error}")
+            # Where others serve, the run can wait until there is room.
+            waits = isinstance(error, UserError) and bool(self.pool.workers)
+            self._on_lost(number, f"it did not come up: {error}", counts=not waits)
         finally:
             self._starts.pop(number, None)
 
@@ -213,14 +215,14 @@ class Fleet:
                 return self.pool.lose(number, str(error))
         return self.pool.lose(number, f"it gave no token in {missed} probes of {self._config.health_timeout_s:g} s")
 
-    def _on_lost(self, number: int, reason: str) -> None:
+    def _on_lost(self, number: int, reason: str, *, counts: bool = True) -> None:
         if number not in self._phases:
             return
         self.trouble = f"rollout worker {number} is lost: {reason}"
         _log.warning(self.trouble)
         was_wanted = self._phases[number] != "draining"
         self._end(number, reason)
-        if was_wanted and not self._budget.spend(asyncio.get_running_loop().time()):
+        if was_wanted and not self._budget.spend(asyncio.get_running_loop().time(), counts=counts):
             self.target = max(0, self.target - 1)
             spent = (
                 f"rollout.max_restarts ({self._config.max_restarts} in {self._config.restart_window_s:g} s) is spent"

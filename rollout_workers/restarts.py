@@ -24,11 +24,17 @@ class RestartBudget:
         self._spent: deque[float] = deque()
         self._failures_in_a_row = 0
 
-    def spend(self, now: float) -> bool:
-        """A worker was lost, or did not come up. Whether it may be replaced."""
+    def spend(self, now: float, *, counts: bool = True) -> bool:
+        """A worker was lost, or did not come up. Whether it may be replaced.
+
+        Args:
+            counts: it used up a replacement; what does not is only tried again after a longer pause.
+        """
         while self._spent and now - self._spent[0] >= self._window_s:
             self._spent.popleft()
         self._failures_in_a_row += 1
+        if not counts:
+            return True
         if len(self._spent) >= self._max_restarts:
             return False
         self._spent.append(now)

@@ -214,6 +214,38 @@ def test_launches_that_fail_are_tried_again_after_pauses_that_grow() -> None:
     play(setting, story)
 
 
+def test_a_worker_for_which_there_is_no_room_waits_for_it_as_long_as_others_serve() -> None:
+    setting = Setting(num_workers=2, max_restarts=1)
+
+    async def story() -> None:
+        await setting.fleet.start(2)
+        setting.errors = [UserError("no room")] * 12
+        setting.machines[0].error = WorkerLost("its machine is gone")
+        await asyncio.sleep(240.0)
+        assert (setting.fleet.target, setting.fleet.num_serving) == (2, 1)
+        assert setting.fleet.trouble.endswith("it did not come up: no room")
+        setting.errors = []
+        await asyncio.sleep(60.0)
+        assert (setting.fleet.num_serving, setting.fleet.trouble) == (2, "")
+
+    play(setting, story)
+
+
+def test_without_any_other_the_waiting_for_room_ends() -> None:
+    setting = Setting(max_restarts=3)
+
+    async def story() -> None:
+        await setting.fleet.start(1)
+        setting.errors = [UserError("no room")] * 4
+        setting.machines[0].error = WorkerLost("its machine is gone")
+        with pytest.raises(
+            WorkerLost, match=r"max_restarts \(3 in 3600 s\) is spent; .* because it did not come up: no room"
+        ):
+            await setting.pool.sample(request())
+
+    play(setting, story)
+
+
 def test_when_the_budget_is_spent_it_goes_on_with_fewer_and_without_any_it_says_why() -> None:
     setting = Setting(num_workers=2, max_restarts=0)
 
