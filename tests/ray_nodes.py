@@ -24,7 +24,7 @@ from ray._private.authentication_test_utils import authentication_env_guard, res
 
 from services.transport.ports import free_port
 
-START_TIMEOUT_S = 30
+START_TIMEOUT_S = 120
 STORE_BYTES = 80 * 2**20
 TOKEN = "c0ffee" * 8
 
@@ -54,6 +54,12 @@ class Node:
         """Stop the whole machine; it neither answers nor closes a connection."""
         for member in self.family():
             member.suspend()
+
+    def thaw(self) -> None:
+        """Let it go on, and find out that it was given up."""
+        for member in self.family():
+            with suppress(psutil.NoSuchProcess):
+                member.resume()
 
     def kill(self) -> None:
         """Lose the machine with all that runs there."""

@@ -7,8 +7,10 @@ death, or its machine's, as `WorkerLost`.
 
 import asyncio
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -55,7 +57,7 @@ class Actor:
         self._handle = handle
         self.name = name
         # Asked first of all, so that the answer does not queue behind a long call.
-        self._located = handle.__ray_call__.remote(_whereabouts)
+        self._located = handle.__ray_call__.remote(_settle, Path.cwd())
 
     async def call(self, method: str, *args: object, timeout_s: float) -> Any:  # Any: what the method returns
         """Call `method` in the process.
@@ -75,6 +77,13 @@ class Actor:
         """
         answer = self._handle.__ray_call__.options(concurrency_group=PULSE).remote(_is_here)
         await self._answer(answer, "pulse", timeout_s)
+
+    async def files(self, folder: Path, *, timeout_s: float) -> Mapping[str, int]:
+        """What `files_below` finds there, where the process runs. Raises as `call` does."""
+        sizes: Mapping[str, int] = await self._answer(
+            self._handle.__ray_call__.remote(_files, folder), "list of files", timeout_s
+        )
+        return sizes
 
     async def locate(self, *, timeout_s: float) -> Location:
         """Where the process runs; waits until it was started. Raises as `call` does."""
@@ -148,7 +157,19 @@ def _is_here(_: object) -> None:
     """Return, which shows that the process runs."""
 
 
-def _whereabouts(_: object) -> Location:
+def files_below(folder: Path) -> Mapping[str, int]:
+    """Bytes of each file below a folder, by its path from there."""
+    return {str(path.relative_to(folder)): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+def _files(_: object, folder: Path) -> Mapping[str, int]:
+    return files_below(folder)
+
+
+def _settle(_: object, folder: Path) -> Location:
+    """Work in the folder of the command where this machine has it, so that a relative path means the same."""
+    with suppress(OSError):
+        os.chdir(folder)
     pid = os.getpid()
     started = start_ticks(pid)
     assert started is not None

@@ -6,24 +6,26 @@ for it for ever: with that rank's own error, or as `LearnerLost` when it died or
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ppo_learner.optimizer_config import OptimizerConfig
-from services.contracts.errors import DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
+from services.contracts.errors import CheckpointError, DeadlineExceeded, LearnerLost, TriremeError, WorkerLost
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration, LearnerReport, Publication, ScoredGroup, WeightedDemonstrations
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
-from services.control.actor import Actor
+from services.control.actor import Actor, files_below
 from services.control.cluster import put
 
 Examples = Sequence[Demonstration] | Sequence[RewardExample] | Sequence[PreferenceExample]
 """What a supervised learner learns from."""
 _PULSE_EVERY_S = 2.0
 """Pause between two looks at whether a rank that works is alive."""
+_LOOK_EVERY_S = 0.5
 _NEWS_OF_A_DEATH_S = 3.0
 """How long after an unforeseen error of one rank another's death may become known, of which it would be the echo."""
 
@@ -38,6 +40,8 @@ class LearnerGroup:
         pulse_timeout_s: longest silence of a rank's process during a call.
         generation: how often the learner was started anew from a checkpoint; goes into what it publishes.
         before_step: awaited before each step; frees a GPU that others share.
+        seen_within_s: how long what another machine wrote may take to appear on this one, as network storage is slow to
+            look again.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class LearnerGroup:
         pulse_timeout_s: float,
         generation: int = 0,
         before_step: Callable[[], Awaitable[None]] | None = None,
+        seen_within_s: float = 60.0,
     ) -> None:
         self._ranks = ranks
         self._start_timeout_s = start_timeout_s
@@ -56,6 +61,7 @@ class LearnerGroup:
         self._pulse_timeout_s = pulse_timeout_s
         self.generation = generation
         self._before_step = before_step
+        self._seen_within_s = seen_within_s
 
     async def ready(self) -> None:
         """Wait until every rank has loaded its model."""
@@ -89,20 +95,39 @@ class LearnerGroup:
         return replace(publication, manifest=replace(publication.manifest, generation=self.generation))
 
     async def save(self, folder: Path) -> None:
-        await self._call("save", folder)
+        await self._write("save", folder)
 
     async def load(self, folder: Path) -> None:
         await self._call("load", folder)
 
     async def export(self, folder: Path) -> None:
-        await self._call("export", folder)
+        await self._write("export", folder)
 
     async def kill(self, *, timeout_s: float) -> None:
         """End every rank, frozen or not; their rooms are then free for new ones. Raises `DeadlineExceeded`."""
         await asyncio.gather(*(rank.kill(timeout_s=timeout_s) for rank in self._ranks))
 
+    async def _write(self, method: str, folder: Path) -> None:
+        """Have every rank write below a folder, and wait until all of it is here, too.
+
+        Raises:
+            CheckpointError: what a rank wrote is not to be seen from here.
+        """
+        await self._call(method, folder)
+        timeout_s = self._pulse_timeout_s
+        written = await self._gather([rank.files(folder, timeout_s=timeout_s) for rank in self._ranks])
+        wanted = {item for files in written for item in files.items()}
+        deadline = time.monotonic() + self._seen_within_s
+        while missing := wanted - (await asyncio.to_thread(files_below, folder)).items():
+            if time.monotonic() > deadline:
+                raise CheckpointError(
+                    f"the learner wrote {min(missing)[0]} below {folder.absolute()} on its machine, and on this one it "
+                    f"did not appear for {self._seen_within_s:g} s; put run.dir on storage that all machines share"
+                )
+            await asyncio.sleep(_LOOK_EVERY_S)
+
     async def _call(self, method: str, *args: object) -> Any:  # Any: rank 0's result
-        return await self._gather([self._answer(rank, method, *args) for rank in self._ranks])
+        return (await self._gather([self._answer(rank, method, *args) for rank in self._ranks]))[0]
 
     async def _answer(self, rank: Actor, method: str, *args: object) -> Any:  # Any: as in `_call`
         """One rank's answer; while it works, its process must show that it is alive."""
@@ -114,10 +139,10 @@ class LearnerGroup:
         finally:
             call.cancel()
 
-    async def _gather(self, answers: Sequence[Coroutine[Any, Any, Any]]) -> Any:  # Any: as in `_call`
+    async def _gather(self, answers: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:  # Any: as in `_call`
         calls = [asyncio.ensure_future(answer) for answer in answers]
         try:
-            results = await asyncio.gather(*calls)
+            return await asyncio.gather(*calls)
         except (WorkerLost, DeadlineExceeded) as error:
             raise _learner_lost(error) from error
         except TriremeError as error:
@@ -128,7 +153,6 @@ class LearnerGroup:
         finally:
             for call in calls:
                 call.cancel()
-        return results[0]
 
 
 def _learner_lost(error: TriremeError) -> LearnerLost:

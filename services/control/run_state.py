@@ -154,6 +154,8 @@ def _fault(checkpoint: Path) -> str | None:
         hashes = json.loads((checkpoint / COMMIT_FILE).read_text())["files"]
     except (ValueError, KeyError, TypeError) as error:
         return f"its {COMMIT_FILE} is damaged ({error})"
+    if not any(name.startswith(f"{LEARNER_FOLDER}/") for name in hashes):
+        return "it has no files of the learner, who wrote them elsewhere"
     for name, expected in hashes.items():
         path = checkpoint / name
         if not path.is_file():

@@ -2,12 +2,21 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import pytest
 
-from services.contracts.errors import DeadlineExceeded, LearnerLost, NonFiniteStep, TriremeError, WorkerLost
+from services.contracts.errors import (
+    CheckpointError,
+    DeadlineExceeded,
+    LearnerLost,
+    NonFiniteStep,
+    TriremeError,
+    WorkerLost,
+)
 from services.control.actor import Actor
 from services.control.learner_group import LearnerGroup
 
@@ -18,18 +27,29 @@ CUT_OFF = TriremeError("save of learner rank 0 failed: RuntimeError: Connection 
 
 
 class Rank:
-    """Fails with `error` after `delay_s`, or hangs in a collective when there is none; its pulse fails with `pulse`."""
+    """Fails with `error` after `delay_s`; its pulse fails with `pulse`. It says that it wrote the files `wrote`."""
 
-    def __init__(self, error: Exception | None, *, delay_s: float = 0.0, pulse: Exception | None = None) -> None:
+    def __init__(
+        self,
+        error: Exception | None = None,
+        *,
+        delay_s: float = 0.0,
+        pulse: Exception | None = None,
+        wrote: Mapping[str, int] = MappingProxyType({}),
+    ) -> None:
         self._error = error
         self._delay_s = delay_s
         self._pulse = pulse
+        self._wrote = wrote
         self.killed = False
 
     async def call(self, method: str, *args: object, timeout_s: float) -> Any:  # Any: as of the real one
-        await asyncio.sleep(self._delay_s if self._error else timeout_s)
+        await asyncio.sleep(self._delay_s)
         if self._error:
             raise self._error
+
+    async def files(self, folder: Path, *, timeout_s: float) -> Mapping[str, int]:
+        return self._wrote
 
     async def pulse(self, *, timeout_s: float) -> None:
         if self._pulse:
@@ -39,11 +59,17 @@ class Rank:
         self.killed = True
 
 
-HANGS = Rank(None)
+HANGS = Rank(delay_s=60)
 
 
-def group(*ranks: Rank) -> LearnerGroup:
-    return LearnerGroup([cast(Actor, rank) for rank in ranks], start_timeout_s=60, timeout_s=60, pulse_timeout_s=20)
+def group(*ranks: Rank, seen_within_s: float = 10) -> LearnerGroup:
+    return LearnerGroup(
+        [cast(Actor, rank) for rank in ranks],
+        start_timeout_s=60,
+        timeout_s=60,
+        pulse_timeout_s=20,
+        seen_within_s=seen_within_s,
+    )
 
 
 @pytest.mark.parametrize("error", [DIED, SILENT])
@@ -57,7 +83,7 @@ async def test_a_rank_that_died_or_is_silent_loses_the_learner_at_once(error: Ex
 async def test_a_rank_without_a_pulse_loses_the_learner_long_before_its_call_is_late() -> None:
     started = time.monotonic()
     with pytest.raises(LearnerLost, match="waited 20 s for pulse of learner rank 1"):
-        await group(HANGS, Rank(None, pulse=FROZEN)).save(Path())
+        await group(HANGS, Rank(delay_s=60, pulse=FROZEN)).save(Path())
     assert time.monotonic() - started < 5
 
 
@@ -82,7 +108,23 @@ async def test_an_unforeseen_error_while_the_others_live_passes_as_it_is() -> No
     assert caught.type is TriremeError
 
 
+async def test_what_a_rank_wrote_is_waited_for_until_it_is_here(tmp_path: Path) -> None:
+    ranks = Rank(wrote={"rank_0.pt": 3}), Rank(wrote={"rank_0.pt": 3, "rank_1.pt": 2})
+    (tmp_path / "rank_0.pt").write_bytes(b"abc")
+    saving = asyncio.ensure_future(group(*ranks).save(tmp_path))
+    await asyncio.sleep(0.7)
+    assert not saving.done()
+    (tmp_path / "rank_1.pt").write_bytes(b"ab")
+    await asyncio.wait_for(saving, 5)
+
+
+async def test_what_a_rank_wrote_on_a_disk_of_its_own_is_no_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "rank_0.pt").write_bytes(b"ab")  # Not all of it.
+    with pytest.raises(CheckpointError, match=rf"wrote rank_0\.pt below {tmp_path} .* storage that all machines share"):
+        await group(Rank(wrote={"rank_0.pt": 3}), seen_within_s=0.1).save(tmp_path)
+
+
 async def test_every_rank_is_killed() -> None:
-    ranks = [Rank(DIED), Rank(None)]
+    ranks = [Rank(DIED), Rank()]
     await group(*ranks).kill(timeout_s=1)
     assert all(rank.killed for rank in ranks)

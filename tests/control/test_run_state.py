@@ -22,6 +22,10 @@ def save_bytes(content: bytes) -> Callable[[Path], Awaitable[None]]:
     return save
 
 
+async def save_nothing(folder: Path) -> None:
+    """As on a machine that does not share the folder."""
+
+
 async def commit(folder: Path, step: int, *, keep: int = 3) -> Path:
     state = RunState(step=step, prompt_position=step * 4, event_counts={"trained": step * 4})
     return await run_state.commit(folder, state, save_learner=save_bytes(b"x" * step), keep=keep)
@@ -65,6 +69,14 @@ async def test_a_damaged_checkpoint_is_passed_over_and_named(tmp_path: Path, dam
     found, state, faults = run_state.newest(tmp_path)
     assert (found.name, state.step) == ("step_1", 1)
     assert faults[0].startswith("step_2: ")
+
+
+async def test_a_checkpoint_whose_learner_wrote_elsewhere_is_none(tmp_path: Path) -> None:
+    await commit(tmp_path, 1)
+    await run_state.commit(tmp_path, RunState(step=2, prompt_position=8), save_learner=save_nothing, keep=3)
+    _, state, faults = run_state.newest(tmp_path)
+    assert state.step == 1
+    assert faults == ["step_2: it has no files of the learner, who wrote them elsewhere"]
 
 
 async def test_a_crash_in_the_middle_of_a_save_leaves_the_last_commit(tmp_path: Path) -> None:
