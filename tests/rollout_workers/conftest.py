@@ -1,6 +1,7 @@
 """Real workers on tiny models, in one other process: vLLM takes a process for itself, and its import takes seconds."""
 
 import asyncio
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -18,7 +19,9 @@ from services.transport.disk_weights import DiskWeights
 from tests.local_ray import local_ray
 from tests.tiny import write_tiny_model
 
-ROLLOUT = RolloutConfig(kv_cache_gib=0.05, sample_timeout_s=60, start_timeout_s=120, sync_timeout_s=60)
+ROLLOUT = RolloutConfig(
+    kv_cache_gib=0.05, sample_timeout_s=60, health_timeout_s=2, start_timeout_s=120, sync_timeout_s=60
+)
 
 
 class WorkerHost:
@@ -39,6 +42,10 @@ class WorkerHost:
 
     async def call(self, name: str, method: str, arguments: Sequence[object]) -> object:
         return await getattr(self._workers[name], method)(*arguments)
+
+    async def hang(self, name: str, seconds: float) -> None:
+        """Have the engine alone stand still; returns at once, as the process goes on."""
+        self._workers[name]._engine.call(lambda engine: time.sleep(seconds))
 
     async def load_with_stale_head(self, model: ModelConfig, publication: Publication) -> None:
         from rollout_workers.engine import Engine

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from services.contracts.errors import UserError
+from services.contracts.errors import DeadlineExceeded, UserError
 from services.contracts.records import NOT_SAMPLED, Rollout, RolloutGroup
 from tests.rollout_workers.conftest import HostedWorker
 from tests.rollout_workers.weights import largest_error, model_of, order, publish
@@ -175,3 +175,13 @@ async def test_an_order_that_cannot_be_sampled_is_refused_and_the_worker_goes_on
         await serving.sample(order(stop=("",)))
 
     assert len((await serving.sample(order())).rollouts) == 4
+
+
+async def test_a_probe_finds_an_engine_that_stands_still_in_a_process_that_does_not(serving: HostedWorker) -> None:
+    version = await serving.health()
+    await serving.host.hang.remote(serving.name, 4.0)
+    with pytest.raises(DeadlineExceeded, match=r"waited 2 s for one token .*; replace this worker"):
+        await serving.health()
+    group = await serving.sample(order())
+    assert len(group.rollouts) == 4
+    assert await serving.health() == version
