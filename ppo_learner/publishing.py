@@ -152,7 +152,7 @@ def export_network(
         load_tokenizer(model).save_pretrained(target)
         if adapter and prefix == LANGUAGE_MODEL:
             write_adapter(adapter, network, model.path, target / ADAPTER_FOLDER)
-    ranks.wait()
+    ranks.wait()  # No deadline: their group has one, collective_timeout_s.
 
 
 def _parameters(engine: Engine, prefix: str = LANGUAGE_MODEL) -> Iterator[tuple[str, Tensor]]:

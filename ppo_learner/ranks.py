@@ -94,13 +94,14 @@ def join(
         "MASTER_ADDR": master_address,
         "MASTER_PORT": str(master_port),
     }
+    timeout = timedelta(seconds=timeout_s)
     try:
         distributed.init_process_group(
             "nccl" if device.type == "cuda" else "gloo",
             init_method=f"tcp://{master_address}:{master_port}",
             rank=rank,
             world_size=world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timeout,
         )
     except distributed.DistError as error:
         raise DeadlineExceeded(
@@ -110,7 +111,7 @@ def join(
         ) from error
     sharing = None
     if num_sharing > 1:
-        sharing, _ = distributed.new_subgroups(num_sharing)  # type: ignore[no-untyped-call]
+        sharing, _ = distributed.new_subgroups(num_sharing, timeout=timeout)  # type: ignore[no-untyped-call]
     return Ranks(rank=rank, world_size=world_size, device=device, num_sharing=num_sharing, sharing=sharing)
 
 

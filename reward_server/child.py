@@ -5,10 +5,12 @@ ends; a child that does not get ready within the time is killed, and the error s
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from reward_server.config import READY_PREFIX, RewardServerConfig, RewardServerFile
@@ -17,6 +19,7 @@ from services.contracts.errors import DeadlineExceeded, UserError
 
 POLL_S = 0.02
 LOG_LINES_SHOWN = 8
+REAP_TIMEOUT_S = 5.0
 
 
 class RewardServerChild:
@@ -71,8 +74,7 @@ class RewardServerChild:
         try:
             return self._process.wait(self._drain_s + 5.0)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            return self._process.wait()
+            return self._kill()
 
     def _wait_until_ready(self, timeout_s: float) -> str:
         deadline = time.monotonic() + timeout_s
@@ -88,11 +90,16 @@ class RewardServerChild:
                     + "\n  ".join(written[-LOG_LINES_SHOWN:])
                 )
             time.sleep(POLL_S)
-        self._process.kill()
-        self._process.wait()
+        self._kill()
         raise DeadlineExceeded(
             waited_for="the reward server of this run to be ready", waited_s=timeout_s, advice=f"see {self._log}"
         )
+
+    def _kill(self) -> int:
+        self._process.kill()
+        with suppress(subprocess.TimeoutExpired):  # The kernel may hold on to a process that was killed.
+            return self._process.wait(REAP_TIMEOUT_S)
+        return -signal.SIGKILL
 
     def _written(self) -> list[str]:
         """Complete lines of this server in the log."""

@@ -69,7 +69,7 @@ class IsolatedScorer:
 
     async def _score_one(self, sample: RewardSample, on_wait: Callable[[], None]) -> Reward | Failure:
         on_wait()
-        child = await self._idle.get()
+        child = await self._idle.get()  # No deadline: each process comes back by its own.
         # A process that is killed takes long to replace, so it goes on when its caller leaves.
         return await asyncio.shield(asyncio.create_task(self._score_in(child, sample)))
 
@@ -135,13 +135,15 @@ class Child:
         return await self.kill()
 
     async def kill(self) -> int | None:
-        """End the process and return its exit code; None where there was none."""
+        """End the process and return its exit code; None where there was none, or it has not ended yet."""
         process, self._process = self._process, None
         if process is None:
             return None
         if process.returncode is None:
             process.kill()
-        return await process.wait()
+        with suppress(TimeoutError):  # The kernel may hold on to a process that was killed.
+            await asyncio.wait_for(process.wait(), REAP_TIMEOUT_S)
+        return process.returncode
 
     async def _exchange(self, request: bytes) -> bytes:
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None

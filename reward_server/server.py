@@ -223,7 +223,7 @@ async def _serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardS
     address = await server.start()
     sys.stdout.write(f"{READY_PREFIX}{address}\n")
     sys.stdout.flush()
-    await stop.wait()
+    await stop.wait()  # No deadline: it serves until it is told to end.
     await server.drain()
 
 

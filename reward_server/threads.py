@@ -86,7 +86,7 @@ def start_thread() -> Inbox:
     inbox: Inbox = SimpleQueue()
 
     def go_on() -> None:
-        while inbox.get()():
+        while inbox.get()():  # No deadline: whoever started the thread ends it.
             pass
 
     threading.Thread(target=go_on, name="reward", daemon=True).start()

@@ -120,7 +120,7 @@ class EngineThread:
         while True:
             with suppress(Empty):
                 while True:
-                    order = self._inbox.get(block=not engine.busy)
+                    order = self._inbox.get(block=not engine.busy)  # No deadline: `close` ends it.
                     if order is None:
                         return
                     order(engine)

@@ -1,4 +1,4 @@
-"""The rules that keep the code readable: lengths, docstrings, the tree in the README, fresh protos, the lock."""
+"""The rules that keep the code readable: lengths, docstrings, deadlines, the README's tree, fresh protos, the lock."""
 
 import ast
 import re
@@ -7,10 +7,12 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 from packaging.version import Version
 
 from tests import readme_tree
-from tests.readme_tree import ROOT, tracked_files
+from tests.deadline_rule import endless_waits
+from tests.readme_tree import PACKAGES, ROOT, tracked_files
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -40,6 +42,66 @@ def test_every_module_says_what_it_is() -> None:
     texts = {path: path.read_text() for path in python_files()}
     silent = [str(path) for path, text in texts.items() if text.strip() and not ast.get_docstring(ast.parse(text))]
     assert silent == []
+
+
+def test_nothing_waits_without_a_deadline() -> None:
+    product = [path.relative_to(ROOT) for path in python_files() if path.relative_to(ROOT).parts[0] in PACKAGES]
+    endless = [f"{path}:{wait}" for path in product for wait in endless_waits((ROOT / path).read_text())]
+    assert endless == [], "give each a timeout, or end its line with `# No deadline: REASON`"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ray\nray.get(rooms)",
+        "import ray\nray.get(rooms, timeout=None)",
+        "from ray import wait as wait_for_rooms\nwait_for_rooms(rooms)",
+        "from subprocess import check_output\ncheck_output(command)",
+        "import subprocess\nwith subprocess.Popen(command) as process: pass",
+        "import socket\nsocket.create_connection(address)",
+        "from urllib import request\nrequest.urlopen(url)",
+        "from torch import distributed\ndistributed.new_subgroups(2)",
+        "import asyncio\nasyncio.wait(tasks)",
+        "import asyncio\nasyncio.wait_for(task, None)",
+        "import asyncio\nasync with asyncio.timeout(1):\n    thread.join()",
+        "process.wait()",
+        "self._thread.join(timeout=None)",
+        "process.communicate(b'input')",
+        "inbox = SimpleQueue()\nwork = inbox.get()",
+        "self._idle: asyncio.LifoQueue[Child] = asyncio.LifoQueue()\nself._idle.get()",
+        "def serve(inbox: Queue[int]) -> None:\n    inbox.get(block=True)",
+        "stub = control_pb2_grpc.ControlServiceStub(channel)\nstub.Status(request)",
+        "self._stub = ControlServiceStub(channel)\ngetattr(self._stub, method)(request, metadata=metadata)",
+        "health_pb2_grpc.HealthStub(channel).Check(request)",
+        "methods = {name: channel.unary_unary(name) for name in names}\nmethods[name](request)",
+        "event.wait()  # No deadline:",
+        "event.wait(1)  # No deadline: it has one, and the reason is stale",
+    ],
+)
+def test_a_wait_for_ever_is_found(source: str) -> None:
+    [found] = endless_waits(source)
+    assert found.startswith(f"{len(source.splitlines())}: ")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import ray\nray.get(rooms, timeout=5)",
+        "subprocess.run(command, timeout=timeout_s)",
+        "process.wait(5)",
+        "thread.join(timeout=self._every_s)",
+        "text = ', '.join(names)",
+        "import asyncio\nasyncio.wait_for(event.wait(), timeout_s)",
+        "import asyncio\nasync with asyncio.timeout(timeout_s):\n    await event.wait()",
+        "inbox = SimpleQueue()\ninbox.get(timeout=1)",
+        "inbox = SimpleQueue()\ninbox.get(block=False)",
+        "secret = token.get()",  # No queue.
+        "stub = ControlServiceStub(channel)\nstub.Status(request, timeout=timeout_s)",
+        "event.wait()  # No deadline: it serves until it is told to end.",
+    ],
+)
+def test_what_is_no_wait_for_ever_is_let_pass(source: str) -> None:
+    assert endless_waits(source) == []
 
 
 def test_the_tree_in_the_readme_is_fresh() -> None:

@@ -198,7 +198,7 @@ class Controller:
                 self._changed.clear()
                 self._admit()
                 assert self._tasks or self._machine.phase == "paused", "nothing is under way, and nothing may be"
-                await self._changed.wait()
+                await self._changed.wait()  # No deadline: each task under way has its own, and a pause has none.
 
     def _take_up_open_work(self) -> None:
         for position in self._machine.open_work.running:

@@ -20,15 +20,17 @@ _MAX_ROUNDS = 2
 @contextmanager
 def watch(session: Path) -> Iterator[None]:
     """Should this process be killed inside, whatever uses the folder `session` is ended."""
-    with subprocess.Popen(
+    watchdog = subprocess.Popen(
         [sys.executable, "-m", "services.control.ray_watchdog", str(session)],
         stdin=subprocess.PIPE,
         start_new_session=True,  # Ctrl-C is for the run.
-    ) as watchdog:
-        try:
-            yield
-        finally:
-            watchdog.kill()
+    )
+    try:
+        yield
+    finally:
+        watchdog.kill()
+        with suppress(subprocess.TimeoutExpired):  # The kernel may hold on to a process that was killed.
+            watchdog.communicate(timeout=_ENDS_WITHIN_S)
 
 
 def end_users(session: Path) -> None:

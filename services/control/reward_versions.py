@@ -12,6 +12,7 @@ import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
@@ -31,6 +32,7 @@ LOG_LINES_SHOWN = 8
 LOG_FILE = "trainer.log"
 _VERSIONS = "versions"
 _END_WITHIN_S = 30.0
+_REAP_WITHIN_S = 5.0
 # The trainer ends with this process, however that ends.
 _TRAINER = """
 import sys
@@ -193,4 +195,5 @@ async def _end(process: Process) -> None:
         await asyncio.wait_for(process.wait(), _END_WITHIN_S)
     except TimeoutError:
         process.kill()
-        await process.wait()
+        with suppress(TimeoutError):  # The kernel may hold on to a process that was killed.
+            await asyncio.wait_for(process.wait(), _REAP_WITHIN_S)

@@ -40,7 +40,8 @@ def run_command(arguments: Sequence[str]) -> Ended:
         # A process group of its own: the terminal's Ctrl-C would else arrive twice.
         command = [sys.executable, "-m", "services.cli.tied", str(os.getpid()), *arguments]
         process = subprocess.Popen(command, process_group=0)
-        return Ended(code=process.wait(), interrupted=interrupted)
+        code = process.wait()  # No deadline: a stage may train for days.
+        return Ended(code=code, interrupted=interrupted)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

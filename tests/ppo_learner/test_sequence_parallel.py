@@ -64,7 +64,7 @@ def furthest(network: torch.nn.Module, sequences: SequenceParallel, batch: Micro
 
 
 def measure(rank: int, port: int, folder: Path) -> None:
-    """Leave for each family and layout the largest difference in `folder`, and what was refused."""
+    """Leave for each family and layout the largest difference in `folder`, what was refused, and their deadline."""
     torch.set_num_threads(1)
     prepare_deepspeed()
     ranks = join(rank=rank, world_size=2, master_address="127.0.0.1", master_port=port, timeout_s=60.0, num_sharing=2)
@@ -86,8 +86,9 @@ def measure(rank: int, port: int, folder: Path) -> None:
         critic = Critic(tiny_model().model, sequences=sequences)
         torch.nn.init.normal_(critic.value_head.weight)
         found["critic", "all", packed] = furthest(critic, sequences, batches["all"])
+    timeout_s = ranks.sharing._get_backend(CPU).options._timeout.total_seconds()
     leave()
-    torch.save((found, refusals(rank, folder)), folder / f"found_{rank}.pt")
+    torch.save((found, refusals(rank, folder), timeout_s), folder / f"found_{rank}.pt")
 
 
 def refusals(rank: int, folder: Path) -> dict[str, str]:
@@ -116,16 +117,20 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def test_ranks_that_share_sequences_say_and_learn_what_one_does_in_every_family(measured: Any) -> None:
-    for found, _ in measured:
+    for found, *_ in measured:
         assert len(found) == 2 * (3 * len(FAMILIES) + 1)
         assert {case: error for case, error in found.items() if not error < 2e-5} == {}
 
 
 def test_networks_that_make_something_else_of_parts_are_refused(measured: Any) -> None:
-    for _, said in measured:
+    for _, said, _ in measured:
         assert "logprobs of shared sequences are off by" in said["state_space"]
         assert "has experts" in said["experts"]
         assert all("learner.sequence_parallel" in refusal for refusal in said.values())
+
+
+def test_ranks_that_share_sequences_wait_for_each_other_as_long_as_all_ranks_do(measured: Any) -> None:
+    assert [timeout_s for *_, timeout_s in measured] == [60.0, 60.0]
 
 
 def test_a_token_sees_its_own_sequence_within_its_window() -> None:

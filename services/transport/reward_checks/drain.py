@@ -90,7 +90,8 @@ class Traffic:
 
     async def watch_health(self) -> None:
         """Listen until it is bad or nobody speaks; whoever goes on listening keeps some servers from ending."""
-        watch = health_pb2_grpc.HealthStub(self.session.channel).Watch(health_pb2.HealthCheckRequest())
+        stub = health_pb2_grpc.HealthStub(self.session.channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest())  # No deadline: `drains` cancels it.
         with suppress(grpc.aio.AioRpcError):
             async for response in watch:
                 self.health.append(response.status)
