@@ -80,19 +80,17 @@ class DemonstrationWork:
 class RoutedDemonstrationWork(DemonstrationWork):
     """Implements `Work` for a mixture of experts.
 
-    The answers are first all log-probabilities, then for each the balance loss of the micro-batch that it was in.
+    Behind a part's log-probabilities is for each the balance loss of the micro-batch that it was in.
     """
 
     def __init__(self, demonstrations: Sequence[Demonstration], coefficient: float, *, packed: bool = False) -> None:
         super().__init__(demonstrations, packed=packed)
-        self.num_answers = 2 * self.num_terms
         self._coefficient = coefficient
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
         micro_batch = collate(self._batch, part, device, packed=self._packed)
         said = network(micro_batch, temperature=1.0, entropy=False)
-        answers = torch.cat([_logprobs(said), said.routing.balance_loss.expand_as(said.logprobs)])
-        return answers, torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms])
+        return torch.cat([_logprobs(said), said.routing.balance_loss.expand_as(said.logprobs)]), micro_batch.actions
 
     def sums(self, answers: Tensor, part: Part) -> Tensor:
         logprobs, balance_losses = answers.reshape(2, len(answers) // 2)

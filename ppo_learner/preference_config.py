@@ -8,6 +8,7 @@ from typing import Self
 
 from pydantic import Field, field_validator, model_validator
 
+from ppo_learner.moe_config import MoeConfig
 from ppo_learner.packing_config import PackingConfig
 from ppo_learner.preference_algorithms import PREFERENCE_ALGORITHMS, PreferenceAlgorithm
 
@@ -21,7 +22,7 @@ _OF_SOME_ALGORITHMS = (
 )
 
 
-class PreferenceConfig(PackingConfig):
+class PreferenceConfig(MoeConfig, PackingConfig):
     """How the policy learns from preferences."""
 
     algorithm: str = "dpo"

@@ -166,7 +166,7 @@ class SupervisedRank:
         column = torch.zeros(questions.num_answers, device=self._ranks.device)
         for part in self._parts(questions):
             answers, places = questions.answer(self._network, part, self._ranks.device)
-            column[places] = answers
+            column[places] = answers[: len(places)]
         return self._ranks.sum_shares(column)
 
     def _parts(self, questions: Questions) -> list[Part]:

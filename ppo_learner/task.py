@@ -33,7 +33,10 @@ class Questions(Protocol):
         ...
 
     def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(n,) what the network says of a part, and (n,) which of all answers these are."""
+        """(n,) what the network says of a part, and (m ≤ n,) which of all answers the first of these are.
+
+        What is behind them is for the `sums` of the part alone.
+        """
         ...
 
 

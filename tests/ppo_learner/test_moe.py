@@ -1,5 +1,6 @@
 """Mixtures of experts: the balance loss against transformers' and NumPy, without padding, and what a step does."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,18 @@ from ppo_learner.lora import add_adapters
 from ppo_learner.lora_config import LoraConfig
 from ppo_learner.models import Policy
 from ppo_learner.moe import load_metrics, routing
+from ppo_learner.preference_config import PreferenceConfig
+from ppo_learner.preference_training import METRICS, PreferenceTask, PreferenceWork, RoutedPreferenceWork
+from ppo_learner.ranks import Ranks
 from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import UserError
+from services.contracts.preference_example import PreferenceExample
+from services.contracts.settings import ModelConfig
 from services.transport.weights import TRANSPORTS, unpack
 from tests.ppo_learner import numpy_objective
 from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
+from tests.ppo_learner.test_preference_training import make, make_pairs, tokens_of
 from tests.ppo_learner.test_supervised import make_demonstrations
 from tests.tiny import TINY_EXPERTS, tiny_tokenizer
 
@@ -128,6 +135,65 @@ def test_the_loss_evens_out_the_loads_in_reinforcement_and_supervised_learning(e
     assert ends[1.0] < ends[0.0]
 
 
+@pytest.mark.parametrize("algorithm", ["dpo", "kto"])
+def test_the_loss_evens_out_the_loads_while_a_preference_is_learnt(experts: Path, algorithm: str) -> None:
+    settings = {"algorithm": algorithm, "lr": 3e-3}
+    ends = {}
+    for coefficient in (0.0, 1.0):
+        learner = PreferenceConfig.model_validate(settings | {"router_loss_coefficient": coefficient})
+        rank = start_supervised(PreferenceTask, experts, learner)
+        reports = [rank.step(make(settings, 0)).metrics for _ in range(6)]
+        ends[coefficient] = reports[-1]["router/balance_loss"]
+        rank.close()
+        assert reports[-1]["rewards/margin"] > reports[0]["rewards/margin"]
+    assert ends[1.0] < ends[0.0] - 0.02
+
+
+class PlainPreferenceTask(PreferenceTask):
+    """As it was before routers had a loss."""
+
+    def __init__(self, *place: Any) -> None:  # Any: as its parent's
+        super().__init__(*place)
+        self.metrics = METRICS
+
+    def work(self, examples: Sequence[PreferenceExample]) -> PreferenceWork:
+        return PreferenceWork(examples, self._learner, packed=self._packed)
+
+
+def test_without_a_coefficient_preferences_are_learnt_as_if_there_were_no_loss_of_routers(experts: Path) -> None:
+    examples, model = make_pairs(0), AutoModelForCausalLM.from_pretrained(experts).eval()
+    logprobs = [tokens_of(model, completion).sum() for example in examples for completion in example.completions]
+    outcomes = []
+    for task in (PreferenceTask, PlainPreferenceTask):
+        rank = start_supervised(task, experts, PreferenceConfig(lr=1e-3, max_tokens_per_micro_batch=40))
+        assert rank.answers(examples) == pytest.approx(logprobs, abs=1e-4)  # Nothing of routers is among them.
+        metrics = rank.step(examples).metrics
+        outcomes.append(([metrics[name] for name in METRICS], dict(rank._network.full_parameters())))
+        rank.close()
+    assert outcomes[0][0] == outcomes[1][0]
+    assert all(torch.equal(weight, outcomes[1][1][name]) for name, weight in outcomes[0][1].items())
+
+
+def test_beside_preferences_routers_follow_the_gradient_to_even_loads(experts: Path) -> None:
+    policy = Policy(AutoModelForCausalLM.from_pretrained(experts), temperature=1.0)
+    routers = [weight for name, weight in policy.named_parameters() if name.endswith(".gate.weight")]
+    part = tuple(range(9))
+
+    def sums(coefficient: float) -> Tensor:
+        learner = PreferenceConfig(router_loss_coefficient=coefficient)
+        work = RoutedPreferenceWork(make_pairs(0), learner, packed=False)
+        return work.sums(work.answer(policy, part, torch.device("cpu"))[0], part) / work.num_terms  # type: ignore[arg-type]  # not in an engine
+
+    pulls = [torch.autograd.grad(sums(coefficient)[0], routers) for coefficient in (2.0, 0.0)]
+    before = sums(0.0)[-1]
+    with torch.no_grad():
+        for router, with_loss, without in zip(routers, *pulls, strict=True):
+            assert not torch.equal(with_loss, without)
+            router.sub_(0.1 * (with_loss - without))
+    assert len(routers) == 2
+    assert sums(0.0)[-1] < before - 1e-3
+
+
 @pytest.mark.parametrize("zero_stage", [0, 3])
 def test_without_a_coefficient_no_split_into_micro_batches_changes_a_step(experts: Path, zero_stage: int) -> None:
     outcomes = []
@@ -164,6 +230,10 @@ def stored_weights(folder: Path) -> dict[str, Tensor]:
 def test_a_model_without_experts_has_no_loss_to_weigh(tiny_model: Path) -> None:
     with pytest.raises(UserError, match=r"router_loss_coefficient is 0\.01, and .* has no experts"):
         start_rank(LearnerConfig(router_loss_coefficient=0.01), tiny_model)
+    for kind, section in ((DemonstrationTask, SupervisedConfig), (PreferenceTask, PreferenceConfig)):
+        place = ModelConfig(path=str(tiny_model)), Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+        with pytest.raises(UserError, match=r"router_loss_coefficient is 0\.01, and .* has no experts"):
+            kind(section(router_loss_coefficient=0.01), *place)  # type: ignore[operator]  # each has its own section
 
 
 def test_adapters_leave_experts_alone_and_are_merged_under_the_stored_names(experts: Path, tmp_path: Path) -> None:
