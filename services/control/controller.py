@@ -15,6 +15,7 @@ and weight loads overlap, and the machine keeps the bound.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,6 +81,7 @@ class Controller:
         max_failed_prompts: prompts that may fail for good before the run stops with `SampleNotScorable`.
         prepare: what is done to every scored group before it is accepted.
         demonstrations: what the learner learns beside the rollouts of a step, by the number of steps before it.
+        now: seconds on the clock that steps are timed by, which never goes back.
 
     Attributes:
         learner_is_free: held while the learner is ahead of what the caller of `steps` has seen; whoever else wants the
@@ -101,6 +103,7 @@ class Controller:
         max_failed_prompts: int = 0,
         prepare: Callable[[ScoredGroup], ScoredGroup] = lambda scored: scored,
         demonstrations: Callable[[int], WeightedDemonstrations | None] = lambda step: None,
+        now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._prompts = prompts
         self._rollouts = rollouts
@@ -120,7 +123,7 @@ class Controller:
         self._changed = asyncio.Event()
         self._admits = False
         self._ends_pause = False
-        self._clock = StepClock(asyncio.get_running_loop().time)
+        self._clock = StepClock(now)
         self.learner_is_free = asyncio.Lock()
         self.learner_is_sound = True
 

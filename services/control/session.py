@@ -5,6 +5,7 @@ groups of one and the same moment between two steps; a checkpoint that the disk 
 """
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import ExitStack, aclosing
 from dataclasses import dataclass, replace
@@ -44,7 +45,11 @@ from services.control.suites import HeldOut, evaluate_all
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """What stays the same from the first session of a run to its last."""
+    """What stays the same from the first session of a run to its last.
+
+    Attributes:
+        now: seconds on the clock that steps are timed by.
+    """
 
     config: RunConfig
     inputs: RunInputs
@@ -52,6 +57,7 @@ class RunContext:
     totals: RunTotals
     log: EventLog
     events: RunEvents
+    now: Callable[[], float] = time.monotonic
 
 
 class Session:
@@ -109,6 +115,7 @@ class Session:
             max_failed_prompts=config.train.max_failed_prompts,
             prepare=_preparation(run),
             demonstrations=_demonstrations_beside(run),
+            now=run.now,
         )
         rows = [row.metrics for row in read_metrics(config.run.dir)]
         self._alarms = Alarms(config.alarms, [state.evaluation_before, *rows])

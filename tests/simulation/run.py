@@ -215,6 +215,7 @@ class _Process:
             totals=RunTotals(started=time.monotonic(), seconds_before=state.seconds),
             log=self._log,
             events=RunEvents(self._log.note),
+            now=asyncio.get_running_loop().time,
         )
         sessions = Sessions(run, checkpoint, state)
         sessions.note_start()
