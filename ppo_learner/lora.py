@@ -112,6 +112,17 @@ def quantisation(dtype: str) -> Any:  # Any: transformers
     )
 
 
+def keep_layout(network: Any) -> None:  # Any: transformers
+    """Have layers in 4 bits keep their weights as they were quantised.
+
+    On a CPU with AVX512-BF16 bitsandbytes lays them out anew at the first evaluation, for good: with coarser scales, in
+    an order that only its own product reads, and that product has no gradient.
+    """
+    for module in network.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
 def is_adapter(name: str) -> bool:
     """Whether a parameter belongs to an adapter."""
     return name.endswith((_DOWN, _UP))

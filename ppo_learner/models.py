@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ppo_learner.batching import MicroBatch
-from ppo_learner.lora import add_adapters, quantisation
+from ppo_learner.lora import add_adapters, keep_layout, quantisation
 from ppo_learner.moe import Routing, experts_per_token, routing
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
@@ -239,6 +239,8 @@ def load_network(
             network = automatic.from_pretrained(path, config=config, **source, **numbers)
     except (OSError, ValueError, ImportError) as error:
         raise UserError(f"the model {path!r} cannot be loaded: {error}") from error
+    if quantised:
+        keep_layout(network)
     if learner.gradient_checkpointing:
         network.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return network

@@ -134,6 +134,11 @@ def is_of_the_machine(metric: str) -> bool:
     return "second" in metric or "memory" in metric
 
 
+MUON_WITHIN = 1e-3
+"""For `same_update` with muon, which orthogonalises in bfloat16: on a CPU that computes in it, the last bit of a
+gradient has changed 2e-5 of an update's square."""
+
+
 def same_update(
     start: Mapping[str, torch.Tensor],
     some: Mapping[str, torch.Tensor],

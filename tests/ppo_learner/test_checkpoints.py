@@ -20,6 +20,7 @@ CONFIG = LearnerConfig(lr=1e-3, critic_lr=1e-3, num_epochs=2, num_minibatches=2,
 
 
 def finish_in_another_process(model: Path, folder: Path) -> None:
+    torch.set_num_threads(1)  # As here: how many there are decides how sums are taken.
     rank = start_rank(CONFIG, model)
     rank.load(folder / "checkpoint")
     for step in (2, 3):
