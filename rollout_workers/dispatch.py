@@ -6,7 +6,7 @@ is given nothing; a worker is never given more than `max_outstanding` requests, 
 while a worker is slow, requests wait for the others.
 """
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -48,6 +48,9 @@ class Dispatcher:
         self._num_requests = 0
         self._num_attempts = 0
         self._paces = Paces()
+        self._num_ended = 0
+        self._ended: Counter[int] = Counter()
+        self._others_ended: dict[int, int] = {}
 
     @property
     def num_waiting(self) -> int:
@@ -81,7 +84,8 @@ class Dispatcher:
         if request in self._waiting:
             self._waiting.remove(request)
         for member in self._members.values():
-            member.attempts = {attempt: of for attempt, of in member.attempts.items() if of != request}
+            for attempt in [attempt for attempt, of in member.attempts.items() if of == request]:
+                del member.attempts[attempt], self._others_ended[attempt]
         self._losses.pop(request, None)
 
     def join(self, worker: int) -> None:
@@ -108,6 +112,7 @@ class Dispatcher:
         again: list[Assignment] = []
         ended: list[Assignment] = []
         for attempt, request in sorted(member.attempts.items(), key=lambda item: item[1]):
+            del self._others_ended[attempt]
             self._losses[request] = self._losses.get(request, 0) + at_fault
             spent = self._losses[request] >= self._max_attempts
             (ended if spent else again).append(Assignment(attempt=attempt, request=request, worker=worker))
@@ -127,8 +132,11 @@ class Dispatcher:
         if member is None or member.attempts.pop(assignment.attempt, None) is None:
             return False
         self._losses.pop(assignment.request, None)
+        others_ended = self._ended_by_others(member.worker) - self._others_ended.pop(assignment.attempt)
+        self._num_ended += 1
+        self._ended[member.worker] += 1
         if num_tokens and member.phase == "serving":
-            self._paces.learn(member.worker, seconds=seconds, num_tokens=num_tokens)
+            self._paces.learn(member.worker, seconds=seconds, num_tokens=num_tokens, others_ended=others_ended)
         return True
 
     def next_assignment(self) -> Assignment | None:
@@ -146,5 +154,9 @@ class Dispatcher:
         assignment = Assignment(attempt=self._num_attempts, request=self._waiting.popleft(), worker=member.worker)
         self._num_attempts += 1
         member.attempts[assignment.attempt] = assignment.request
+        self._others_ended[assignment.attempt] = self._ended_by_others(member.worker)
         self._paces.give(member.worker)
         return assignment
+
+    def _ended_by_others(self, worker: int) -> int:
+        return self._num_ended - self._ended[worker]

@@ -9,8 +9,11 @@ from statistics import median_low
 
 SLOW = 3.0
 """How many times as long as the median of the workers a slow one takes for a token."""
-_MEMORY = 0.5
-"""What a worker's earlier requests count beside a new one, token for token; with a slow one nothing."""
+LEAST_S = 1.0
+"""What the last request of a slow one took at least: shorter ones are late by chance, and then all of a worker are."""
+_MEMORY = 0.95
+"""What a worker's earlier requests count beside a new one, token for token; with a slow one nothing. Much, as requests
+wait for each other in an engine."""
 FIRST_TRIAL = 100
 """Requests that other workers end until a slow one is tried again; for each further trial it takes twice as many."""
 
@@ -19,6 +22,8 @@ FIRST_TRIAL = 100
 class _Pace:
     seconds: float = 0.0
     num_tokens: float = 0.0
+    last_s: float = 0.0
+    is_compared: bool = False
     passed_over: int = 0
     until_trial: int = FIRST_TRIAL
 
@@ -31,14 +36,22 @@ class Paces:
         self._token_s: dict[int, float] = {}
         self._slow: frozenset[int] = frozenset()
 
-    def learn(self, worker: int, *, seconds: float, num_tokens: int) -> None:
-        """A worker ended a request whose longest completion has so many tokens, 1 or more."""
+    def learn(self, worker: int, *, seconds: float, num_tokens: int, others_ended: int) -> None:
+        """A worker ended a request.
+
+        Args:
+            num_tokens: of its longest completion, 1 or more.
+            others_ended: requests that the other workers ended meanwhile. Without any, what is known of them is of
+                another time, when there was perhaps less to do.
+        """
         for other in self._slow - {worker}:
             self._paces[other].passed_over += 1
         memory = 0.0 if self.is_slow(worker) else _MEMORY
         own = self._paces.setdefault(worker, _Pace())
         own.seconds = memory * own.seconds + seconds
         own.num_tokens = memory * own.num_tokens + num_tokens
+        own.last_s = seconds
+        own.is_compared = others_ended >= SLOW * (len(self._paces) - 1)
         self._token_s[worker] = own.seconds / own.num_tokens
         self._compare()
         if not self.is_slow(worker):
@@ -51,7 +64,7 @@ class Paces:
             self._compare()
 
     def is_slow(self, worker: int) -> bool:
-        """Whether it takes `SLOW` times as long as is usual."""
+        """Whether it takes `SLOW` times as long as is usual, and long enough to matter."""
         return worker in self._slow
 
     def is_wanted(self, worker: int) -> bool:
@@ -66,4 +79,8 @@ class Paces:
 
     def _compare(self) -> None:
         usual_s = median_low(self._token_s.values()) if self._token_s else 0.0
-        self._slow = frozenset(worker for worker, own_s in self._token_s.items() if own_s >= SLOW * usual_s > 0)
+        self._slow = frozenset(
+            worker
+            for worker, own_s in self._token_s.items()
+            if own_s >= SLOW * usual_s > 0 and self._paces[worker].last_s >= LEAST_S and self._paces[worker].is_compared
+        )

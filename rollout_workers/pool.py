@@ -261,7 +261,7 @@ class RolloutPool:
         was_slow = self._dispatcher.is_slow(assignment.worker)
         ended = self._dispatcher.end(assignment, seconds=now() - started, num_tokens=num_tokens)
         if self._dispatcher.is_slow(assignment.worker) and not was_slow:
-            _log.warning("rollout worker %d crawls: %s", assignment.worker, _SLOW)
+            _log.info("rollout worker %d crawls: %s", assignment.worker, _SLOW)
         if not ended:
             self._attempt_is("fenced", assignment, None, prompt_id=order.request.prompt.id)
         else:

@@ -102,7 +102,6 @@ def test_a_worker_that_crawls_is_given_less_and_the_bound_holds(task: Path, tmp_
         given = [event.worker == slow for event in events(run, Dispatched, since=since)]
         finished = running.finish()
     assert finished.code == 0, finished.output
-    assert f"rollout worker {slow} crawls" in finished.output
     assert sum(given) < 0.2 * len(given)
     rows = json_lines(run / "metrics.jsonl")
     seconds = [float(str(row["seconds/step"])) for row in rows]
