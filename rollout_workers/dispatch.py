@@ -6,7 +6,7 @@ is given nothing; a worker is never given more than `max_outstanding` requests, 
 while a worker is slow, requests wait for the others.
 """
 
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -22,13 +22,22 @@ class Assignment:
     worker: int
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """What a worker was given, and how many requests the others had ended by then."""
+
+    request: int
+    others_ended: int
+
+
 @dataclass(kw_only=True, slots=True)
 class Member:
     """A worker that takes part; only a serving one is given requests."""
 
     worker: int
     phase: Literal["serving", "draining"] = "serving"
-    attempts: dict[int, int] = field(default_factory=dict)
+    attempts: dict[int, Attempt] = field(default_factory=dict)
+    num_ended: int = 0
 
 
 class Dispatcher:
@@ -49,8 +58,6 @@ class Dispatcher:
         self._num_attempts = 0
         self._paces = Paces()
         self._num_ended = 0
-        self._ended: Counter[int] = Counter()
-        self._others_ended: dict[int, int] = {}
 
     @property
     def num_waiting(self) -> int:
@@ -84,8 +91,7 @@ class Dispatcher:
         if request in self._waiting:
             self._waiting.remove(request)
         for member in self._members.values():
-            for attempt in [attempt for attempt, of in member.attempts.items() if of == request]:
-                del member.attempts[attempt], self._others_ended[attempt]
+            member.attempts = {number: made for number, made in member.attempts.items() if made.request != request}
         self._losses.pop(request, None)
 
     def join(self, worker: int) -> None:
@@ -111,11 +117,10 @@ class Dispatcher:
         self._paces.forget(worker)
         again: list[Assignment] = []
         ended: list[Assignment] = []
-        for attempt, request in sorted(member.attempts.items(), key=lambda item: item[1]):
-            del self._others_ended[attempt]
-            self._losses[request] = self._losses.get(request, 0) + at_fault
-            spent = self._losses[request] >= self._max_attempts
-            (ended if spent else again).append(Assignment(attempt=attempt, request=request, worker=worker))
+        for number, made in sorted(member.attempts.items(), key=lambda item: item[1].request):
+            self._losses[made.request] = self._losses.get(made.request, 0) + at_fault
+            spent = self._losses[made.request] >= self._max_attempts
+            (ended if spent else again).append(Assignment(attempt=number, request=made.request, worker=worker))
         self._waiting.extendleft(assignment.request for assignment in reversed(again))
         for assignment in ended:
             del self._losses[assignment.request]
@@ -129,12 +134,13 @@ class Dispatcher:
             num_tokens: of the longest completion; 0 where there is none to measure the worker by.
         """
         member = self._members.get(assignment.worker)
-        if member is None or member.attempts.pop(assignment.attempt, None) is None:
+        attempt = member.attempts.pop(assignment.attempt, None) if member else None
+        if member is None or attempt is None:
             return False
         self._losses.pop(assignment.request, None)
-        others_ended = self._ended_by_others(member.worker) - self._others_ended.pop(assignment.attempt)
+        others_ended = self._num_ended - member.num_ended - attempt.others_ended
         self._num_ended += 1
-        self._ended[member.worker] += 1
+        member.num_ended += 1
         if num_tokens and member.phase == "serving":
             self._paces.learn(member.worker, seconds=seconds, num_tokens=num_tokens, others_ended=others_ended)
         return True
@@ -153,10 +159,8 @@ class Dispatcher:
         member = min(free, key=lambda member: (len(member.attempts), member.worker))
         assignment = Assignment(attempt=self._num_attempts, request=self._waiting.popleft(), worker=member.worker)
         self._num_attempts += 1
-        member.attempts[assignment.attempt] = assignment.request
-        self._others_ended[assignment.attempt] = self._ended_by_others(member.worker)
+        member.attempts[assignment.attempt] = Attempt(
+            request=assignment.request, others_ended=self._num_ended - member.num_ended
+        )
         self._paces.give(member.worker)
         return assignment
-
-    def _ended_by_others(self, worker: int) -> int:
-        return self._num_ended - self._ended[worker]
