@@ -132,6 +132,7 @@ class Fleet:
                 num_outstanding=self.pool.outstanding(number),
                 node=self._workers[number].node if number in self._workers else "",
                 pid=self._workers[number].pid if number in self._workers else 0,
+                is_slow=self.pool.is_slow(number),
             )
             for number, phase in sorted(self._phases.items())
         )

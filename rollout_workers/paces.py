@@ -22,6 +22,7 @@ FIRST_TRIAL = 100
 class _Pace:
     seconds: float = 0.0
     num_tokens: float = 0.0
+    token_s: float = 0.0
     last_s: float = 0.0
     is_compared: bool = False
     passed_over: int = 0
@@ -33,7 +34,6 @@ class Paces:
 
     def __init__(self) -> None:
         self._paces: dict[int, _Pace] = {}
-        self._token_s: dict[int, float] = {}
         self._slow: frozenset[int] = frozenset()
 
     def learn(self, worker: int, *, seconds: float, num_tokens: int, others_ended: int) -> None:
@@ -52,7 +52,7 @@ class Paces:
         own.num_tokens = memory * own.num_tokens + num_tokens
         own.last_s = seconds
         own.is_compared = others_ended >= SLOW * (len(self._paces) - 1)
-        self._token_s[worker] = own.seconds / own.num_tokens
+        own.token_s = own.seconds / own.num_tokens
         self._compare()
         if not self.is_slow(worker):
             own.until_trial = FIRST_TRIAL
@@ -60,7 +60,6 @@ class Paces:
     def forget(self, worker: int) -> None:
         """It is given nothing more."""
         if self._paces.pop(worker, None) is not None:
-            del self._token_s[worker]
             self._compare()
 
     def is_slow(self, worker: int) -> bool:
@@ -78,9 +77,9 @@ class Paces:
             pace.passed_over, pace.until_trial = 0, 2 * pace.until_trial
 
     def _compare(self) -> None:
-        usual_s = median_low(self._token_s.values()) if self._token_s else 0.0
+        usual_s = median_low(pace.token_s for pace in self._paces.values()) if self._paces else 0.0
         self._slow = frozenset(
             worker
-            for worker, own_s in self._token_s.items()
-            if own_s >= SLOW * usual_s > 0 and self._paces[worker].last_s >= LEAST_S and self._paces[worker].is_compared
+            for worker, pace in self._paces.items()
+            if pace.token_s >= SLOW * usual_s > 0 and pace.last_s >= LEAST_S and pace.is_compared
         )

@@ -7,20 +7,15 @@ of the fleet that brings workers up.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from rollout_workers.dispatch import Assignment, Dispatcher
-from rollout_workers.paces import SLOW
 from services.contracts.errors import DeadlineExceeded, TriremeError, WeightSyncError, WorkerLost
 from services.contracts.records import NOT_SAMPLED, Publication, RolloutGroup, SampleRequest, SyncReceipt
 
 MANY = 1 << 30
-_SLOW = f"a token takes it {SLOW:g} times as long as the others, or longer; it is given next to nothing meanwhile"
-
-_log = logging.getLogger(__name__)
 
 
 class Worker(Protocol):
@@ -121,6 +116,10 @@ class RolloutPool:
     def version(self, number: int) -> int:
         """The version that this worker serves; `NOT_SAMPLED` before its first."""
         return self._versions.get(number, NOT_SAMPLED)
+
+    def is_slow(self, number: int) -> bool:
+        """Whether this worker is given next to nothing, as it takes far longer than the others."""
+        return self._dispatcher.is_slow(number)
 
     async def sample(self, request: SampleRequest) -> RolloutGroup:
         """Sample one group on the least loaded worker. Cancelling the call stops the sampling.
@@ -258,10 +257,7 @@ class RolloutPool:
             return self.lose(assignment.worker, str(error))
         except TriremeError as error:
             outcome = error
-        was_slow = self._dispatcher.is_slow(assignment.worker)
         ended = self._dispatcher.end(assignment, seconds=now() - started, num_tokens=num_tokens)
-        if self._dispatcher.is_slow(assignment.worker) and not was_slow:
-            _log.info("rollout worker %d crawls: %s", assignment.worker, _SLOW)
         if not ended:
             self._attempt_is("fenced", assignment, None, prompt_id=order.request.prompt.id)
         else:

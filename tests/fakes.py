@@ -218,7 +218,9 @@ class FakeRunControl:
             max_staleness=1,
             target_workers=2,
             workers=(
-                WorkerStatus(worker=0, phase="serving", version=3, num_outstanding=4, node="node-a", pid=17),
+                WorkerStatus(
+                    worker=0, phase="serving", version=3, num_outstanding=4, node="node-a", pid=17, is_slow=True
+                ),
                 WorkerStatus(worker=2, phase="loading", version=NOT_SAMPLED, num_outstanding=0),
             ),
             num_running=8,

@@ -99,5 +99,6 @@ def _worker_table(status: RunStatus) -> Table:
         version = "" if worker.version < 0 else f"{worker.version:,}"
         pid = str(worker.pid) if worker.pid else ""
         groups = str(worker.num_outstanding)
-        table.add_row(str(worker.worker), worker.phase, version, groups, Text(visible(worker.node)), pid)
+        phase = f"{worker.phase}, slow" if worker.is_slow else worker.phase
+        table.add_row(str(worker.worker), phase, version, groups, Text(visible(worker.node)), pid)
     return table

@@ -21,6 +21,7 @@ class WorkerStatus:
         num_outstanding: groups that it is sampling.
         node: name or address of its machine.
         pid: its process there; 0 while it is not known.
+        is_slow: it takes far longer for a token than the others, and is given next to nothing meanwhile.
     """
 
     worker: int
@@ -29,6 +30,7 @@ class WorkerStatus:
     num_outstanding: int
     node: str = ""
     pid: int = 0
+    is_slow: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

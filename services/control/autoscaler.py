@@ -31,11 +31,13 @@ class Autoscaler:
         self._bounds = bounds
         self._waits: list[float] = []
 
-    def decide(self, *, learner_wait: float, num_workers: int, num_serving: int) -> int:
+    def decide(self, *, learner_wait: float, num_workers: int, num_serving: int, reward_wait: float = 0.0) -> int:
         """How many workers there should be.
 
         Args:
             learner_wait: share of the last step in which the learner waited, from 0 to 1.
+            reward_wait: likewise, in which scoring waited for a reward service that did not answer. Where that is
+                most of the learner's wait, the step says nothing of the workers.
             num_workers: how many there should be up to now.
             num_serving: how many of them serve; while some are still on their way nothing changes.
         """
@@ -43,6 +45,8 @@ class Autoscaler:
             return num_workers
         if num_serving != num_workers:
             self._waits.clear()
+            return num_workers
+        if reward_wait > learner_wait / 2:
             return num_workers
         self._waits.append(learner_wait)
         if len(self._waits) < self._config.settle_steps:

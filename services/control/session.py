@@ -217,7 +217,9 @@ class Session:
         self.state = replace(self.state, step=step.number)
         self._run.totals.add(step)
         self._samples.record(step.number, step.groups)
-        metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving) | self._parts.rewards.tally.lap()
+        scoring = self._parts.rewards.tally.lap()
+        self.reward_wait = scoring["reward_service/waited_seconds"] / step.seconds["step"]
+        metrics = step_metrics(step, num_workers=self._parts.fleet.num_serving) | scoring
         metrics |= reward_signals(step.sampled, maximum=self._parts.rewards.description.maximum)
         if config.train.dynamic_sampling or step.filtered:
             metrics |= filter_metrics(step.groups, step.filtered, config.evaluate)

@@ -182,7 +182,7 @@ class Sessions:
                 if stop.requested or session.regressions:
                     break
                 await self._heed(session.raised, operator)
-                self._autoscale(autoscaler, parts.fleet, step)
+                self._autoscale(autoscaler, parts.fleet, step, reward_wait=session.reward_wait)
         await session.checkpoint()
         is_whole = session.state.step == self._config.train.num_steps
         main = before.main if before else None
@@ -212,9 +212,12 @@ class Sessions:
                 f"paused; `trireme resume {self._config.run.dir}` lets the run go on, `trireme drain` ends it"
             )
 
-    def _autoscale(self, autoscaler: Autoscaler, fleet: Fleet, step: Step) -> None:
+    def _autoscale(self, autoscaler: Autoscaler, fleet: Fleet, step: Step, *, reward_wait: float) -> None:
         wanted = autoscaler.decide(
-            learner_wait=step.learner_wait, num_workers=fleet.target, num_serving=fleet.num_serving
+            learner_wait=step.learner_wait,
+            reward_wait=reward_wait,
+            num_workers=fleet.target,
+            num_serving=fleet.num_serving,
         )
         if wanted == fleet.target:
             return

@@ -73,6 +73,7 @@ def _encode_worker(worker: WorkerStatus) -> control_pb2.Worker:
         num_outstanding=worker.num_outstanding,
         node=_text(worker.node),
         pid=worker.pid,
+        is_slow=worker.is_slow,
     )
 
 
@@ -84,6 +85,7 @@ def _decode_worker(message: control_pb2.Worker) -> WorkerStatus:
         num_outstanding=message.num_outstanding,
         node=message.node,
         pid=message.pid,
+        is_slow=message.is_slow,
     )
 
 

@@ -62,7 +62,7 @@ async def test_the_status_of_a_run_and_its_workers_is_shown(tmp_path: Path) -> N
     assert ["run", "gsm8k,", "running"] in words
     assert ["step", "3", "of", "10"] in words
     assert ["workers", "1", "serving,", "2", "there,", "2", "wanted"] in words
-    assert ["0", "serving", "3", "4", "node-a", "17"] in words
+    assert ["0", "serving,", "slow", "3", "4", "node-a", "17"] in words
     assert ["2", "loading", "0"] in words
 
 

@@ -32,6 +32,13 @@ def test_nothing_changes_while_workers_are_on_their_way_nor_when_it_is_off() -> 
     assert decide(0.9, num_workers=2, steps=9, enabled=False) == 2
 
 
+def test_a_step_in_which_the_reward_service_was_away_says_nothing_of_the_workers() -> None:
+    scaler = Autoscaler(AutoscaleConfig(enabled=True, settle_steps=2), BOUNDS)
+    waits = [(0.9, 0.8), (0.0, 0.2), (0.9, 0.0), (0.9, 0.8), (0.9, 0.3)]
+    wanted = [scaler.decide(learner_wait=a, reward_wait=b, num_workers=2, num_serving=2) for a, b in waits]
+    assert wanted == [2, 2, 2, 2, 3]
+
+
 def test_after_a_change_as_many_steps_pass_again() -> None:
     scaler = Autoscaler(AutoscaleConfig(enabled=True, settle_steps=2), BOUNDS)
     waits = iter([0.9, 0.9, 0.9, 0.9])

@@ -120,6 +120,9 @@ class _SimulatedRun:
                 if not self._result.wrong:
                     shutil.rmtree(self._folder)  # Nothing can be resumed: the run starts anew.
         self._check()
+        for change in ("more", "fewer"):
+            told = sum(f"workers, one {change}" in message for message in self._result.messages)
+            self._result.faults[f"autoscaler: one {change}"] += told
 
     def _check(self) -> None:
         """The ledger's promises, and those that only the learner can show."""
@@ -137,8 +140,6 @@ class _SimulatedRun:
         result.wrong += [f"{invariant}: {facts}" for invariant, facts in violations.items()]
         result.wrong += check_filtering(result.events, self._scenario.max_filtered_per_step)
         result.faults["prompt filtered"] += report.totals.filtered
-        for change in ("more", "fewer"):
-            result.faults[f"autoscaler: one {change}"] += sum(f"workers, one {change}" in m for m in result.messages)
         if result.endings[-1] == "finished":
             result.wrong += [] if not report.totals.num_open else [f"prompts are open: {report.totals.open_prompts}"]
             self._check_learner()

@@ -24,43 +24,43 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(services/protos/control/v1/control.proto\x12\x12trireme.control.v1\"\x0f\n\rStatusRequest\"\xf1\x02\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05phase\x18\x02 \x01(\x0e\x32\x1c.trireme.control.v1.RunPhase\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x11\n\tnum_steps\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x15\n\rmax_staleness\x18\x06 \x01(\x03\x12\x16\n\x0etarget_workers\x18\x07 \x01(\x03\x12+\n\x07workers\x18\x08 \x03(\x0b\x32\x1a.trireme.control.v1.Worker\x12\x13\n\x0bnum_running\x18\t \x01(\x03\x12\x13\n\x0bnum_waiting\x18\n \x01(\x03\x12\x13\n\x0bnum_trained\x18\x0b \x01(\x03\x12\x14\n\x0clearner_wait\x18\x0c \x01(\x01\x12\x1c\n\x0flast_checkpoint\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x0e \x01(\tB\x12\n\x10_last_checkpoint\"\x8d\x01\n\x06Worker\x12\x0e\n\x06worker\x18\x01 \x01(\x03\x12.\n\x05phase\x18\x02 \x01(\x0e\x32\x1f.trireme.control.v1.WorkerPhase\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x17\n\x0fnum_outstanding\x18\x04 \x01(\x03\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\x03\"#\n\x0cScaleRequest\x12\x13\n\x0bnum_workers\x18\x01 \x01(\x03\"\x0f\n\rScaleResponse\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"&\n\x11\x43heckpointRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\"\n\x12\x43heckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse*\x82\x01\n\x08RunPhase\x12\x19\n\x15RUN_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_PHASE_STARTING\x10\x01\x12\x15\n\x11RUN_PHASE_RUNNING\x10\x02\x12\x14\n\x10RUN_PHASE_PAUSED\x10\x03\x12\x16\n\x12RUN_PHASE_DRAINING\x10\x04*\x95\x01\n\x0bWorkerPhase\x12\x1c\n\x18WORKER_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_PHASE_STARTING\x10\x01\x12\x18\n\x14WORKER_PHASE_LOADING\x10\x02\x12\x18\n\x14WORKER_PHASE_SERVING\x10\x03\x12\x19\n\x15WORKER_PHASE_DRAINING\x10\x04\x32\xf9\x03\n\x0e\x43ontrolService\x12O\n\x06Status\x12!.trireme.control.v1.StatusRequest\x1a\".trireme.control.v1.StatusResponse\x12L\n\x05Scale\x12 .trireme.control.v1.ScaleRequest\x1a!.trireme.control.v1.ScaleResponse\x12L\n\x05Pause\x12 .trireme.control.v1.PauseRequest\x1a!.trireme.control.v1.PauseResponse\x12O\n\x06Resume\x12!.trireme.control.v1.ResumeRequest\x1a\".trireme.control.v1.ResumeResponse\x12[\n\nCheckpoint\x12%.trireme.control.v1.CheckpointRequest\x1a&.trireme.control.v1.CheckpointResponse\x12L\n\x05\x44rain\x12 .trireme.control.v1.DrainRequest\x1a!.trireme.control.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n(services/protos/control/v1/control.proto\x12\x12trireme.control.v1\"\x0f\n\rStatusRequest\"\xf1\x02\n\x0eStatusResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12+\n\x05phase\x18\x02 \x01(\x0e\x32\x1c.trireme.control.v1.RunPhase\x12\x0c\n\x04step\x18\x03 \x01(\x03\x12\x11\n\tnum_steps\x18\x04 \x01(\x03\x12\x0f\n\x07version\x18\x05 \x01(\x03\x12\x15\n\rmax_staleness\x18\x06 \x01(\x03\x12\x16\n\x0etarget_workers\x18\x07 \x01(\x03\x12+\n\x07workers\x18\x08 \x03(\x0b\x32\x1a.trireme.control.v1.Worker\x12\x13\n\x0bnum_running\x18\t \x01(\x03\x12\x13\n\x0bnum_waiting\x18\n \x01(\x03\x12\x13\n\x0bnum_trained\x18\x0b \x01(\x03\x12\x14\n\x0clearner_wait\x18\x0c \x01(\x01\x12\x1c\n\x0flast_checkpoint\x18\r \x01(\x03H\x00\x88\x01\x01\x12\x0f\n\x07message\x18\x0e \x01(\tB\x12\n\x10_last_checkpoint\"\x9e\x01\n\x06Worker\x12\x0e\n\x06worker\x18\x01 \x01(\x03\x12.\n\x05phase\x18\x02 \x01(\x0e\x32\x1f.trireme.control.v1.WorkerPhase\x12\x0f\n\x07version\x18\x03 \x01(\x03\x12\x17\n\x0fnum_outstanding\x18\x04 \x01(\x03\x12\x0c\n\x04node\x18\x05 \x01(\t\x12\x0b\n\x03pid\x18\x06 \x01(\x03\x12\x0f\n\x07is_slow\x18\x07 \x01(\x08\"#\n\x0cScaleRequest\x12\x13\n\x0bnum_workers\x18\x01 \x01(\x03\"\x0f\n\rScaleResponse\"\x0e\n\x0cPauseRequest\"\x0f\n\rPauseResponse\"\x0f\n\rResumeRequest\"\x10\n\x0eResumeResponse\"&\n\x11\x43heckpointRequest\x12\x11\n\ttimeout_s\x18\x01 \x01(\x01\"\"\n\x12\x43heckpointResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\"\x0e\n\x0c\x44rainRequest\"\x0f\n\rDrainResponse*\x82\x01\n\x08RunPhase\x12\x19\n\x15RUN_PHASE_UNSPECIFIED\x10\x00\x12\x16\n\x12RUN_PHASE_STARTING\x10\x01\x12\x15\n\x11RUN_PHASE_RUNNING\x10\x02\x12\x14\n\x10RUN_PHASE_PAUSED\x10\x03\x12\x16\n\x12RUN_PHASE_DRAINING\x10\x04*\x95\x01\n\x0bWorkerPhase\x12\x1c\n\x18WORKER_PHASE_UNSPECIFIED\x10\x00\x12\x19\n\x15WORKER_PHASE_STARTING\x10\x01\x12\x18\n\x14WORKER_PHASE_LOADING\x10\x02\x12\x18\n\x14WORKER_PHASE_SERVING\x10\x03\x12\x19\n\x15WORKER_PHASE_DRAINING\x10\x04\x32\xf9\x03\n\x0e\x43ontrolService\x12O\n\x06Status\x12!.trireme.control.v1.StatusRequest\x1a\".trireme.control.v1.StatusResponse\x12L\n\x05Scale\x12 .trireme.control.v1.ScaleRequest\x1a!.trireme.control.v1.ScaleResponse\x12L\n\x05Pause\x12 .trireme.control.v1.PauseRequest\x1a!.trireme.control.v1.PauseResponse\x12O\n\x06Resume\x12!.trireme.control.v1.ResumeRequest\x1a\".trireme.control.v1.ResumeResponse\x12[\n\nCheckpoint\x12%.trireme.control.v1.CheckpointRequest\x1a&.trireme.control.v1.CheckpointResponse\x12L\n\x05\x44rain\x12 .trireme.control.v1.DrainRequest\x1a!.trireme.control.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'services.protos.control.v1.control_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RUNPHASE']._serialized_start=829
-  _globals['_RUNPHASE']._serialized_end=959
-  _globals['_WORKERPHASE']._serialized_start=962
-  _globals['_WORKERPHASE']._serialized_end=1111
+  _globals['_RUNPHASE']._serialized_start=846
+  _globals['_RUNPHASE']._serialized_end=976
+  _globals['_WORKERPHASE']._serialized_start=979
+  _globals['_WORKERPHASE']._serialized_end=1128
   _globals['_STATUSREQUEST']._serialized_start=64
   _globals['_STATUSREQUEST']._serialized_end=79
   _globals['_STATUSRESPONSE']._serialized_start=82
   _globals['_STATUSRESPONSE']._serialized_end=451
   _globals['_WORKER']._serialized_start=454
-  _globals['_WORKER']._serialized_end=595
-  _globals['_SCALEREQUEST']._serialized_start=597
-  _globals['_SCALEREQUEST']._serialized_end=632
-  _globals['_SCALERESPONSE']._serialized_start=634
-  _globals['_SCALERESPONSE']._serialized_end=649
-  _globals['_PAUSEREQUEST']._serialized_start=651
-  _globals['_PAUSEREQUEST']._serialized_end=665
-  _globals['_PAUSERESPONSE']._serialized_start=667
-  _globals['_PAUSERESPONSE']._serialized_end=682
-  _globals['_RESUMEREQUEST']._serialized_start=684
-  _globals['_RESUMEREQUEST']._serialized_end=699
-  _globals['_RESUMERESPONSE']._serialized_start=701
-  _globals['_RESUMERESPONSE']._serialized_end=717
-  _globals['_CHECKPOINTREQUEST']._serialized_start=719
-  _globals['_CHECKPOINTREQUEST']._serialized_end=757
-  _globals['_CHECKPOINTRESPONSE']._serialized_start=759
-  _globals['_CHECKPOINTRESPONSE']._serialized_end=793
-  _globals['_DRAINREQUEST']._serialized_start=795
-  _globals['_DRAINREQUEST']._serialized_end=809
-  _globals['_DRAINRESPONSE']._serialized_start=811
-  _globals['_DRAINRESPONSE']._serialized_end=826
-  _globals['_CONTROLSERVICE']._serialized_start=1114
-  _globals['_CONTROLSERVICE']._serialized_end=1619
+  _globals['_WORKER']._serialized_end=612
+  _globals['_SCALEREQUEST']._serialized_start=614
+  _globals['_SCALEREQUEST']._serialized_end=649
+  _globals['_SCALERESPONSE']._serialized_start=651
+  _globals['_SCALERESPONSE']._serialized_end=666
+  _globals['_PAUSEREQUEST']._serialized_start=668
+  _globals['_PAUSEREQUEST']._serialized_end=682
+  _globals['_PAUSERESPONSE']._serialized_start=684
+  _globals['_PAUSERESPONSE']._serialized_end=699
+  _globals['_RESUMEREQUEST']._serialized_start=701
+  _globals['_RESUMEREQUEST']._serialized_end=716
+  _globals['_RESUMERESPONSE']._serialized_start=718
+  _globals['_RESUMERESPONSE']._serialized_end=734
+  _globals['_CHECKPOINTREQUEST']._serialized_start=736
+  _globals['_CHECKPOINTREQUEST']._serialized_end=774
+  _globals['_CHECKPOINTRESPONSE']._serialized_start=776
+  _globals['_CHECKPOINTRESPONSE']._serialized_end=810
+  _globals['_DRAINREQUEST']._serialized_start=812
+  _globals['_DRAINREQUEST']._serialized_end=826
+  _globals['_DRAINRESPONSE']._serialized_start=828
+  _globals['_DRAINRESPONSE']._serialized_end=843
+  _globals['_CONTROLSERVICE']._serialized_start=1131
+  _globals['_CONTROLSERVICE']._serialized_end=1636
 # @@protoc_insertion_point(module_scope)

@@ -70,20 +70,22 @@ class StatusResponse(_message.Message):
     def __init__(self, name: _Optional[str] = ..., phase: _Optional[_Union[RunPhase, str]] = ..., step: _Optional[int] = ..., num_steps: _Optional[int] = ..., version: _Optional[int] = ..., max_staleness: _Optional[int] = ..., target_workers: _Optional[int] = ..., workers: _Optional[_Iterable[_Union[Worker, _Mapping]]] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_trained: _Optional[int] = ..., learner_wait: _Optional[float] = ..., last_checkpoint: _Optional[int] = ..., message: _Optional[str] = ...) -> None: ...
 
 class Worker(_message.Message):
-    __slots__ = ("worker", "phase", "version", "num_outstanding", "node", "pid")
+    __slots__ = ("worker", "phase", "version", "num_outstanding", "node", "pid", "is_slow")
     WORKER_FIELD_NUMBER: _ClassVar[int]
     PHASE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     NUM_OUTSTANDING_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     PID_FIELD_NUMBER: _ClassVar[int]
+    IS_SLOW_FIELD_NUMBER: _ClassVar[int]
     worker: int
     phase: WorkerPhase
     version: int
     num_outstanding: int
     node: str
     pid: int
-    def __init__(self, worker: _Optional[int] = ..., phase: _Optional[_Union[WorkerPhase, str]] = ..., version: _Optional[int] = ..., num_outstanding: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ...) -> None: ...
+    is_slow: bool
+    def __init__(self, worker: _Optional[int] = ..., phase: _Optional[_Union[WorkerPhase, str]] = ..., version: _Optional[int] = ..., num_outstanding: _Optional[int] = ..., node: _Optional[str] = ..., pid: _Optional[int] = ..., is_slow: _Optional[bool] = ...) -> None: ...
 
 class ScaleRequest(_message.Message):
     __slots__ = ("num_workers",)
