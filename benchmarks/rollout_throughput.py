@@ -25,7 +25,8 @@ from benchmarks.reference_model import write_reference_model
 from rollout_workers.config import RolloutConfig, engine_environment
 from rollout_workers.pool import RolloutPool
 from rollout_workers.worker import RolloutWorker
-from services.contracts.records import Prompt, RolloutGroup, SampleRequest, sampling_seed
+from services.contracts.records import Prompt, RolloutGroup, SampleRequest
+from services.contracts.seeds import sampling_seed
 from services.contracts.settings import ModelConfig
 
 NUM_PROMPTS = 32

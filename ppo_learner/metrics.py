@@ -50,20 +50,23 @@ class Stopwatch:
 
 
 def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
-    """Rewards, components, steps, completion lengths, and groups whose totals teach a group baseline nothing."""
+    """Rewards, components, steps, completion lengths, turns, and groups whose totals teach a group baseline nothing."""
     rewards = [reward for scored in groups for reward in scored.rewards]
     values = np.array([reward.value for reward in rewards])
-    lengths = [rollout.num_completion_tokens for scored in groups for rollout in scored.group.rollouts]
+    rollouts = [rollout for scored in groups for rollout in scored.group.rollouts]
+    lengths = [rollout.num_completion_tokens for rollout in rollouts]
     components: defaultdict[str, list[float]] = defaultdict(list)
     for reward in rewards:
         for name, value in reward.components.items():
             components[name].append(value)
     steps = [step.value for reward in rewards for step in reward.steps]
+    turns = {"turns/mean": fmean(rollout.num_turns for rollout in rollouts)} if any(r.turns for r in rollouts) else {}
     # The total's own names come last, so that no component can take them.
     of_steps = {"process/step_reward": fmean(steps), "process/steps": len(steps) / len(rewards)} if steps else {}
     return (
         {f"reward/{name}": fmean(parts) for name, parts in components.items()}
         | of_steps
+        | turns
         | {
             "reward/mean": values.mean(),
             "reward/std": values.std(),

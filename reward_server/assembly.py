@@ -5,16 +5,12 @@ server listens.
 """
 
 import functools
-import importlib
-import importlib.util
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
-from types import ModuleType
 from typing import TypeVar
 
 from pydantic import ValidationError
@@ -32,6 +28,7 @@ from reward_server.scorer import FunctionScorer, Scorer
 from reward_server.shaping import Shaping
 from services.contracts.errors import UserError
 from services.contracts.settings import Section
+from services.contracts.user_code import load_named
 
 Options = TypeVar("Options", bound=Section)
 
@@ -98,17 +95,14 @@ def _scorer(source: RewardSource, config: RewardServerConfig) -> Scorer:
 
 
 def _user_reward(service: RewardSource) -> RewardFunction:
-    source, _, attribute = service.name.rpartition(":")
-    module = _load_file(Path(source)) if source.endswith(".py") else _load_module(source)
-    found = getattr(module, attribute, None)
-    if found is None:
-        raise UserError(f"{source} has no {attribute!r}, which reward {service.name!r} names")
+    found = load_named(service.name, kind="reward")
     if isinstance(found, type) and issubclass(found, RewardOptions):
         return _with_options(found, service)
     if isinstance(found, RewardFunction):
         return _with_arguments(found, service)
     if not callable(found):
         raise UserError(f"reward {service.name!r} is {found!r:.80}; it must be a function of a sample")
+    source, _, attribute = service.name.rpartition(":")
     stem = Path(source).stem if source.endswith(".py") else source.rpartition(".")[2]
     name = re.sub(r"\W", "_", f"{stem}_{attribute}", flags=re.ASCII)
     return _with_arguments(RewardFunction(found, name=name), service)
@@ -148,27 +142,3 @@ def _digest(settings: Mapping[str, object]) -> str:
     """A few characters that tell these settings from others; none for no settings."""
     text = json.dumps(settings, sort_keys=True, default=str)
     return blake2b(text.encode(), digest_size=4).hexdigest() if settings else ""
-
-
-def _load_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"there is no reward file {path} (looked in {Path.cwd()})")
-    name = f"user_reward_{path.stem}"
-    specification = importlib.util.spec_from_file_location(name, path)
-    assert specification is not None and specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[name] = module  # As an import would; dataclasses of the file look themselves up there.
-    sys.path.insert(0, str(path.parent.resolve()))  # As for a script: its neighbours can be imported.
-    try:
-        specification.loader.exec_module(module)
-    except Exception as error:
-        raise UserError(f"the reward file {path} does not load: {type(error).__name__}: {error}") from error
-    return module
-
-
-def _load_module(name: str) -> ModuleType:
-    sys.path.insert(0, str(Path.cwd()))
-    try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise UserError(f"the reward module {name} does not load: {type(error).__name__}: {error}") from error

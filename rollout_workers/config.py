@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from rollout_workers.environment_config import EnvironmentConfig
 from services.contracts.records import Sampling
 from services.contracts.settings import Section
 
@@ -34,6 +35,8 @@ class RolloutConfig(Section):
     """Texts that end a completion and are cut from it, beside the model's own end of sequence."""
     stop_token_ids: tuple[int, ...] = ()
     """Tokens that end a completion, beside the model's own end of sequence."""
+    environment: EnvironmentConfig | None = None
+    """Who answers the policy between its turns, such as a tool; without it each completion is one piece."""
     cpus_per_worker: int = Field(default=1, ge=1)
     """CPU cores of one worker, and threads of its engine."""
     gpus_per_worker: int = Field(default=0, ge=0)

@@ -9,6 +9,7 @@ sampled under new weights leaves the engine before their canary agreed.
 
 from __future__ import annotations
 
+import copy
 import time
 from array import array
 from collections.abc import Sequence
@@ -84,6 +85,11 @@ class Engine:
         self._num_canaries = 0
         self._held: list[Completion] = []
         self.asleep = False
+
+    @property
+    def tokenizer(self) -> Any:  # Any: transformers is untyped
+        """A copy of the model's, which may be used in another thread."""
+        return copy.deepcopy(self._llm.get_tokenizer())
 
     @property
     def busy(self) -> bool:

@@ -17,7 +17,8 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.contracts.errors import TriremeError, VersionMismatch, WeightSyncError, WorkerLost
-from services.contracts.records import SampleRequest, WeightManifest, sampling_seed
+from services.contracts.records import SampleRequest, WeightManifest
+from services.contracts.seeds import sampling_seed
 from services.transport.device_weights import Pull
 
 if TYPE_CHECKING:
@@ -57,15 +58,19 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def sample(self, request: SampleRequest) -> Future[list[Completion]]:
+    def sample(self, request: SampleRequest, *, first: int = 0, turn: int = 0) -> Future[list[Completion]]:
         """Order a group; its completions come in order of sample index. Cancelling the future stops the sampling.
+
+        Args:
+            first: sample index of the first completion.
+            turn: of the policy's turns in a dialogue the one that this is, from 0.
 
         The future may raise `UserError` (prompt too long), `WeightSyncError` (nothing is served), `WorkerLost`.
         """
         future: Future[list[Completion]] = Future()
         attempt = next(self._attempts)
         future.add_done_callback(lambda ended: self._abort(attempt) if ended.cancelled() else None)
-        self._submit(future, lambda engine: self._begin(engine, attempt, request, future))
+        self._submit(future, lambda engine: self._begin(engine, attempt, request, future, first=first, turn=turn))
         return future
 
     def load(self, manifest: WeightManifest, weights: Sequence[memoryview] | Pull) -> Future[Loaded]:
@@ -127,7 +132,16 @@ class EngineThread:
             for completion in engine.step():
                 self._deliver(completion)
 
-    def _begin(self, engine: Engine, attempt: int, request: SampleRequest, future: Future[list[Completion]]) -> None:
+    def _begin(
+        self,
+        engine: Engine,
+        attempt: int,
+        request: SampleRequest,
+        future: Future[list[Completion]],
+        *,
+        first: int,
+        turn: int,
+    ) -> None:
         sampling = request.sampling
         orders = {f"{attempt}/{index}": index for index in range(sampling.num_samples)}
         try:
@@ -135,8 +149,9 @@ class EngineThread:
                 seed = sampling_seed(
                     run_seed=sampling.seed,
                     prompt_id=request.prompt.id,
-                    sample_index=index,
+                    sample_index=first + index,
                     policy_version=engine.version,
+                    turn=turn,
                 )
                 engine.add(order, request.prompt.token_ids, sampling, seed=seed)
         except TriremeError:

@@ -9,29 +9,24 @@ from __future__ import annotations
 
 import asyncio
 import time
-from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from rollout_workers.config import RolloutConfig
+from rollout_workers.dialogue_tokens import DialogueTokens
+from rollout_workers.dialogues import Dialogues
 from rollout_workers.engine_thread import EngineThread
+from rollout_workers.environments import load_environment
+from rollout_workers.traces import to_group
 from services.contracts.errors import DeadlineExceeded, UserError, VersionMismatch, WeightSyncError
-from services.contracts.records import (
-    NOT_SAMPLED,
-    Prompt,
-    Publication,
-    Rollout,
-    RolloutGroup,
-    SampleRequest,
-    SyncReceipt,
-)
+from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
 from services.contracts.settings import ModelConfig
 from services.transport.device_weights import Pull, transport_names
 from services.transport.weights import TRANSPORTS, verify_checksums
 
 if TYPE_CHECKING:
-    from rollout_workers.engine import Completion, Engine
+    from rollout_workers.engine import Engine
 
 _CLOSE_TIMEOUT_S = 10.0
 
@@ -54,12 +49,19 @@ class RolloutWorker:
         self._transport = TRANSPORTS[transport]() if transport in TRANSPORTS else None
         self._transport_name = transport
         self._thread: EngineThread | None = None
+        self._dialogues: Dialogues | None = None
 
     async def start(self) -> None:
-        """Load the model. Raises `UserError` when vLLM refuses model or settings, `DeadlineExceeded`."""
+        """Load the model. Raises `UserError` when vLLM refuses model or settings, or the environment does not load, and
+        `DeadlineExceeded`."""
+        settings = self._rollout.environment
+        environment = load_environment(settings) if settings else None
         self._thread = EngineThread(self._build, name=f"rollout worker {self._worker}")
         async with self._deadline("the model to be loaded", self._rollout.start_timeout_s, "raise start_timeout_s"):
             await asyncio.wrap_future(self._thread.ready)
+            if settings is not None and environment is not None:
+                tokenizer = await asyncio.wrap_future(self._engine.call(lambda engine: engine.tokenizer))
+                self._dialogues = Dialogues(settings, environment, DialogueTokens(tokenizer, settings.role))
 
     async def sample(self, request: SampleRequest) -> RolloutGroup:
         """Sample one group.
@@ -69,9 +71,12 @@ class RolloutWorker:
             UserError: the prompt leaves no room for a completion.
             DeadlineExceeded: after `sample_timeout_s`; the group's sampling is stopped.
             WorkerLost: the engine failed; this worker serves no more.
+            EnvironmentFailed: the environment gave no answer, however often it was asked.
         """
         what = f"{request.sampling.num_samples} completions of prompt {request.prompt.id}"
         async with self._deadline(what, self._rollout.sample_timeout_s, "raise it, or shorten max_completion_tokens"):
+            if self._dialogues is not None:
+                return await self._dialogues.sample(self._engine, request)
             completions = await asyncio.wrap_future(self._engine.sample(request))
         return to_group(request.prompt, completions)
 
@@ -175,28 +180,6 @@ class RolloutWorker:
             raise DeadlineExceeded(
                 waited_for=f"{waited_for} (rollout worker {self._worker})", waited_s=timeout_s, advice=advice
             ) from error
-
-
-def to_group(prompt: Prompt, completions: Sequence[Completion]) -> RolloutGroup:
-    """A prompt with its completions, in order of sample index."""
-    rollouts = (_to_rollout(prompt, index, completion) for index, completion in enumerate(completions))
-    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
-
-
-def _to_rollout(prompt: Prompt, sample_index: int, completion: Completion) -> Rollout:
-    num_prompt_tokens = len(prompt.token_ids)
-    num_sampled = len(completion.token_ids)
-    return Rollout(
-        prompt_id=prompt.id,
-        sample_index=sample_index,
-        token_ids=prompt.token_ids + completion.token_ids,
-        logprobs=array("f", [0.0]) * num_prompt_tokens + completion.logprobs,
-        policy_versions=array("i", [NOT_SAMPLED]) * num_prompt_tokens + completion.policy_versions,
-        loss_mask=array("b", [0]) * num_prompt_tokens + array("b", [1]) * num_sampled,
-        num_prompt_tokens=num_prompt_tokens,
-        completion=completion.text,
-        finish_reason=completion.finish_reason,
-    )
 
 
 def _generate_one_token(engine: Engine) -> int:

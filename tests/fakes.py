@@ -23,9 +23,9 @@ from services.contracts.records import (
     SyncReceipt,
     WeightedDemonstrations,
     WeightManifest,
-    sampling_seed,
 )
 from services.contracts.run_status import RunStatus, WorkerStatus
+from services.contracts.seeds import sampling_seed
 
 
 def make_prompt(row: int, *, text: str | None = None) -> Prompt:

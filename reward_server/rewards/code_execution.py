@@ -94,8 +94,8 @@ class Examiner:
             return Failure(code=FailureCode.UNAVAILABLE, message=message, retryable=True)
 
     def _program_of(self, sample: RewardSample) -> str | None:
-        program = last_fenced_block(sample.completion, languages=LANGUAGES)
-        return sample.completion if program is None and not self._options.require_fence else program
+        program = last_fenced_block(sample.answer, languages=LANGUAGES)
+        return sample.answer if program is None and not self._options.require_fence else program
 
     async def _mark(self, program: str | None, tests: ProgramTests) -> Reward:
         if program is None:

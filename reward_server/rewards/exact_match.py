@@ -25,7 +25,7 @@ class ExactMatch(RewardOptions):
         if not isinstance(wanted, str | int | float):
             message = f"reference.{self.reference_field} is {wanted!r:.80}; exact_match needs a text or a number there"
             return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
-        return float(self._normalised(sample.completion) == self._normalised(str(wanted)))
+        return float(self._normalised(sample.answer) == self._normalised(str(wanted)))
 
     def _normalised(self, text: str) -> str:
         text = text.strip() if self.strip else text

@@ -44,7 +44,7 @@ class InstructionConstraints(RewardOptions):
         except ValueError as error:
             message = f"reference.{self.reference_field}: {error}"
             return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
-        held = [each.holds(sample.completion) for each in demanded]
+        held = [each.holds(sample.answer) for each in demanded]
         share = sum(held) / len(held)
         return Reward(value=share if self.value == "share" else float(all(held)), components={"share": share})
 

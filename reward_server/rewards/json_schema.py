@@ -42,9 +42,9 @@ class JsonSchema(RewardOptions):
             validator = validator_of(self._schema_of(sample))
         except ValueError as error:
             return Failure(code=FailureCode.INVALID_SAMPLE, message=f"json_schema: {error}")
-        text = last_fenced_block(sample.completion, languages=("json",))
+        text = last_fenced_block(sample.answer, languages=("json",))
         if text is None:
-            text = "" if self.require_fence else sample.completion
+            text = "" if self.require_fence else sample.answer
         return float(len(text) <= self.max_characters and is_accepted(text, validator))
 
     def _schema_of(self, sample: RewardSample) -> str:

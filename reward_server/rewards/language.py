@@ -39,4 +39,4 @@ class Language(RewardOptions):
                 f"reference.{self.reference_field} is {wanted!r:.80}; one of {', '.join(LANGUAGES)} is needed there"
             )
             return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
-        return share_in(str(wanted), sample.completion, self.stretch_words)
+        return share_in(str(wanted), sample.answer, self.stretch_words)

@@ -69,7 +69,7 @@ class MathAnswer(RewardOptions):
         if as_number(reference) is None and not is_formula(reference):
             message = f"the reference {reference!r:.80} is neither a number nor a formula"
             return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
-        answer = last_answer(sample.completion, require_mark=self.require_mark)
+        answer = last_answer(sample.answer, require_mark=self.require_mark)
         return float(answer is not None and is_equal(reference, answer))
 
 

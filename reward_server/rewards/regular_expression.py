@@ -45,7 +45,7 @@ class RegularExpression(RewardOptions):
             return Failure(code=FailureCode.INVALID_SAMPLE, message=f"reference.{self.reference_field}: {error}")
         match = expression.fullmatch if self.where == "whole" else expression.search
         try:
-            found = match(sample.completion, timeout=self.timeout_s, concurrent=True) is not None
+            found = match(sample.answer, timeout=self.timeout_s, concurrent=True) is not None
         except TimeoutError:
             return 0.0
         return float(found != self.forbid)

@@ -51,8 +51,8 @@ class RequiredFormat(RewardOptions):
 
     def score(self, sample: RewardSample) -> float:
         if self.pattern is None:
-            return float(is_think_answer(sample.completion))
-        return float(re.fullmatch(self.pattern, sample.completion, re.DOTALL) is not None)
+            return float(is_think_answer(sample.answer))
+        return float(re.fullmatch(self.pattern, sample.answer, re.DOTALL) is not None)
 
 
 def is_think_answer(completion: str) -> bool:

@@ -49,6 +49,10 @@ class SampleNotScorable(TriremeError):
     """A reward service refused a sample for good."""
 
 
+class EnvironmentFailed(TriremeError):
+    """The environment of a dialogue raised, or gave no answer in time, as often as it may."""
+
+
 class RewardAlarm(TriremeError):
     """An alarm against reward hacking, or a broken reward, whose action is to stop the run."""
 

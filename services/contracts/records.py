@@ -13,7 +13,6 @@ from array import array
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from hashlib import blake2b
 from typing import Literal, TypeAlias
 
 Json: TypeAlias = bool | int | float | str | list["Json"] | dict[str, "Json"] | None
@@ -99,7 +98,7 @@ class Rollout:
         num_prompt_tokens: how many leading tokens are the prompt.
         completion: text of the tokens after the prompt, special tokens removed; for rewards and people only.
         finish_reason: why sampling ended.
-        turns: assistant turns in the completion.
+        turns: what the policy ("assistant") and its environment said, in order; empty for a completion in one piece.
     """
 
     prompt_id: str
@@ -111,7 +110,7 @@ class Rollout:
     num_prompt_tokens: int
     completion: str
     finish_reason: FinishReason
-    turns: int = 1
+    turns: tuple[Message, ...] = ()
 
     def __post_init__(self) -> None:
         columns = (self.logprobs, self.policy_versions, self.loss_mask)
@@ -124,6 +123,11 @@ class Rollout:
     @property
     def num_completion_tokens(self) -> int:
         return len(self.token_ids) - self.num_prompt_tokens
+
+    @property
+    def num_turns(self) -> int:
+        """The policy's own."""
+        return sum(turn.role == "assistant" for turn in self.turns) or 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +157,7 @@ class RewardSample:
         reference: ground truth and whatever else the data set gives.
         policy_version: version of the policy that sampled the completion.
         finish_reason: "length" when the completion was cut at its limit.
+        turns: as in `Rollout`; only here can the policy's words be told from what looks like its environment's.
     """
 
     id: str
@@ -163,6 +168,12 @@ class RewardSample:
     reference: Mapping[str, Json] = field(default_factory=dict)
     policy_version: int = 0
     finish_reason: FinishReason = "stop"
+    turns: tuple[Message, ...] = ()
+
+    @property
+    def answer(self) -> str:
+        """What the policy said last: its last turn, or the completion where it has one piece."""
+        return self.turns[-1].content if self.turns else self.completion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -387,13 +398,3 @@ class LearnerReport:
 
     step: int
     metrics: Mapping[str, float]
-
-
-def sampling_seed(*, run_seed: int, prompt_id: str, sample_index: int, policy_version: int) -> int:
-    """The seed of one completion: a function of what it is, never of where or when it was sampled.
-
-    Returns:
-        An integer in [0, 2**31), the range that sampling engines accept.
-    """
-    identity = f"{run_seed}/{prompt_id}/{sample_index}/{policy_version}".encode()
-    return int.from_bytes(blake2b(identity, digest_size=4).digest(), "big") & 0x7FFF_FFFF

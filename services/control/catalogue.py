@@ -106,6 +106,7 @@ METRICS: Mapping[str, Metric] = {
     "kl/old": Metric(title="KL to old policy", panel="KL per token", label="old policy"),
     "entropy": Metric(title="entropy", panel="Entropy"),
     "completion_tokens/mean": Metric(title="completion tokens", panel="Completion tokens"),
+    "turns/mean": Metric(title="turns of the policy", panel="Turns of the policy in a dialogue"),
     "completion_tokens/truncated": Metric(
         title="truncated completions", unit="share", panel="Truncated completions", only_when_it_varies=True
     ),

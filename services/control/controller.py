@@ -39,7 +39,7 @@ from services.control.ledger import Note
 from services.control.reward_samples import to_reward_samples
 from services.control.run_machine import RunMachine
 from services.control.step_clock import StepClock
-from services.transport.reward_client import all_or_cancel
+from services.transport.tasks import all_or_cancel
 from services.transport.tracing import span
 
 

@@ -26,7 +26,8 @@ from services.control.preflight import refuse_reward_without_steps
 from services.control.remote_worker import RayLauncher, RemoteWorker, gpu_share, worker_demand
 from services.control.reward_service import GOLD_LOG_FILE, LOG_FILE, open_reward_service
 from services.control.run_events import RunEvents
-from services.transport.reward_client import RewardClient, all_or_cancel
+from services.transport.reward_client import RewardClient
+from services.transport.tasks import all_or_cancel
 
 _KILL_TIMEOUT_S = 30.0
 

@@ -15,6 +15,8 @@ from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.sequence_shapes import unshareable
 from ppo_learner.teacher_config import TeacherConfig
 from rollout_workers.demonstrations import load_demonstrations
+from rollout_workers.dialogue_tokens import DialogueTokens
+from rollout_workers.environments import load_environment
 from rollout_workers.prompts import DataConfig, PromptSet, load_prompts
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration, RewardDescription
@@ -63,6 +65,7 @@ def check_run(config: RunConfig) -> RunInputs:
     _check_security(config)
     check_packages(config.learner)
     tokenizer, max_length = load_tokenizer(config.model, num_sharing=config.learner.sequence_parallel)
+    _check_environment(config, tokenizer)
     own = config.rollout.max_completion_tokens
     room = _room(config, max_length, own, "rollout.max_completion_tokens")
     held_out = {}
@@ -138,6 +141,16 @@ def load_tokenizer(
     if model.max_length is not None and model.max_length > longest:
         raise UserError(f"model.max_length is {model.max_length}, and {model.path} takes at most {longest} tokens")
     return tokenizer, model.max_length or longest
+
+
+def _check_environment(config: RunConfig, tokenizer: Any) -> None:  # Any: transformers is untyped
+    """The environment loads, and the chat template has room for its answers."""
+    settings = config.rollout.environment
+    if settings is None:
+        return
+    load_environment(settings)
+    tokens = DialogueTokens(tokenizer, settings.role)
+    tokens.answer("an answer", in_chat=config.data.template == "chat", after=tokenizer.eos_token_id)
 
 
 def _demonstrations_beside(

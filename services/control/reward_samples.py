@@ -21,6 +21,7 @@ def to_reward_samples(group: RolloutGroup) -> list[RewardSample]:
             token_ids=tuple(rollout.token_ids[rollout.num_prompt_tokens :]),
             policy_version=max(rollout.policy_versions, default=NOT_SAMPLED),
             finish_reason=rollout.finish_reason,
+            turns=rollout.turns,
         )
         for rollout in group.rollouts
     ]

@@ -32,6 +32,8 @@ class SampledGroup:
             "completions": [rollout.completion for rollout in self.group.rollouts],
             "reference": dict(self.group.prompt.reference),
         }
+        if any(rollout.turns for rollout in self.group.rollouts):
+            row["turns"] = [[asdict(turn) for turn in rollout.turns] for rollout in self.group.rollouts]
         if self.outcomes:
             row["rewards"] = [outcome.value if isinstance(outcome, Reward) else None for outcome in self.outcomes]
         return row

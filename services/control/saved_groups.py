@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from services.contracts.records import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
+from services.contracts.records import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
 from services.control.rollout_buffer import Waiting
 
 _COLUMNS = {"token_ids": "i", "logprobs": "f", "policy_versions": "i", "loss_mask": "b"}
@@ -31,7 +31,8 @@ def _encode(waiting: Waiting) -> dict[str, Any]:  # Any: JSON
     rollouts = []
     for rollout in waiting.group.group.rollouts:
         values = {name: getattr(rollout, name) for name in Rollout.__dataclass_fields__}
-        rollouts.append(values | {name: list(values[name]) for name in _COLUMNS})
+        turns = [asdict(turn) for turn in rollout.turns]
+        rollouts.append(values | {name: list(values[name]) for name in _COLUMNS} | {"turns": turns})
     return {
         "deadline": waiting.deadline,
         "position": waiting.position,
@@ -43,7 +44,11 @@ def _encode(waiting: Waiting) -> dict[str, Any]:  # Any: JSON
 
 def _decode(line: dict[str, Any], prompt_at: Callable[[int], Prompt]) -> Waiting:  # Any: JSON
     rollouts = tuple(
-        Rollout(**values | {name: array(typecode, values[name]) for name, typecode in _COLUMNS.items()})
+        Rollout(
+            **values
+            | {name: array(typecode, values[name]) for name, typecode in _COLUMNS.items()}
+            | {"turns": tuple(Message(**turn) for turn in values["turns"])}
+        )
         for values in line["rollouts"]
     )
     rewards = tuple(

@@ -58,8 +58,11 @@ class Kept:
     reward: float
 
     def to_row(self) -> dict[str, Json]:
-        """As `trireme sft` reads it with prompt_field: prompt, response_field: response; a chat's prompt as turns."""
-        return {
+        """As `trireme sft` reads it with prompt_field: prompt, response_field: response; a chat's prompt as turns. A
+        dialogue has the column messages besides, for messages_field, which learns the policy's turns alone."""
+        conversation = (*self.prompt.messages, *self.rollout.turns)
+        dialogue: dict[str, Json] = {"messages": [asdict(message) for message in conversation]}
+        return (dialogue if self.rollout.turns else {}) | {
             "prompt": [asdict(message) for message in self.prompt.messages] or self.prompt.text,
             "response": self.rollout.completion,
             "reward": self.reward,

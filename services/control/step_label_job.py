@@ -45,6 +45,15 @@ class StepLabelsRunConfig(RunConfig):
             )
         return self
 
+    @model_validator(mode="after")
+    def _completions_have_one_piece(self) -> Self:
+        if self.rollout.environment is not None:
+            raise ValueError(
+                "rollout.environment is set, and label-steps continues completions from the middle, where no "
+                "environment can take part; leave it out"
+            )
+        return self
+
 
 @dataclass(slots=True)
 class StepLabelJob:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
-from services.transport.reward_client import all_or_cancel
+from services.transport.tasks import all_or_cancel
 
 _TELL_EVERY_S = 5.0
 

@@ -11,9 +11,9 @@ import itertools
 import logging
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
 from services.contracts.errors import RewardContractError, RewardUnavailable, UserError
 from services.contracts.records import (
@@ -32,14 +32,13 @@ from services.transport.reward_retry import CallFault, Outage, Patience, Refusal
 from services.transport.reward_settings import RewardClientConfig, check_addresses
 from services.transport.reward_tally import RewardTally
 from services.transport.reward_validation import fault_in_reply, fault_in_reward
+from services.transport.tasks import all_or_cancel
 
 logger = logging.getLogger(__name__)
 
 FAILURES_OF_THE_SERVICE = (FailureCode.UNAVAILABLE, FailureCode.OVERLOADED)
 REQUEST_OVERHEAD_BYTES = 64
 WARN_EVERY_S = 5.0
-
-Result = TypeVar("Result")
 
 
 class Encoded(NamedTuple):
@@ -292,17 +291,3 @@ def raise_for_versions(outcomes: Iterable[Reward | Failure]) -> None:
     versions = reward_versions(outcomes)
     if len(versions) > 1:
         raise Outage(f"samples that belong together were scored by versions {', '.join(versions)}")
-
-
-async def all_or_cancel(coroutines: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Wait for all, and return what each gave; when one raises, cancel the others and raise its error."""
-    waiting = list(coroutines)
-    if len(waiting) == 1:  # A task for it would cost a tenth of a call to a reward server.
-        return [await waiting[0]]
-    tasks = [asyncio.ensure_future(coroutine) for coroutine in waiting]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)

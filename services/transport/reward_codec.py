@@ -86,7 +86,7 @@ def _encode_question(sample: RewardSample) -> reward_pb2.Sample:
     _refuse_lossy(sample.reference, "reference")
     message = reward_pb2.Sample(
         prompt=_text(sample.prompt, "prompt"),
-        messages=[reward_pb2.Message(role=m.role, content=_text(m.content, "message")) for m in sample.messages],
+        messages=_encode_messages(sample.messages, "message"),
     )
     message.reference.update(sample.reference)
     return message
@@ -97,6 +97,8 @@ def _write_answer(message: reward_pb2.Sample, sample: RewardSample, *, with_toke
     message.completion = _text(sample.completion, "completion")
     message.policy_version = sample.policy_version
     message.finish_reason = _FINISH_NUMBERS[sample.finish_reason]
+    if sample.turns:
+        message.turns.extend(_encode_messages(sample.turns, "turn"))
     if with_token_ids:
         message.token_ids.extend(sample.token_ids)
 
@@ -122,6 +124,7 @@ def decode_sample(message: reward_pb2.Sample) -> RewardSample:
         reference=_decode_struct(message.reference),
         policy_version=message.policy_version,
         finish_reason=_FINISH_REASONS.get(message.finish_reason, "stop"),
+        turns=_decode_messages(message.turns) if message.turns else (),
     )
 
 
@@ -244,6 +247,10 @@ def _role(role: str) -> Role:
     if role not in _ROLES:
         raise ValueError(f"a message has the role {role!r}; the roles are {', '.join(_ROLES)}")
     return _ROLES[role]
+
+
+def _encode_messages(messages: Iterable[Message], kind: str) -> list[reward_pb2.Message]:
+    return [reward_pb2.Message(role=message.role, content=_text(message.content, kind)) for message in messages]
 
 
 def _decode_messages(messages: Iterable[reward_pb2.Message]) -> tuple[Message, ...]:

@@ -20,6 +20,8 @@ COMMANDS = {
     "adapt/trainer.yaml": "reward-model",
     "code.yaml": "train",
     "constitution.yaml": "a constitution",
+    "dialogue/sft.yaml": "sft",
+    "dialogue/train.yaml": "train",
     "forgetting/recipe.yaml": "pipeline",
     "gpu.yaml": "train",
     "gsm8k.yaml": "train",

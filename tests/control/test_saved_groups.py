@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rollout_workers.prompts import PromptStream, RowOrder
-from services.contracts.records import Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
+from services.contracts.records import Message, Prompt, Reward, Rollout, RolloutGroup, ScoredGroup, StepReward
 from services.control.rollout_buffer import Waiting
 from services.control.saved_groups import read_groups, write_groups
 from tests.fakes import make_prompt
 
 STREAM = PromptStream([make_prompt(row) for row in range(7)], RowOrder(7, seed=3, shuffle=True))
+MESSAGES = st.builds(Message, role=st.sampled_from(["assistant", "tool"]), content=st.text())
 finite = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -32,7 +33,7 @@ def rollouts(draw: st.DrawFn, prompt: Prompt, index: int) -> Rollout:
         num_prompt_tokens=draw(st.integers(0, num_tokens)),
         completion=draw(st.text()),
         finish_reason=draw(st.sampled_from(["stop", "length", "abort"])),
-        turns=draw(st.integers(1, 3)),
+        turns=tuple(draw(st.lists(MESSAGES, max_size=3))),
     )
 
 

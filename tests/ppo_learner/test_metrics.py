@@ -1,6 +1,7 @@
 """The dashboard's numbers of a batch and of a trace that are small enough to be worked by hand."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,10 +9,12 @@ import torch
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
-from ppo_learner.metrics import experience_metrics, importance_metrics, trace_metrics
+from ppo_learner.metrics import experience_metrics, group_metrics, importance_metrics, trace_metrics
 from ppo_learner.moe import Routing
 from ppo_learner.objective import SUMS
 from ppo_learner.updates import Trace
+from services.contracts.records import Message
+from tests.ppo_learner.builders import make_group
 from tests.ppo_learner.columns import columns_of, logs, tokens
 
 LN2 = math.log(2)
@@ -115,3 +118,12 @@ def test_the_balance_of_experts_is_a_mean_over_updates() -> None:
     routing = Routing(balance_loss=torch.tensor(6.0), loads=torch.tensor([[3.0, 1.0]]))
     metrics = trace_metrics(trace_of(routing=routing), has_critic=False, trained_policy=True)
     assert (metrics["router/balance_loss"], metrics["router/load_max_over_mean"]) == (1.5, 1.5)
+
+
+def test_turns_are_counted_where_there_are_dialogues() -> None:
+    plain, talked = make_group([[0, 1]], [0.0]), make_group([[0, 1], [0, 1]], [0.0, 1.0])
+    turns = (Message(role="assistant", content="a"), Message(role="tool", content="b"))
+    first, second = talked.group.rollouts
+    talked = replace(talked, group=replace(talked.group, rollouts=(replace(first, turns=turns + turns), second)))
+    assert "turns/mean" not in group_metrics([plain])
+    assert group_metrics([talked])["turns/mean"] == 1.5

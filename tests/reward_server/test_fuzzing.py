@@ -4,6 +4,7 @@ import math
 import re
 from contextlib import suppress
 from dataclasses import replace
+from typing import get_args
 
 import grpc
 import pytest
@@ -19,9 +20,11 @@ from services.contracts.records import (
     Failure,
     FailureCode,
     Json,
+    Message,
     Reward,
     RewardDescription,
     RewardSample,
+    Role,
     StepReward,
 )
 from services.protos.reward.v1 import reward_pb2
@@ -47,6 +50,7 @@ SAMPLES = st.builds(
     token_ids=st.lists(st.integers(min_value=0, max_value=2**32 - 1), max_size=3).map(tuple),
     reference=st.dictionaries(TEXTS, JSON, max_size=3),
     policy_version=st.integers(min_value=-(2**63), max_value=2**63 - 1),
+    turns=st.lists(st.builds(Message, role=st.sampled_from(get_args(Role)), content=TEXTS), max_size=3).map(tuple),
 )
 
 
@@ -75,7 +79,7 @@ def test_a_sample_arrives_as_it_was_or_is_refused_before_it_is_sent(sample: Rewa
     request = read_request(reward_pb2.ScoreRequest(samples=[message]).SerializeToString())
     assert isinstance(request, reward_pb2.ScoreRequest)
     arrived = decode_sample(request.samples[0])
-    for name in ("id", "prompt", "completion", "token_ids", "policy_version"):
+    for name in ("id", "prompt", "completion", "token_ids", "policy_version", "turns"):
         assert getattr(arrived, name) == getattr(sample, name)
     assert equal(dict(sample.reference), dict(arrived.reference))
 

@@ -1,6 +1,7 @@
 """The built-in rewards: what all have in common, and the numbers of each."""
 
 import math
+from dataclasses import replace
 
 import pytest
 from pydantic import ValidationError
@@ -12,7 +13,7 @@ from reward_server.rewards.exact_match import ExactMatch
 from reward_server.rewards.length_penalty import LengthPenalty, soft_overlong_penalty
 from reward_server.rewards.required_format import RequiredFormat
 from reward_server.scorer import FunctionScorer
-from services.contracts.records import Failure, FailureCode, Reward, RewardSample
+from services.contracts.records import Failure, FailureCode, Message, Reward, RewardSample
 from tests.reward_server.serving import make_sample
 
 JUDGE = {"base_url": "https://judge.example/v1", "model": "m"}
@@ -157,3 +158,25 @@ def test_a_pattern_runs_where_it_can_be_killed() -> None:
 def test_a_form_is_given_once_and_compiles(options: dict[str, str]) -> None:
     with pytest.raises(ValidationError, match=r"either preset|no regular expression"):
         RequiredFormat(**options)
+
+
+@pytest.mark.parametrize(
+    ("name", "right"),
+    [
+        ("exact_match", "7"),
+        ("math_answer", "it is 7"),
+        ("regular_expression", "7"),
+        ("json_schema", "7"),
+        ("required_format", "<think>a</think><answer>7</answer>"),
+    ],
+)
+async def test_verifiers_judge_what_the_policy_said_last_and_not_what_it_was_told(name: str, right: str) -> None:
+    scorer = FunctionScorer(REWARDS[name](**OPTIONS.get(name, {})).reward(), timeout_s=20.0, num_threads=1)
+
+    def dialogue(*texts: str) -> RewardSample:
+        turns = (Message(role="tool" if number % 2 else "assistant", content=text) for number, text in enumerate(texts))
+        return replace(make_sample(completion="".join(texts)), turns=tuple(turns))
+
+    outcomes = await scorer.score([dialogue("what?", right, "no"), dialogue("what?", "no", right)])
+
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Reward)] == [0.0, 1.0]

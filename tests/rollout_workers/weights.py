@@ -69,7 +69,8 @@ def errors(rollout: Rollout, model: Any, *, temperature: float = 1.0) -> list[fl
     """The same, token by token."""
     expected = token_logprobs(model, rollout.token_ids, temperature=temperature)[rollout.num_prompt_tokens - 1 :]
     found = rollout.logprobs[rollout.num_prompt_tokens :]
-    return [abs(ours - theirs) for ours, theirs in zip(found, expected, strict=True)]
+    sampled = rollout.loss_mask[rollout.num_prompt_tokens :]
+    return [abs(ours - theirs) for ours, theirs, is_ours in zip(found, expected, sampled, strict=True) if is_ours]
 
 
 def files_of(publication: Publication) -> list[Path]:

@@ -18,8 +18,8 @@ from services.contracts.records import (
     RolloutGroup,
     SampleRequest,
     SyncReceipt,
-    sampling_seed,
 )
+from services.contracts.seeds import sampling_seed
 from tests.fakes import make_rollout
 from tests.simulation.scenario import Scenario
 

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import struct_pb2 as google_dot_protobuf_dot_struct__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&services/protos/reward/v1/reward.proto\x12\x11trireme.reward.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x88\x02\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0fneeds_token_ids\x18\x03 \x01(\x08\x12\x14\n\x07minimum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x11max_batch_samples\x18\x06 \x01(\r\x12\x18\n\x10\x63ontract_version\x18\x07 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x08 \x01(\r\x12\x18\n\x0bgives_steps\x18\t \x01(\x08H\x02\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximumB\x0e\n\x0c_gives_steps\"N\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07samples\x18\x02 \x03(\x0b\x32\x19.trireme.reward.v1.Sample\"\xf5\x01\n\x06Sample\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12,\n\x08messages\x18\x03 \x03(\x0b\x32\x1a.trireme.reward.v1.Message\x12\x12\n\ncompletion\x18\x04 \x01(\t\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\treference\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0epolicy_version\x18\x07 \x01(\x03\x12\x36\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x1f.trireme.reward.v1.FinishReason\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"O\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07results\x18\x02 \x03(\x0b\x32\x19.trireme.reward.v1.Result\"\x82\x01\n\x06Result\x12\x11\n\tsample_id\x18\x01 \x01(\t\x12+\n\x06reward\x18\x02 \x01(\x0b\x32\x19.trireme.reward.v1.RewardH\x00\x12-\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.trireme.reward.v1.FailureH\x00\x42\t\n\x07outcome\"\xc8\x01\n\x06Reward\x12\r\n\x05value\x18\x01 \x01(\x01\x12=\n\ncomponents\x18\x02 \x03(\x0b\x32).trireme.reward.v1.Reward.ComponentsEntry\x12,\n\x05steps\x18\x03 \x03(\x0b\x32\x1d.trireme.reward.v1.StepReward\x12\x0f\n\x07version\x18\x04 \x01(\t\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\nStepReward\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\r\n\x05value\x18\x03 \x01(\x01\"[\n\x07\x46\x61ilure\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.trireme.reward.v1.FailureCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\xbc\x01\n\x0b\x46\x61ilureCode\x12\x1c\n\x18\x46\x41ILURE_CODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x46\x41ILURE_CODE_INVALID_SAMPLE\x10\x01\x12\x18\n\x14\x46\x41ILURE_CODE_TIMEOUT\x10\x02\x12\x1b\n\x17\x46\x41ILURE_CODE_OVERLOADED\x10\x03\x12\x1c\n\x18\x46\x41ILURE_CODE_UNAVAILABLE\x10\x04\x12\x19\n\x15\x46\x41ILURE_CODE_INTERNAL\x10\x05\x32\xb0\x01\n\rRewardService\x12S\n\x08\x44\x65scribe\x12\".trireme.reward.v1.DescribeRequest\x1a#.trireme.reward.v1.DescribeResponse\x12J\n\x05Score\x12\x1f.trireme.reward.v1.ScoreRequest\x1a .trireme.reward.v1.ScoreResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&services/protos/reward/v1/reward.proto\x12\x11trireme.reward.v1\x1a\x1cgoogle/protobuf/struct.proto\"\x11\n\x0f\x44\x65scribeRequest\"\x88\x02\n\x10\x44\x65scribeResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x17\n\x0fneeds_token_ids\x18\x03 \x01(\x08\x12\x14\n\x07minimum\x18\x04 \x01(\x01H\x00\x88\x01\x01\x12\x14\n\x07maximum\x18\x05 \x01(\x01H\x01\x88\x01\x01\x12\x19\n\x11max_batch_samples\x18\x06 \x01(\r\x12\x18\n\x10\x63ontract_version\x18\x07 \x01(\r\x12\x19\n\x11max_request_bytes\x18\x08 \x01(\r\x12\x18\n\x0bgives_steps\x18\t \x01(\x08H\x02\x88\x01\x01\x42\n\n\x08_minimumB\n\n\x08_maximumB\x0e\n\x0c_gives_steps\"N\n\x0cScoreRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07samples\x18\x02 \x03(\x0b\x32\x19.trireme.reward.v1.Sample\"\xa0\x02\n\x06Sample\x12\n\n\x02id\x18\x01 \x01(\t\x12\x0e\n\x06prompt\x18\x02 \x01(\t\x12,\n\x08messages\x18\x03 \x03(\x0b\x32\x1a.trireme.reward.v1.Message\x12\x12\n\ncompletion\x18\x04 \x01(\t\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12*\n\treference\x18\x06 \x01(\x0b\x32\x17.google.protobuf.Struct\x12\x16\n\x0epolicy_version\x18\x07 \x01(\x03\x12\x36\n\rfinish_reason\x18\x08 \x01(\x0e\x32\x1f.trireme.reward.v1.FinishReason\x12)\n\x05turns\x18\t \x03(\x0b\x32\x1a.trireme.reward.v1.Message\"(\n\x07Message\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"O\n\rScoreResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12*\n\x07results\x18\x02 \x03(\x0b\x32\x19.trireme.reward.v1.Result\"\x82\x01\n\x06Result\x12\x11\n\tsample_id\x18\x01 \x01(\t\x12+\n\x06reward\x18\x02 \x01(\x0b\x32\x19.trireme.reward.v1.RewardH\x00\x12-\n\x07\x66\x61ilure\x18\x03 \x01(\x0b\x32\x1a.trireme.reward.v1.FailureH\x00\x42\t\n\x07outcome\"\xc8\x01\n\x06Reward\x12\r\n\x05value\x18\x01 \x01(\x01\x12=\n\ncomponents\x18\x02 \x03(\x0b\x32).trireme.reward.v1.Reward.ComponentsEntry\x12,\n\x05steps\x18\x03 \x03(\x0b\x32\x1d.trireme.reward.v1.StepReward\x12\x0f\n\x07version\x18\x04 \x01(\t\x1a\x31\n\x0f\x43omponentsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"7\n\nStepReward\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\r\n\x05value\x18\x03 \x01(\x01\"[\n\x07\x46\x61ilure\x12,\n\x04\x63ode\x18\x01 \x01(\x0e\x32\x1e.trireme.reward.v1.FailureCode\x12\x0f\n\x07message\x18\x02 \x01(\t\x12\x11\n\tretryable\x18\x03 \x01(\x08*x\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x12\x17\n\x13\x46INISH_REASON_ABORT\x10\x03*\xbc\x01\n\x0b\x46\x61ilureCode\x12\x1c\n\x18\x46\x41ILURE_CODE_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x46\x41ILURE_CODE_INVALID_SAMPLE\x10\x01\x12\x18\n\x14\x46\x41ILURE_CODE_TIMEOUT\x10\x02\x12\x1b\n\x17\x46\x41ILURE_CODE_OVERLOADED\x10\x03\x12\x1c\n\x18\x46\x41ILURE_CODE_UNAVAILABLE\x10\x04\x12\x19\n\x15\x46\x41ILURE_CODE_INTERNAL\x10\x05\x32\xb0\x01\n\rRewardService\x12S\n\x08\x44\x65scribe\x12\".trireme.reward.v1.DescribeRequest\x1a#.trireme.reward.v1.DescribeResponse\x12J\n\x05Score\x12\x1f.trireme.reward.v1.ScoreRequest\x1a .trireme.reward.v1.ScoreResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,10 +34,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_REWARD_COMPONENTSENTRY']._loaded_options = None
   _globals['_REWARD_COMPONENTSENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1314
-  _globals['_FINISHREASON']._serialized_end=1434
-  _globals['_FAILURECODE']._serialized_start=1437
-  _globals['_FAILURECODE']._serialized_end=1625
+  _globals['_FINISHREASON']._serialized_start=1357
+  _globals['_FINISHREASON']._serialized_end=1477
+  _globals['_FAILURECODE']._serialized_start=1480
+  _globals['_FAILURECODE']._serialized_end=1668
   _globals['_DESCRIBEREQUEST']._serialized_start=91
   _globals['_DESCRIBEREQUEST']._serialized_end=108
   _globals['_DESCRIBERESPONSE']._serialized_start=111
@@ -45,21 +45,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCOREREQUEST']._serialized_start=377
   _globals['_SCOREREQUEST']._serialized_end=455
   _globals['_SAMPLE']._serialized_start=458
-  _globals['_SAMPLE']._serialized_end=703
-  _globals['_MESSAGE']._serialized_start=705
-  _globals['_MESSAGE']._serialized_end=745
-  _globals['_SCORERESPONSE']._serialized_start=747
-  _globals['_SCORERESPONSE']._serialized_end=826
-  _globals['_RESULT']._serialized_start=829
-  _globals['_RESULT']._serialized_end=959
-  _globals['_REWARD']._serialized_start=962
-  _globals['_REWARD']._serialized_end=1162
-  _globals['_REWARD_COMPONENTSENTRY']._serialized_start=1113
-  _globals['_REWARD_COMPONENTSENTRY']._serialized_end=1162
-  _globals['_STEPREWARD']._serialized_start=1164
-  _globals['_STEPREWARD']._serialized_end=1219
-  _globals['_FAILURE']._serialized_start=1221
-  _globals['_FAILURE']._serialized_end=1312
-  _globals['_REWARDSERVICE']._serialized_start=1628
-  _globals['_REWARDSERVICE']._serialized_end=1804
+  _globals['_SAMPLE']._serialized_end=746
+  _globals['_MESSAGE']._serialized_start=748
+  _globals['_MESSAGE']._serialized_end=788
+  _globals['_SCORERESPONSE']._serialized_start=790
+  _globals['_SCORERESPONSE']._serialized_end=869
+  _globals['_RESULT']._serialized_start=872
+  _globals['_RESULT']._serialized_end=1002
+  _globals['_REWARD']._serialized_start=1005
+  _globals['_REWARD']._serialized_end=1205
+  _globals['_REWARD_COMPONENTSENTRY']._serialized_start=1156
+  _globals['_REWARD_COMPONENTSENTRY']._serialized_end=1205
+  _globals['_STEPREWARD']._serialized_start=1207
+  _globals['_STEPREWARD']._serialized_end=1262
+  _globals['_FAILURE']._serialized_start=1264
+  _globals['_FAILURE']._serialized_end=1355
+  _globals['_REWARDSERVICE']._serialized_start=1671
+  _globals['_REWARDSERVICE']._serialized_end=1847
 # @@protoc_insertion_point(module_scope)

@@ -69,7 +69,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("id", "prompt", "messages", "completion", "token_ids", "reference", "policy_version", "finish_reason")
+    __slots__ = ("id", "prompt", "messages", "completion", "token_ids", "reference", "policy_version", "finish_reason", "turns")
     ID_FIELD_NUMBER: _ClassVar[int]
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +78,7 @@ class Sample(_message.Message):
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     POLICY_VERSION_FIELD_NUMBER: _ClassVar[int]
     FINISH_REASON_FIELD_NUMBER: _ClassVar[int]
+    TURNS_FIELD_NUMBER: _ClassVar[int]
     id: str
     prompt: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
@@ -86,7 +87,8 @@ class Sample(_message.Message):
     reference: _struct_pb2.Struct
     policy_version: int
     finish_reason: FinishReason
-    def __init__(self, id: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., completion: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reference: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., policy_version: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ...) -> None: ...
+    turns: _containers.RepeatedCompositeFieldContainer[Message]
+    def __init__(self, id: _Optional[str] = ..., prompt: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., completion: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., reference: _Optional[_Union[_struct_pb2.Struct, _Mapping]] = ..., policy_version: _Optional[int] = ..., finish_reason: _Optional[_Union[FinishReason, str]] = ..., turns: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
