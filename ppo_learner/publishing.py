@@ -27,8 +27,9 @@ from services.contracts.errors import UserError
 from services.contracts.interfaces import WeightTransport
 from services.contracts.records import Canary, Demonstration, Publication
 from services.contracts.settings import ModelConfig
-from services.transport.device_weights import DEVICE_TRANSPORTS, DeviceSender, publish_on_device, transport_names
-from services.transport.weights import TRANSPORTS, pack
+from services.transport.device_weights import DeviceSender, publish_on_device
+from services.transport.transports import DEVICE_TRANSPORTS, TRANSPORTS, transport_names
+from services.transport.weights import pack
 
 CANARY_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 """Largest mean logprob error of a correct load. The two kernels agree to 1e-6 in float32, and to their rounding in

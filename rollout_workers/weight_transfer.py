@@ -21,7 +21,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from rollout_workers.weight_loader import PackedWeightLoading, check_complete, does_not_fit, parameter_names, repack
 from services.contracts.errors import DeadlineExceeded, WeightSyncError
-from services.transport.device_weights import DEVICE_TRANSPORTS, DeviceReceiver, Pull, unpack_stream
+from services.transport.device_weights import DeviceReceiver, Pull, unpack_stream
+from services.transport.transports import DEVICE_TRANSPORTS
 
 EXTENSION = f"{__name__}.WeightLoading"
 """What `EngineArgs.worker_extension_cls` is given."""

@@ -22,8 +22,9 @@ from rollout_workers.traces import to_group
 from services.contracts.errors import DeadlineExceeded, UserError, VersionMismatch, WeightSyncError
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
 from services.contracts.settings import ModelConfig
-from services.transport.device_weights import Pull, transport_names
-from services.transport.weights import TRANSPORTS, verify_checksums
+from services.transport.device_weights import Pull
+from services.transport.transports import TRANSPORTS, transport_names
+from services.transport.weights import verify_checksums
 
 if TYPE_CHECKING:
     from rollout_workers.engine import Engine

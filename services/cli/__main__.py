@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from services.cli.arguments import fail
 from services.contracts.errors import TriremeError, UserError
+from services.control import light_transformers
 
 COMMANDS = {
     "train": "train a policy by reinforcement learning",
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Ray forks while reward calls are open; gRPC's handlers for that only write warnings here.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a failed call is told once, by the command
+    light_transformers.allow()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())

@@ -47,7 +47,7 @@ class Location:
 
 
 class Actor:
-    """A process of the run; safe to call many times at once.
+    """A process of the run that hosts an object; safe to call many times at once.
 
     Args:
         name: what errors call it.
@@ -60,15 +60,18 @@ class Actor:
         self._located = handle.__ray_call__.remote(_settle, Path.cwd())
 
     async def call(self, method: str, *args: object, timeout_s: float) -> Any:  # Any: what the method returns
-        """Call `method` in the process.
+        """Call `method` of the object in the process, which is made first if need be.
 
         Raises:
             DeadlineExceeded: no answer within `timeout_s`.
             WorkerLost: the process died, or its machine was lost.
-            TriremeError: whatever typed error the method raised.
+            TriremeError: whatever typed error the method, or the constructor, raised.
         """
-        reference = getattr(self._handle, method).remote(*args)
-        return await self._answer(reference, method, timeout_s)
+        return await self._answer(self._handle.call.remote(method, *args), method, timeout_s)
+
+    async def make(self, *, timeout_s: float) -> None:
+        """Wait until the process has made what it hosts. Raises as `call` does."""
+        await self._answer(self._handle.make.remote(), "start", timeout_s)
 
     async def pulse(self, *, timeout_s: float) -> None:
         """Have the process answer beside whatever it does; of one that was spawned with a pulse. Raises as `call` does.
@@ -135,22 +138,6 @@ class Actor:
             raise DeadlineExceeded(
                 waited_for=f"{method} of {self.name}", waited_s=timeout_s, advice="see its log in Ray's session folder"
             ) from error
-
-
-def constructed_by_start(process: type) -> type:
-    """`process` with a method `start` that does what its constructor does.
-
-    An error in an actor's constructor reaches the caller as text only; one in a method arrives as it was raised.
-    """
-
-    class Deferred(process):  # type: ignore[misc]  # a base that is known only at run time
-        def __init__(self, **arguments: object) -> None:
-            self._arguments = arguments
-
-        def start(self) -> None:
-            super().__init__(**self._arguments)
-
-    return Deferred
 
 
 def _is_here(_: object) -> None:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from ppo_learner.interpolation import check_alike, write_between
 from services.contracts.errors import UserError
 from services.contracts.records import Json
 from services.contracts.settings import ModelConfig
 from services.control import run_folder
 from services.control.config import RunSection, SettingsRoot
+from services.control.light_transformers import transformers
 from services.control.preflight import first_differing_token, load_tokenizer
 
 AVERAGE_FILE = "average.json"
@@ -68,6 +68,8 @@ def check_average(config: AverageConfig) -> AverageInputs:
     Raises:
         UserError: they cannot be averaged, or a folder that is to be written holds something else.
     """
+    from ppo_learner.interpolation import check_alike  # late: it needs torch, and the pipeline reads this file, too
+
     inputs = AverageInputs(start=_local(config.start, "start"), end=_local(config.end, "end"))
     if run_folder.has_run(config.run.dir):
         raise UserError(f"run.dir {config.run.dir} holds a training run; set it to another folder")
@@ -94,6 +96,8 @@ def write_averages(config: AverageConfig, inputs: AverageInputs) -> Sequence[Pat
 
 
 def _write(config: AverageConfig, inputs: AverageInputs, alpha: float) -> Path:
+    from ppo_learner.interpolation import write_between  # late, as above
+
     folder = config.folder(alpha)
     new = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(new, ignore_errors=True)
@@ -130,9 +134,7 @@ def _refuse_to_overwrite(folder: Path) -> None:
 
 def _compare_configurations(config: AverageConfig, inputs: AverageInputs) -> None:
     """Settings that no shape shows, such as the number of heads."""
-    from transformers import AutoConfig
-
-    start, end = (AutoConfig.from_pretrained(path).to_dict() for path in (inputs.start, inputs.end))
+    start, end = (transformers().AutoConfig.from_pretrained(path).to_dict() for path in (inputs.start, inputs.end))
     for key in sorted((start.keys() | end.keys()) - _SAYS_NOTHING_OF_THE_MODEL):
         if start.get(key) != end.get(key):
             raise UserError(

@@ -20,6 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from services.contracts.errors import DeadlineExceeded, UserError, WorkerLost
 from services.control.actor import PULSE, Actor, original
 from services.control.config import ClusterConfig
+from services.control.host import Named, host_of
 from services.control.placement import Demand, Resources, in_words, shortage, total, unplaced, who_needs_what
 from services.control.ray_start import start_ray
 from services.transport.ports import free_port
@@ -100,7 +101,7 @@ class Cluster:
 
     def spawn(
         self,
-        process: type,
+        made_of: type | Named,
         room: Room,
         arguments: Mapping[str, object],
         *,
@@ -108,7 +109,7 @@ class Cluster:
         concurrency: int = 1,
         pulse: bool = False,
     ) -> Actor:
-        """Start `process(**arguments)` in a process of its own, in `room`; does not wait for it.
+        """Start a process in `room` that hosts `made_of(**arguments)`; does not wait for it.
 
         Args:
             environment: variables set before the process imports anything.
@@ -118,7 +119,7 @@ class Cluster:
         demand = room.demand
         remote = ray.remote(concurrency_groups={PULSE: 1}) if pulse else ray.remote
         handle = (
-            remote(process)
+            remote(host_of(made_of, concurrency=concurrency))
             .options(
                 name=None,
                 num_cpus=demand.cpus,
@@ -129,7 +130,7 @@ class Cluster:
                 runtime_env={"env_vars": ({} if demand.gpus else {"CUDA_VISIBLE_DEVICES": ""}) | dict(environment)},
                 scheduling_strategy=room.strategy(),
             )
-            .remote(**arguments)
+            .remote(made_of, arguments)
         )
         return Actor(handle, name=demand.name)
 

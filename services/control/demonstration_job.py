@@ -6,21 +6,22 @@ It must not know how a step is made.
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ppo_learner.demonstrations import DemonstrationTask
-from ppo_learner.distillation import DistillationTask
-from ppo_learner.task import Task
 from services.contracts.records import Demonstration, Json
 from services.control import run_folder
 from services.control.config import SupervisedRunConfig
+from services.control.host import Named
 from services.control.learner_group import LearnerGroup
 from services.control.run_state import RunState
+
+_ALONE = Named(path="ppo_learner.demonstrations:DemonstrationTask")
+_WITH_TEACHER = Named(path="ppo_learner.distillation:DistillationTask")
 
 
 class DemonstrationJob:
     """Implements `Job` for a policy, with a teacher beside it or without."""
 
     def __init__(self, config: SupervisedRunConfig, demonstrations: Sequence[Demonstration]) -> None:
-        self.task: type[Task] = DistillationTask if config.learner.teacher else DemonstrationTask
+        self.task = _WITH_TEACHER if config.learner.teacher else _ALONE
         self.examples = demonstrations
         self.shuffle = config.data.shuffle
         self._export: Path = config.run.dir / run_folder.EXPORT

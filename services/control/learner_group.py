@@ -65,7 +65,7 @@ class LearnerGroup:
 
     async def ready(self) -> None:
         """Wait until every rank has loaded its model."""
-        await self._gather([rank.call("start", timeout_s=self._start_timeout_s) for rank in self._ranks])
+        await self._gather([rank.make(timeout_s=self._start_timeout_s) for rank in self._ranks])
 
     async def step(
         self, batch: Sequence[ScoredGroup] | Examples, demonstrations: WeightedDemonstrations | None = None

@@ -9,17 +9,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 
-from ppo_learner.learner import LearnerRank
 from ppo_learner.optimizer_config import OptimizerConfig
-from ppo_learner.supervised import SupervisedRank
-from ppo_learner.task import Task
 from reward_server.config import RewardConfig
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
 from rollout_workers.sleeping import sleep_all
-from services.control.actor import constructed_by_start
 from services.control.cluster import Cluster, Room
 from services.control.config import ClusterConfig, RunConfig, SupervisedRoot, TrainerRoot
+from services.control.host import Named
 from services.control.learner_group import LearnerGroup
 from services.control.placement import Demand
 from services.control.preflight import refuse_reward_without_steps
@@ -30,6 +27,10 @@ from services.transport.reward_client import RewardClient
 from services.transport.tasks import all_or_cancel
 
 _KILL_TIMEOUT_S = 30.0
+
+# By name, as they need torch, which the command itself does without: it would start seconds later.
+_LEARNER_RANK = Named(path="ppo_learner.learner:LearnerRank")
+_SUPERVISED_RANK = Named(path="ppo_learner.supervised:SupervisedRank")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,12 +131,12 @@ async def start_workers(config: RunConfig) -> AsyncIterator[Fleet]:
 
 
 @asynccontextmanager
-async def start_supervised_learner(config: SupervisedRoot, task: type[Task]) -> AsyncIterator[LearnerGroup]:
+async def start_supervised_learner(config: SupervisedRoot, task: Named) -> AsyncIterator[LearnerGroup]:
     """Start the ranks of a supervised run."""
     ranks = rank_demands(config.learner, config.cluster)
     with Cluster(config.cluster, ranks) as cluster:
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
-        group = await _spawn_ranks(cluster, rooms, SupervisedRank, config, task=task, learner=config.learner)
+        group = await _spawn_ranks(cluster, rooms, _SUPERVISED_RANK, config, task=task, learner=config.learner)
         await group.ready()
         yield group
 
@@ -172,7 +173,7 @@ async def spawn_learner(
     return await _spawn_ranks(
         cluster,
         rooms,
-        LearnerRank,
+        _LEARNER_RANK,
         config,
         learner=config.learner.for_run(
             max_staleness=config.train.max_staleness, max_completion_tokens=config.rollout.max_completion_tokens
@@ -187,7 +188,7 @@ async def spawn_learner(
 async def _spawn_ranks(
     cluster: Cluster,
     rooms: Sequence[Room],
-    process: type,
+    process: Named,
     config: TrainerRoot,
     *,
     generation: int = 0,
@@ -197,7 +198,7 @@ async def _spawn_ranks(
     host, port = await cluster.address_for(rooms[0], timeout_s=config.cluster.start_timeout_s)
     actors = [
         cluster.spawn(
-            constructed_by_start(process),
+            process,
             room,
             {
                 "rank": rank,

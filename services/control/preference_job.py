@@ -6,7 +6,6 @@ the export, read anew.
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ppo_learner.preference_training import PreferenceTask
 from rollout_workers.preference_data import PreferenceExamples
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Json
@@ -14,6 +13,7 @@ from services.contracts.settings import ModelConfig
 from services.control import run_folder
 from services.control.best_weights import BestWeights
 from services.control.config import PreferenceRunConfig
+from services.control.host import Named
 from services.control.learner_group import LearnerGroup
 from services.control.reference_logprobs import ReferenceLogprobs
 from services.control.run_state import RunState
@@ -22,7 +22,7 @@ from services.control.run_state import RunState
 class PreferenceJob:
     """Implements `Job` for a policy that learns from preferences."""
 
-    task = PreferenceTask
+    task = Named(path="ppo_learner.preference_training:PreferenceTask")
 
     def __init__(self, config: PreferenceRunConfig, found: PreferenceExamples) -> None:
         self.examples: Sequence[PreferenceExample] = found.training

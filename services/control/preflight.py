@@ -23,7 +23,9 @@ from services.contracts.records import Demonstration, RewardDescription
 from services.contracts.settings import ModelConfig
 from services.control.config import RunConfig, SupervisedRunConfig
 from services.control.evaluate_config import HeldOutConfig, SuiteConfig
+from services.control.light_transformers import transformers
 from services.transport import secret_files
+from services.transport.transports import DEVICE_TRANSPORTS, TRANSPORTS, transport_names
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,14 +120,13 @@ def load_tokenizer(
     Raises:
         UserError: when model or tokenizer cannot be found, or do not fit each other.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     _refuse_missing_folder(model.path, setting)
     name = model.tokenizer or model.path
     trust = {"trust_remote_code": model.trust_remote_code}
     try:
-        config = AutoConfig.from_pretrained(model.path, revision=model.revision, **trust)
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=None if model.tokenizer else model.revision, **trust)
+        config = transformers().AutoConfig.from_pretrained(model.path, revision=model.revision, **trust)
+        revision = None if model.tokenizer else model.revision
+        tokenizer = transformers().AutoTokenizer.from_pretrained(name, revision=revision, **trust)
     except (OSError, ValueError) as error:
         raise UserError(f"model {model.path!r} with tokenizer {name!r} cannot be loaded: {error}") from error
     if num_sharing > 1 and (problem := unshareable(config, num_sharing)):
@@ -240,9 +241,6 @@ def _check_security(config: RunConfig) -> None:
 
 
 def _check_transport(config: RunConfig) -> None:
-    from services.transport.device_weights import DEVICE_TRANSPORTS, transport_names
-    from services.transport.weights import TRANSPORTS
-
     name = config.weights.transport
     if name not in transport_names():
         raise UserError(f"weights.transport is {name!r}; there are {', '.join(transport_names())}")

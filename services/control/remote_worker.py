@@ -7,12 +7,12 @@ did not become ready, or is stopped, has its process ended and its room given ba
 import logging
 
 from rollout_workers.config import RolloutConfig, engine_environment
-from rollout_workers.worker import RolloutWorker
 from services.contracts.errors import TriremeError
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, SyncReceipt
 from services.control.actor import Actor
 from services.control.cluster import Cluster, Room
 from services.control.config import RunConfig
+from services.control.host import Named
 from services.control.placement import Demand
 
 _MARGIN_S = 15.0
@@ -89,7 +89,7 @@ class RayLauncher:
         demand = worker_demand(rollout, number)
         room = await self._cluster.reserve(demand, timeout_s=self._config.cluster.start_timeout_s)
         actor = self._cluster.spawn(
-            RolloutWorker,
+            Named(path="rollout_workers.worker:RolloutWorker"),  # Not imported here: it needs torch.
             room,
             {"worker": number, "rollout": rollout, "model": self._config.model, "transport": self._transport},
             environment=engine_environment(rollout, cuda=bool(demand.gpus)),

@@ -10,7 +10,6 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean, pstdev
 
-from ppo_learner.reward_training import RewardModelTask
 from reward_server.reward_models.reading import normalised, read_sample
 from services.contracts.errors import TriremeError
 from services.contracts.records import Json, RewardSample
@@ -20,6 +19,7 @@ from services.contracts.settings import ModelConfig
 from services.control import run_folder
 from services.control.best_weights import BestWeights
 from services.control.config import RewardModelRunConfig
+from services.control.host import Named
 from services.control.learner_group import LearnerGroup
 from services.control.reward_evaluation import compare, judge_comparisons, judge_labels, judge_ratings, longer_is_better
 from services.control.reward_model_preflight import RewardModelInputs
@@ -40,7 +40,7 @@ _CANARY = (
 class RewardModelJob:
     """Implements `Job` for a reward model."""
 
-    task = RewardModelTask
+    task = Named(path="ppo_learner.reward_training:RewardModelTask")
 
     def __init__(self, config: RewardModelRunConfig, inputs: RewardModelInputs) -> None:
         self.examples: Sequence[RewardExample] = inputs.examples.training

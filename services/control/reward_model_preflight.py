@@ -3,6 +3,7 @@
 It must not start a process. Invariant: as in `preflight`, what it returns is ready to be trained on.
 """
 
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from rollout_workers.reward_data import RewardExamples, load_reward_examples
 from rollout_workers.reward_rows import RewardDataConfig
 from services.contracts.errors import UserError
 from services.control.config import RewardModelRunConfig
+from services.control.light_transformers import transformers
 from services.control.preflight import check_packages, load_tokenizer
 
 
@@ -75,15 +77,15 @@ def check_reward_model(config: RewardModelRunConfig) -> RewardModelInputs:
 
 
 def _check_head(config: RewardModelRunConfig) -> None:
-    from transformers import AutoConfig
-    from transformers.models.auto import modeling_auto
-
     model = config.model
+    # By its full name: in a process without torch the package itself does not give it.
+    modeling_auto = importlib.import_module("transformers.models.auto.modeling_auto")
     known = {
         "outcome": modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
         "process": modeling_auto.MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
     }[config.learner.parts.head]
-    shape = AutoConfig.from_pretrained(model.path, revision=model.revision, trust_remote_code=model.trust_remote_code)
+    trust = {"trust_remote_code": model.trust_remote_code}
+    shape = transformers().AutoConfig.from_pretrained(model.path, revision=model.revision, **trust)
     if shape.model_type not in known and not model.trust_remote_code:
         raise UserError(
             f"transformers has no {config.learner.parts.head} head for models of the kind {shape.model_type!r}; "

@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from ppo_learner.task import Task
 from rollout_workers.prompts import RowOrder
 from services.contracts.records import Json
 from services.control import run_folder, run_state
 from services.control.config import SupervisedRoot
+from services.control.host import Named
 from services.control.interrupts import catch_interrupts
 from services.control.learner_group import LearnerGroup
 from services.control.parts import start_supervised_learner
@@ -38,7 +38,7 @@ class Job(Protocol):
     shuffle: bool
 
     @property
-    def task(self) -> type[Task]:
+    def task(self) -> Named:
         """What the learner's ranks run."""
         ...
 

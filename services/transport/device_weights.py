@@ -5,15 +5,15 @@ slice of the model one bucket after the other on that process's own device, so t
 whole. It must not know NCCL, CUDA IPC or vLLM. Invariant: no bucket is given out before its checksum agreed.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 
-from services.contracts.errors import ChecksumMismatch, UserError, WeightSyncError
+from services.contracts.errors import ChecksumMismatch, WeightSyncError
 from services.contracts.records import Canary, Publication, WeightManifest
-from services.transport.weights import TRANSPORTS, Packer, view
+from services.transport.weights import Packer, view
 
 _WORDS_AT_ONCE = 4 * 1024**2
 _WEIGHT = 0x1E3779B97F4A7C15
@@ -45,19 +45,6 @@ class DeviceReceiver(Protocol):
     def receive(self, publication: Publication, *, timeout_s: float) -> Iterator[torch.Tensor]:
         """The buckets in order, on the process's device. Raises `DeadlineExceeded`, `WeightSyncError`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DeviceTransport:
-    """Both sides of a transport.
-
-    Attributes:
-        sender: made with the learner's device, and an address at which workers reach the learner's machine.
-        receiver: made with the device of the model, and a name that no other receiver has.
-    """
-
-    sender: Callable[[torch.device, str], DeviceSender]
-    receiver: Callable[[torch.device, str], DeviceReceiver]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,11 +115,6 @@ def word_checksum(bucket: torch.Tensor) -> str:
     return f"{(total + tail * (whole // 4 + 1) * _WEIGHT) % 2**64:016x}"
 
 
-def transport_names() -> list[str]:
-    """What `weights.transport` may be."""
-    return [*TRANSPORTS, *DEVICE_TRANSPORTS]
-
-
 def _verify(manifest: WeightManifest, index: int, bucket: torch.Tensor) -> None:
     found, expected = word_checksum(bucket), manifest.checksums[index]
     if found != expected:
@@ -140,45 +122,3 @@ def _verify(manifest: WeightManifest, index: int, bucket: torch.Tensor) -> None:
             f"version {manifest.version}: bucket {index} of {len(manifest.checksums)} ({len(bucket)} bytes) has "
             f"checksum {found}, published as {expected}; its bytes changed on the way: publish it again"
         )
-
-
-def _need_gpu(name: str, device: torch.device) -> None:
-    if device.type != "cuda":
-        raise UserError(
-            f"weights.transport {name} goes from GPU to GPU and the learner runs on the {device.type}; set "
-            f"cluster.gpus_per_learner_rank to 1, or choose one of {', '.join(TRANSPORTS)}"
-        )
-
-
-def _nccl_sender(device: torch.device, host: str) -> DeviceSender:
-    _need_gpu("nccl", device)
-    from services.transport.broadcast_weights import BroadcastSender
-    from services.transport.nccl_group import NcclGroups  # vLLM, which only a run on GPUs needs in its learner
-
-    return BroadcastSender("nccl", host, NcclGroups(device))
-
-
-def _nccl_receiver(device: torch.device, member: str) -> DeviceReceiver:
-    from services.transport.broadcast_weights import BroadcastReceiver
-    from services.transport.nccl_group import NcclGroups
-
-    return BroadcastReceiver(member, NcclGroups(device))
-
-
-def _ipc_sender(device: torch.device, host: str) -> DeviceSender:
-    _need_gpu("ipc", device)
-    from services.transport.ipc_weights import IpcSender
-
-    return IpcSender(device)
-
-
-def _ipc_receiver(device: torch.device, member: str) -> DeviceReceiver:
-    from services.transport.ipc_weights import IpcReceiver
-
-    return IpcReceiver(device)
-
-
-DEVICE_TRANSPORTS: dict[str, DeviceTransport] = {
-    "nccl": DeviceTransport(sender=_nccl_sender, receiver=_nccl_receiver),
-    "ipc": DeviceTransport(sender=_ipc_sender, receiver=_ipc_receiver),
-}

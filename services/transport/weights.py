@@ -6,14 +6,13 @@ to 64 bytes; every byte of a bucket is covered by that bucket's checksum; unpack
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal
 
 import torch
 import xxhash
 
 from services.contracts.errors import ChecksumMismatch, UserError
-from services.contracts.interfaces import WeightTransport
 from services.contracts.records import Canary, TensorEntry, WeightManifest
 
 ALIGNMENT_BYTES = 64
@@ -175,21 +174,3 @@ def _as_tensor(bucket: memoryview) -> torch.Tensor:
         # Torch has no read-only tensors, and warns that a published bucket is one.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")
         return torch.frombuffer(bucket, dtype=torch.uint8)
-
-
-def _shared_memory() -> WeightTransport:
-    from services.transport.shared_memory_weights import SharedMemoryWeights  # Ray, which the disk does without
-
-    return SharedMemoryWeights()
-
-
-def _disk() -> WeightTransport:
-    from services.transport.disk_weights import DiskWeights
-
-    return DiskWeights()
-
-
-TRANSPORTS: dict[str, Callable[[], WeightTransport]] = {
-    "shared_memory": _shared_memory,
-    "disk": _disk,
-}

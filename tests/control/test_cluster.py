@@ -87,7 +87,7 @@ async def test_a_frozen_process_ends_with_its_children_and_its_room_takes_the_ne
         await actor.call("nap", 0.0, timeout_s=50)
     await actor.kill(timeout_s=20)  # Quietly: it is gone.
     assert time.monotonic() - started < 1
-    successor = cluster.spawn(Sleeper, room, {}, environment={})
+    successor = cluster.spawn(Sleeper, room, {}, environment={}, concurrency=10)
     assert await successor.call("nap", 0.0, timeout_s=20) == 0.0
     await successor.kill(timeout_s=20)
     cluster.release(room)

@@ -39,7 +39,7 @@ FOUND_OUT_WITHIN_S = 20.0
 DRAINED_WITHIN_S = 10.0
 RESTORED_WITHIN_S = 60.0
 STANDS_STILL_S = 0.4
-LEARNER_TITLE = "ray::Deferred"
+LEARNER_TITLE = "ray::LearnerRank"
 REWARD = f"""{DIGIT_SHARE}
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from rollout_workers.worker import RolloutWorker
 from services.contracts.errors import CanaryMismatch
 from services.contracts.records import Prompt, Publication, RolloutGroup, SampleRequest, Sampling, SyncReceipt
 from services.contracts.settings import ModelConfig
-from services.transport.device_weights import DEVICE_TRANSPORTS
+from services.transport.transports import DEVICE_TRANSPORTS
 from tests.gpu.variants import CUDA, Variant
 from tests.transport.gloo_groups import GLOO
 

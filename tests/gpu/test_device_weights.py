@@ -12,7 +12,8 @@ import torch
 from ppo_learner.config import LearnerConfig
 from services.contracts.errors import CanaryMismatch
 from services.contracts.records import Publication, Reward, ScoredGroup
-from services.transport.device_weights import DEVICE_TRANSPORTS, DeviceSender, publish_on_device
+from services.transport.device_weights import DeviceSender, publish_on_device
+from services.transport.transports import DEVICE_TRANSPORTS
 from tests.gpu.conftest import Measure
 from tests.gpu.engine_process import EngineProcess, order
 from tests.gpu.variants import CUDA, DEVICE, HALF_BILLION, TIED_BFLOAT16, TOLERANCE, Variant, mean_error

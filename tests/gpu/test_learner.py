@@ -10,7 +10,8 @@ import torch
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.learner import LearnerRank
-from services.transport.weights import TRANSPORTS, unpack
+from services.transport.transports import TRANSPORTS
+from services.transport.weights import unpack
 from tests.gpu.conftest import Measure
 from tests.gpu.variants import CUDA, DEVICE, HALF_BILLION, TOLERANCE, UNTIED_FLOAT32
 from tests.ppo_learner.builders import random_groups, same_update, start_rank, weights_of

@@ -30,7 +30,8 @@ from ppo_learner.supervised_config import SupervisedConfig
 from rollout_workers.canary import check_canary
 from services.contracts.errors import CanaryMismatch, UserError
 from services.contracts.records import Canary
-from services.transport.weights import TRANSPORTS, unpack
+from services.transport.transports import TRANSPORTS
+from services.transport.weights import unpack
 from tests.ppo_learner.builders import VOCABULARY, random_groups, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_reward_training import make_lists

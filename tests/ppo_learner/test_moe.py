@@ -24,7 +24,8 @@ from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import UserError
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.settings import ModelConfig
-from services.transport.weights import TRANSPORTS, unpack
+from services.transport.transports import TRANSPORTS
+from services.transport.weights import unpack
 from tests.ppo_learner import numpy_objective
 from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised

@@ -8,7 +8,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.publishing import default_canary
-from services.transport.weights import TRANSPORTS, unpack
+from services.transport.transports import TRANSPORTS
+from services.transport.weights import unpack
 from tests.ppo_learner.builders import random_groups, start_rank, weights_of
 
 VALUE_HEAD = LearnerConfig(critic="value_head", lr=1e-3, critic_lr=1e-3)

@@ -32,7 +32,7 @@ class WorkerHost:
 
     async def start(self, name: str, model: ModelConfig, rollout: RolloutConfig, transport: str = "disk") -> None:
         from rollout_workers.worker import RolloutWorker
-        from services.transport.device_weights import DEVICE_TRANSPORTS
+        from services.transport.transports import DEVICE_TRANSPORTS
         from tests.transport.gloo_groups import GLOO
 
         DEVICE_TRANSPORTS["gloo"] = GLOO

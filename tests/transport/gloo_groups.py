@@ -9,7 +9,7 @@ import torch
 from torch.distributed import PrefixStore, ProcessGroupGloo, TCPStore  # type: ignore[attr-defined]  # as it says
 
 from services.transport.broadcast_weights import BroadcastReceiver, BroadcastSender
-from services.transport.device_weights import DeviceTransport
+from services.transport.transports import DeviceTransport
 
 _LONG = timedelta(seconds=8)
 

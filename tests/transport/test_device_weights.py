@@ -7,7 +7,8 @@ import torch
 
 from services.contracts.errors import ChecksumMismatch, UserError, WeightSyncError
 from services.contracts.records import Publication, WeightManifest
-from services.transport.device_weights import DEVICE_TRANSPORTS, publish_on_device, unpack_stream, word_checksum
+from services.transport.device_weights import publish_on_device, unpack_stream, word_checksum
+from services.transport.transports import DEVICE_TRANSPORTS
 from services.transport.weights import Packer
 from tests.transport.test_weights import CANARY, tensors
 

@@ -14,7 +14,8 @@ from services.contracts.errors import ChecksumMismatch, DeadlineExceeded, UserEr
 from services.contracts.interfaces import WeightTransport
 from services.contracts.records import Canary
 from services.transport.disk_weights import DiskWeights
-from services.transport.weights import ALIGNMENT_BYTES, TRANSPORTS, pack, unpack, verify_checksums
+from services.transport.transports import TRANSPORTS
+from services.transport.weights import ALIGNMENT_BYTES, pack, unpack, verify_checksums
 from tests.local_ray import local_ray
 
 CANARY = Canary(sequences=(array("i", [1, 2]),), logprobs=(array("f", [-0.5]),), tolerance=1e-4)
@@ -190,7 +191,7 @@ def test_weights_that_never_appear_end_in_a_deadline(tmp_path: Path) -> None:
 
 
 def test_the_disk_transport_does_without_ray() -> None:
-    program = "import sys, services.transport.weights as w; w.TRANSPORTS['disk'](); print('ray' in sys.modules)"
+    program = "import sys, services.transport.transports as w; w.TRANSPORTS['disk'](); print('ray' in sys.modules)"
 
     finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
 
