@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 
 from reward_server.config import READY_PREFIX, RewardServerConfig, RewardServerFile
+from reward_server.lifetime import GONE_WITHIN_S
 from reward_server.part_config import RewardServiceConfig
 from services.contracts.errors import DeadlineExceeded, UserError
 
 POLL_S = 0.02
 LOG_LINES_SHOWN = 8
-REAP_TIMEOUT_S = 5.0
 
 
 class RewardServerChild:
@@ -98,7 +98,7 @@ class RewardServerChild:
     def _kill(self) -> int:
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):  # The kernel may hold on to a process that was killed.
-            return self._process.wait(REAP_TIMEOUT_S)
+            return self._process.wait(GONE_WITHIN_S)
         return -signal.SIGKILL
 
     def _written(self) -> list[str]:

@@ -16,6 +16,7 @@ from contextlib import suppress
 
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
+from reward_server.lifetime import kill
 from reward_server.part_config import RewardSource
 from reward_server.stepping import side_by_side
 from services.contracts.errors import UserError
@@ -24,7 +25,8 @@ from services.contracts.settings import Section
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_outcome, encode_sample
 
-REAP_TIMEOUT_S = 2.0
+ENDS_WITHIN_S = 2.0
+"""From the end of a process's pipes to its own, in seconds."""
 START_TIMEOUT_S = 60.0
 LENGTH = struct.Struct(">I")
 """What precedes each frame on the pipes: its length in bytes."""
@@ -131,19 +133,13 @@ class Child:
         # Signalling a process that has just ended would take its exit code from the event loop.
         if self._process is not None:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), REAP_TIMEOUT_S)
+                await asyncio.wait_for(self._process.wait(), ENDS_WITHIN_S)
         return await self.kill()
 
     async def kill(self) -> int | None:
         """End the process and return its exit code; None where there was none, or it has not ended yet."""
         process, self._process = self._process, None
-        if process is None:
-            return None
-        if process.returncode is None:
-            process.kill()
-        with suppress(TimeoutError):  # The kernel may hold on to a process that was killed.
-            await asyncio.wait_for(process.wait(), REAP_TIMEOUT_S)
-        return process.returncode
+        return None if process is None else await kill(process)
 
     async def _exchange(self, request: bytes) -> bytes:
         assert self._process is not None and self._process.stdin is not None and self._process.stdout is not None

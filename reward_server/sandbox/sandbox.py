@@ -12,19 +12,19 @@ import socket
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
+from reward_server.lifetime import kill
 from reward_server.sandbox.inside.jail import Limits
 from services.contracts.errors import UserError
 from services.contracts.records import Json
 from services.contracts.settings import Section
 
 REPORT_GRACE_S = 5.0
-REAP_TIMEOUT_S = 5.0
 MAX_REPORT_BYTES = 4096
 LAUNCH = "import sys; sys.path.append(sys.argv[1]); from inside.launcher import main; sys.path.remove(sys.argv[1]); "
 LAUNCH += "main(int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])"
@@ -122,10 +122,8 @@ class Sandbox:
         """End the launcher, and with it whatever still runs."""
         if self._channel is not None:
             self._channel.close()
-        if self._process is not None and self._process.returncode is None:
-            self._process.kill()
-            with suppress(TimeoutError):  # The kernel may hold on to a process that was killed.
-                await asyncio.wait_for(self._process.wait(), REAP_TIMEOUT_S)
+        if self._process is not None:
+            await kill(self._process)
 
     async def run_script(self, program: str, standard_input: str, *, wall_s: float) -> Ended:
         """Run a program from standard input to standard output."""

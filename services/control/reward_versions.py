@@ -12,11 +12,11 @@ import signal
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from pydantic import Field
 
+from reward_server.lifetime import kill
 from rollout_workers.rows import Row
 from services.contracts.errors import TriremeError, UserError
 from services.contracts.reward_model import read_card
@@ -32,7 +32,6 @@ LOG_LINES_SHOWN = 8
 LOG_FILE = "trainer.log"
 _VERSIONS = "versions"
 _END_WITHIN_S = 30.0
-_REAP_WITHIN_S = 5.0
 # The trainer ends with this process, however that ends.
 _TRAINER = """
 import sys
@@ -194,6 +193,4 @@ async def _end(process: Process) -> None:
     try:
         await asyncio.wait_for(process.wait(), _END_WITHIN_S)
     except TimeoutError:
-        process.kill()
-        with suppress(TimeoutError):  # The kernel may hold on to a process that was killed.
-            await asyncio.wait_for(process.wait(), _REAP_WITHIN_S)
+        await kill(process)
