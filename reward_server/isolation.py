@@ -109,7 +109,10 @@ class Child:
             UserError: the reward does not load in a process of its own.
         """
         if self._process is not None:
-            return
+            assert self._process.stdin is not None
+            if self._process.returncode is None and not self._process.stdin.is_closing():
+                return
+            await self.reap()  # It ended while it had nothing to score.
         command = (sys.executable, "-m", "reward_server.isolated_process")
         self._process = await asyncio.create_subprocess_exec(*command, stdin=PIPE, stdout=PIPE)
         try:

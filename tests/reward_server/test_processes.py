@@ -137,6 +137,18 @@ async def test_a_run_starts_its_services_and_stops_them(tmp_path: Path) -> None:
     await until(lambda: not any(process.is_running() for process in grandchildren))
 
 
+async def test_a_process_that_ended_while_it_had_nothing_to_score_is_replaced(tmp_path: Path) -> None:
+    services = [RewardServiceConfig(name="math_answer")]
+    child = RewardServerChild(services, RewardServerConfig(port=0, num_processes=1), log=tmp_path / "reward.log")
+    (idle,) = psutil.Process(child.pid).children()
+    idle.kill()
+    await until(lambda: not is_running(idle))
+    async with client_of(child.address) as client:
+        (outcome,) = await client.score([make_sample(completion="#### 7")])
+    assert isinstance(outcome, Reward) and outcome.value == 1.0
+    assert child.stop() == 0
+
+
 def test_a_run_is_told_why_its_services_do_not_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exit code 2(.|\n)*there is no reward 'math_anwser'"):
         RewardServerChild(
