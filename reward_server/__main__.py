@@ -6,6 +6,7 @@ when the input is wrong.
 """
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ import yaml
 from pydantic import ValidationError
 
 from reward_server.config import RewardServerConfig, RewardServerFile, faults_in_words
-from reward_server.lifetime import die_with_parent
+from reward_server.lifetime import die_with_parent, leave_sigterm_to_parent
 from reward_server.logs import set_up_logs
 from services.contracts.errors import UserError
 from services.contracts.settings import Section
@@ -36,12 +37,15 @@ def _serve(target: str, parent_pid: int | None, flags: dict[str, Any]) -> None:
     from reward_server.server import serve_until_signal
     from services.transport.tracing import set_up_tracing
 
+    signals = [signal.SIGINT, signal.SIGTERM]
     if parent_pid is not None:
         die_with_parent(parent_pid)
+        leave_sigterm_to_parent()
+        signals.remove(signal.SIGTERM)
     file = read_target(target, flags)
     set_up_logs(file.server)
     set_up_tracing("trireme-reward")
-    serve_until_signal(lambda: build_scorer(file.services, file.server), file.server)
+    serve_until_signal(lambda: build_scorer(file.services, file.server), file.server, signals=signals)
 
 
 def read_target(target: str, flags: dict[str, Any]) -> RewardServerFile:
@@ -78,7 +82,9 @@ def _read_yaml(target: str) -> dict[str, Any]:  # Any: the user's YAML
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Serve a reward over gRPC.")
     parser.add_argument("target", help="a built-in reward, my_reward.py:score, rewards.yaml, or - for standard input")
-    parser.add_argument("--parent-pid", type=int, help="end when this process, which started the server, ends")
+    parser.add_argument(
+        "--parent-pid", type=int, help="end with this process, which started the server, not at SIGTERM"
+    )
     add_flags(parser, RewardServerConfig)
     return parser
 

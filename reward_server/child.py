@@ -1,7 +1,8 @@
 """A reward server as a child process of a run.
 
 It must not know what the run does with it. Invariants: the child dies with the process that started it, however that
-ends; a child that does not get ready within the time is killed, and the error shows what it wrote.
+ends, and does not heed the SIGTERM that whoever ends a whole tree of processes sends to each; a child that does not get
+ready within the time is killed, and the error shows what it wrote.
 """
 
 import os
@@ -70,7 +71,7 @@ class RewardServerChild:
 
     def stop(self) -> int:
         """Drain the server and return its exit code; it is killed when draining takes too long."""
-        self._process.terminate()
+        self._process.send_signal(signal.SIGINT)
         try:
             return self._process.wait(self._drain_s + 5.0)
         except subprocess.TimeoutExpired:

@@ -17,7 +17,7 @@ from typing import BinaryIO
 from reward_server.assembly import load_reward
 from reward_server.function import RewardFunction
 from reward_server.isolation import LENGTH, Order
-from reward_server.lifetime import die_with_parent
+from reward_server.lifetime import die_with_parent, leave_sigterm_to_parent
 from reward_server.scorer import awaited, guarded, one_each, to_outcome
 from services.contracts.errors import TriremeError
 from services.contracts.records import Failure, Reward, RewardSample
@@ -32,6 +32,7 @@ def main() -> int:
     order = Order.model_validate_json(next(frames))
     try:
         die_with_parent(order.parent_pid)
+        leave_sigterm_to_parent()
         if order.memory_bytes:
             resource.setrlimit(resource.RLIMIT_AS, (order.memory_bytes, order.memory_bytes))
         function = load_reward(order.service)

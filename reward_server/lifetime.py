@@ -35,6 +35,15 @@ def die_with_parent(parent_pid: int) -> None:
         raise UserError(f"the parent of this process is {os.getppid()}, not {parent_pid}; it may have ended already")
 
 
+def leave_sigterm_to_parent() -> None:
+    """Do nothing at SIGTERM; what this process starts does not inherit that.
+
+    Who ends a whole tree of processes sends it to each, as `ray job stop` does, and means the run, which needs rewards
+    to the end of its step.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: None)
+
+
 async def kill(process: Process) -> int | None:
     """Kill a process unless it has ended, and return its exit code; None where it has not ended within the time."""
     if process.returncode is None:

@@ -210,14 +210,21 @@ class RewardServer:
             await self._health.set(service, status)
 
 
-def serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardServerConfig) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Prints one line with the address once it answers."""
-    uvloop.run(_serve_until_signal(make_scorer, config))
+def serve_until_signal(
+    make_scorer: Callable[[], Scorer],
+    config: RewardServerConfig,
+    *,
+    signals: Sequence[signal.Signals] = (signal.SIGTERM, signal.SIGINT),
+) -> None:
+    """Serve until one of the signals, then drain. Prints one line with the address once it answers."""
+    uvloop.run(_serve_until_signal(make_scorer, config, signals))
 
 
-async def _serve_until_signal(make_scorer: Callable[[], Scorer], config: RewardServerConfig) -> None:
+async def _serve_until_signal(
+    make_scorer: Callable[[], Scorer], config: RewardServerConfig, signals: Sequence[signal.Signals]
+) -> None:
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     server = RewardServer(make_scorer(), config)
     address = await server.start()

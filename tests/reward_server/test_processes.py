@@ -149,6 +149,22 @@ async def test_a_process_that_ended_while_it_had_nothing_to_score_is_replaced(tm
     assert child.stop() == 0
 
 
+async def test_the_services_of_a_run_outlive_a_sigterm_to_every_process_of_it(tmp_path: Path) -> None:
+    """`ray job stop` sends one, and the run has a step to finish."""
+    services = [RewardServiceConfig(name="math_answer")]
+    child = RewardServerChild(services, RewardServerConfig(port=0, num_processes=1), log=tmp_path / "reward.log")
+    server = psutil.Process(child.pid)
+    grandchildren = server.children(recursive=True)
+    assert len(grandchildren) == 1
+    for member in (server, *grandchildren):
+        member.terminate()
+    async with client_of(child.address) as client:
+        (outcome,) = await client.score([make_sample(completion="#### 7")])
+    assert isinstance(outcome, Reward) and outcome.value == 1.0
+    assert all(is_running(member) for member in grandchildren)
+    assert child.stop() == 0
+
+
 def test_a_run_is_told_why_its_services_do_not_start(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"exit code 2(.|\n)*there is no reward 'math_anwser'"):
         RewardServerChild(

@@ -36,6 +36,7 @@ def main(channel: int, parent: int, python_path: Sequence[str]) -> None:
     guest.warm_up()
     visible, program = jail.libraries(), seccomp.filter_program(os.uname().machine)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Supervisors are not waited for.
+    signal.signal(signal.SIGTERM, lambda *_: None)  # Who sends it to a whole tree means its root.
     launcher = os.pidfd_open(os.getpid())
     with socket.socket(fileno=channel) as server:
         while True:

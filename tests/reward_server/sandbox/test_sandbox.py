@@ -91,6 +91,16 @@ async def test_a_launcher_that_dies_takes_its_programs_along_and_is_replaced(
     assert (await sandbox.run_script("print(1)", "", wall_s=30.0)).output == b"1\n"
 
 
+async def test_a_sigterm_to_every_process_ends_none(sandbox: Sandbox, launcher: psutil.Process) -> None:
+    """`ray job stop` sends one, and the run has a step to finish."""
+    running = asyncio.ensure_future(sandbox.run_script("import time; time.sleep(1); print(1)", "", wall_s=60.0))
+    await until(lambda: any(map(is_confined, launcher.children(recursive=True))))
+    for process in (launcher, *launcher.children(recursive=True)):
+        process.terminate()
+    assert (await running).output == b"1\n"
+    assert runs(launcher)
+
+
 async def test_a_launcher_that_dies_while_it_starts_a_program_leaves_none_either(sandbox: Sandbox) -> None:
     for number in range(20):
         await sandbox.run_script("", "", wall_s=30.0)
