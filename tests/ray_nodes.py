@@ -105,12 +105,18 @@ def ray_nodes(*num_cpus: int) -> Iterator[Nodes]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def let_commands_join(cluster: Nodes, patched: pytest.MonkeyPatch) -> None:
+    """Commands that this process starts find the cluster, and have its token."""
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
+        patched.setenv(name, cluster.environment[name])
+    patched.setenv("RAY_ADDRESS", cluster.address)
+
+
 @contextmanager
 def joined(cluster: Nodes) -> Iterator[None]:
     """This process may join the cluster as a run does, which reads the token when it starts."""
     with authentication_env_guard(), pytest.MonkeyPatch.context() as patched:
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-            patched.setenv(name, cluster.environment[name])
+        let_commands_join(cluster, patched)
         reset_auth_token_state()
         yield
     reset_auth_token_state()

@@ -21,7 +21,7 @@ from tests.end_to_end.faults import (
     workers,
 )
 from tests.end_to_end.tiny_run import long_run_sections
-from tests.ray_nodes import Node, Nodes, ray_nodes
+from tests.ray_nodes import Node, Nodes, let_commands_join, ray_nodes
 
 
 def home(nodes: Nodes, pid: int) -> Node:
@@ -42,9 +42,7 @@ def test_a_run_outlives_the_loss_of_two_nodes_and_trains_what_it_would_have(
         task, rollout={"num_workers": 2}, cluster={"address": "auto", "cpus_per_learner_rank": 2}
     )
     with ray_nodes(2, 1, 1, 1) as nodes:  # The learner fits on the head alone, and a worker on each of the others.
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-            monkeypatch.setenv(name, nodes.environment[name])
-        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        let_commands_join(nodes, monkeypatch)
         with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
             running.wait_until(lambda: steps_done(run) >= 3, "three steps")
             first, second = workers(run)

@@ -7,7 +7,7 @@ import pytest
 from services.control import run_folder, run_state
 from tests.end_to_end.command import json_lines, trireme, write_config
 from tests.end_to_end.tiny_run import run_sections
-from tests.ray_nodes import ray_nodes
+from tests.ray_nodes import let_commands_join, ray_nodes
 
 
 def test_a_run_on_a_cluster_trains_with_learner_and_worker_on_different_nodes(
@@ -22,9 +22,7 @@ def test_a_run_on_a_cluster_trains_with_learner_and_worker_on_different_nodes(
     sections = run_sections(task, **changes, evaluate={})
     config = write_config(tmp_path / "run.yaml", **sections)
     with ray_nodes(3, 1) as nodes:  # No node has room for both.
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-            monkeypatch.setenv(name, nodes.environment[name])
-        monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+        let_commands_join(nodes, monkeypatch)
         finished = trireme("train", config, cwd=tmp_path)
     assert finished.code == 0, finished.output
     run = tmp_path / "run"
