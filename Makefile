@@ -5,6 +5,7 @@ AUDIT := build/audit
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LOCKS := deploy/requirements-cpu.txt deploy/requirements-job-server.txt
 QUICKSTART := runs/quickstart
 PROTOS := $(wildcard services/protos/*/v*/*.proto)
 
@@ -12,11 +13,13 @@ PROTOS := $(wildcard services/protos/*/v*/*.proto)
 
 setup: $(READY)
 
-$(READY): deploy/requirements-cpu.txt pyproject.toml
+$(READY): $(LOCKS) pyproject.toml
 	@$(PYTHON) -c 'import sys; assert sys.version_info[:2] == (3, 11)' 2>/dev/null || \
 	  { echo "Trireme needs Python 3.11; set PYTHON=/path/to/python3.11" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --no-deps --requirement deploy/requirements-cpu.txt
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/job-server \
+	  --requirement deploy/requirements-job-server.txt
 	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $(READY)
 
@@ -46,7 +49,7 @@ chaos: setup
 # Known advisories against the pinned versions; whatever could not be looked up fails it too. Needs PyPI's own API.
 audit:
 	test -x $(AUDIT)/bin/pip-audit || { $(PYTHON) -m venv $(AUDIT) && $(AUDIT)/bin/pip install --quiet pip-audit==2.10.1; }
-	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps --requirement deploy/requirements-cpu.txt \
+	$(AUDIT)/bin/pip-audit --strict --disable-pip --no-deps $(LOCKS:%=--requirement %) \
 	  $$(sed -n 's/^\([A-Z][^ ]*\) .*/--ignore-vuln \1/p' deploy/accepted-advisories.txt)
 
 clean:

@@ -82,16 +82,22 @@ class Nodes:
 
 
 @contextmanager
-def ray_nodes(*num_cpus: int) -> Iterator[Nodes]:
-    """A cluster of so many nodes, with so many logical cores each; the first is the head."""
+def ray_nodes(*num_cpus: int, dashboard_port: int | None = None, **variables: str) -> Iterator[Nodes]:
+    """A cluster of so many nodes, with so many logical cores each; the first is the head.
+
+    Args:
+        dashboard_port: where the head's dashboard, and with it the job server, answers on loopback; None for neither.
+        variables: further ones of the nodes' environment.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # A short path: sockets lie in it.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN, "RAY_worker_niceness": "0", **QUICK_TO_NOTICE}
+    environment |= variables
     host = ray.util.get_node_ip_address()
     address = f"{host}:{free_port(host)}"
     nodes: list[Node] = []
     try:
-        head = ["--head", f"--port={address.rpartition(':')[2]}", "--include-dashboard=false"]
+        head = ["--head", f"--port={address.rpartition(':')[2]}", *_dashboard(dashboard_port)]
         nodes.append(_start("head", num_cpus[0], head, environment, folder))
         _wait_for(address, folder / "head")
         for number, cpus in enumerate(num_cpus[1:], 1):
@@ -130,6 +136,13 @@ def kill_all(nodes: Sequence[Node]) -> None:
             member.kill()
     _, left = psutil.wait_procs(family, timeout=10)
     assert left == []
+
+
+def _dashboard(port: int | None) -> Sequence[str]:
+    if port is None:
+        return ["--include-dashboard=false"]
+    # The agent of each node, which starts the jobs, has one and the same port by default.
+    return ["--include-dashboard=true", f"--dashboard-port={port}", "--dashboard-agent-listen-port=0"]
 
 
 def _start(

@@ -1,4 +1,4 @@
-"""Runs `trireme` as a user does, in a process of its own, and checks that it leaves none behind."""
+"""Runs `trireme` (or `ray`) as a user does, in a process of its own, and checks that it leaves none behind."""
 
 import json
 import os
@@ -15,6 +15,8 @@ import psutil
 import yaml
 
 TIMEOUT_S = 240
+TRIREME = "services.cli"
+RAY = "ray.scripts.scripts"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,10 +42,10 @@ class Running:
             self._look()
             time.sleep(0.1)
 
-    def descendants(self, title: str) -> Sequence[psutil.Process]:
+    def descendants(self, beginning: str) -> Sequence[psutil.Process]:
         """Its processes whose title begins so."""
         children = psutil.Process(self._process.pid).children(recursive=True)
-        return [process for process in children if _title(process).startswith(title)]
+        return [process for process in children if title(process).startswith(beginning)]
 
     def interrupt(self, number: signal.Signals = signal.SIGINT) -> None:
         self._process.send_signal(number)
@@ -57,7 +59,7 @@ class Running:
         while self._process.poll() is None and time.monotonic() < deadline:
             self._look()
             time.sleep(0.2)
-        left = self._wait_for_family(20)  # First: they may still hold the pipe.
+        left = left_behind(list(self._family.values()), 20)  # First: they may still hold the pipe.
         output, _ = self._process.communicate(timeout=10)
         assert left == [], f"processes left behind: {left}"
         return Finished(code=self._process.returncode, output=output)
@@ -69,17 +71,19 @@ class Running:
         except psutil.NoSuchProcess:
             return
 
-    def _wait_for_family(self, timeout_s: float) -> list[str]:
-        _, alive = psutil.wait_procs(list(self._family.values()), timeout=timeout_s)
-        names = []
-        for process in alive:
-            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
-                names.append(" ".join(process.cmdline())[:120])
-                process.kill()
-        return names
+
+def left_behind(processes: Sequence[psutil.Process], timeout_s: float) -> Sequence[str]:
+    """Which of these do not end within the time; they are killed."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    names = []
+    for process in alive:
+        if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+            names.append(title(process)[:120])
+            process.kill()
+    return names
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
     """The process's command line; empty when it is gone."""
     try:
         return " ".join(process.cmdline())
@@ -88,10 +92,10 @@ def _title(process: psutil.Process) -> str:
 
 
 @contextmanager
-def started(*arguments: str, cwd: Path) -> Iterator[Running]:
-    """`trireme ARGUMENTS`, killed on the way out if it still runs."""
+def started(*arguments: str, cwd: Path, module: str = TRIREME) -> Iterator[Running]:
+    """`trireme ARGUMENTS`, or another module's command, killed on the way out if it still runs."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "services.cli", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
