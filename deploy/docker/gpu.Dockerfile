@@ -15,13 +15,15 @@ ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/trireme
 COPY pyproject.toml README.md LICENSE ./
 COPY deploy/requirements-cpu.txt lock.txt
+COPY deploy/requirements-job-server.txt job-server.txt
 COPY services services
 COPY reward_server reward_server
 COPY rollout_workers rollout_workers
 COPY ppo_learner ppo_learner
-# The CPU lock holds the versions: the two builds of vLLM are one release, and differ in the one package left out here.
+# KubeRay submits to Ray's job server, and probes the agent that `ray[default]` brings. The CPU lock holds the versions:
+# the two builds of vLLM are one release, and differ in the one package left out here.
 RUN grep -v '^apache-tvm-ffi==' lock.txt > constraints.txt \
-    && pip install --constraint constraints.txt '.[gpu]'
+    && pip install --constraint constraints.txt --requirement job-server.txt '.[gpu]'
 
 RUN useradd --uid 1000 --create-home --home-dir /var/lib/trireme trireme
 USER 1000

@@ -1,6 +1,7 @@
 """Ctrl-C, in two steps: the first asks the run to stop at the next step, the second stops it at once.
 
-It must not know what is being stopped. SIGTERM, which schedulers send, counts as a Ctrl-C.
+It must not know what is being stopped. SIGTERM, which schedulers send, counts as the first Ctrl-C and never as the
+second: who ends a whole tree of processes sends it to a pipeline and to its stage, which then hears it twice.
 """
 
 import asyncio
@@ -36,7 +37,9 @@ def catch_interrupts(say: Callable[[str], None]) -> Iterator[StopRequest]:
     loop = asyncio.get_running_loop()
     request = StopRequest()
 
-    def on_signal() -> None:
+    def on_signal(number: int) -> None:
+        if request.requested and number == signal.SIGTERM:
+            return
         if request.finishes_step and not request.requested:
             say("stopping after this step; Ctrl-C again stops at once")
             request.on_request()
@@ -45,7 +48,7 @@ def catch_interrupts(say: Callable[[str], None]) -> Iterator[StopRequest]:
         request.requested = True
 
     for number in _SIGNALS:
-        loop.add_signal_handler(number, on_signal)
+        loop.add_signal_handler(number, on_signal, number)
     try:
         yield request
     finally:

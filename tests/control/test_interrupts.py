@@ -35,3 +35,13 @@ async def test_before_there_is_a_step_to_finish_the_first_signal_cancels() -> No
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.create_task(one_signal())
+
+
+async def test_a_second_sigterm_is_the_first_heard_twice() -> None:
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    with catch_interrupts(asked.put_nowait) as stop:
+        stop.finishes_step = True
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            await asyncio.sleep(0.05)
+    assert (stop.requested, asked.qsize()) == (True, 1)

@@ -93,3 +93,11 @@ def test_an_image_of_everything_leaves_out_the_checkers_of_this_folder() -> None
     lock = (ROOT / "deploy/requirements-cpu.txt").read_text()
     for name in left_out.split("|"):
         assert f"\n{name}==" in lock
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_an_image_of_everything_has_the_job_server_that_kuberay_submits_to(kind: str) -> None:
+    image = ROOT / f"deploy/docker/{kind}.Dockerfile"
+    assert "deploy/requirements-job-server.txt job-server.txt" in instructions(image, "COPY")
+    (install,) = [line for line in instructions(image, "RUN") if "lock.txt" in line]
+    assert "--requirement job-server.txt" in install
