@@ -258,6 +258,7 @@ class Session:
             event_counts=dict(self._ledger.counts),
             num_events=self._run.log.num_events,
             seconds=self._run.totals.seconds,
+            num_samples=self._run.totals.num_samples,
         )
         return self.state
 

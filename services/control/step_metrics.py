@@ -60,6 +60,7 @@ class RunTotals:
     Args:
         started: `time.monotonic()` when the command began.
         seconds_before: time spent before a resume.
+        num_samples: completions sampled, also before a resume.
     """
 
     started: float

@@ -79,7 +79,7 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
             config=config,
             inputs=inputs,
             progress=progress,
-            totals=RunTotals(started=started, seconds_before=state.seconds),
+            totals=RunTotals(started=started, seconds_before=state.seconds, num_samples=state.num_samples),
             log=log,
             events=RunEvents(log.note),
         )

@@ -1,5 +1,6 @@
 """Dialogues on real parts: the example is learnt, and an environment that breaks in mid-run costs nothing."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -92,3 +93,5 @@ def test_a_run_whose_environment_broke_goes_on_to_the_same_weights(sections: dic
     for run in ("run", "undisturbed"):
         verified = trireme("verify", run, cwd=tmp_path)
         assert verified.code == 0, verified.output
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["num_samples"] == 6 * 4 * 4
