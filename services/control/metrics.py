@@ -16,7 +16,16 @@ from typing import Self
 from pydantic import Field, field_validator
 
 from services.contracts.errors import UserError
-from services.contracts.records import NOT_SAMPLED, FinishReason, Json, Reward, Rollout, ScoredGroup, StepReward
+from services.contracts.records import (
+    NOT_SAMPLED,
+    FinishReason,
+    Json,
+    Message,
+    Reward,
+    Rollout,
+    ScoredGroup,
+    StepReward,
+)
 from services.contracts.settings import Section
 from services.control.metric_sinks import SINKS
 from services.control.run_folder import METRICS_FILE
@@ -120,6 +129,7 @@ class SampleRecord:
     components: Mapping[str, float] = field(default_factory=dict)
     reward_version: str = ""
     steps: Sequence[StepReward] = ()
+    turns: Sequence[Message] = ()
     finish_reason: FinishReason
     policy_version: int
     reference: Mapping[str, Json] = field(default_factory=dict)
@@ -165,6 +175,7 @@ def to_sample(line: Line) -> SampleRecord:
             **line,
             "reward": _number(line["reward"]),
             "components": _numbers(line["components"]),
+            "turns": [Message(**turn) for turn in line.get("turns", ())],
             "steps": [StepReward(**step | {"value": _number(step["value"])}) for step in line.get("steps", ())],
         }
     )
@@ -188,6 +199,7 @@ def _to_record(step: int, rollout: Rollout, reward: Reward, group: ScoredGroup) 
         components=dict(reward.components),
         reward_version=reward.version,
         steps=reward.steps,
+        turns=rollout.turns,
         finish_reason=rollout.finish_reason,
         policy_version=max(rollout.policy_versions, default=NOT_SAMPLED),
         reference=dict(group.group.prompt.reference),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from PIL import Image
 
 from services.cli.report import main
 from services.contracts.errors import UserError
-from services.contracts.records import Reward, RolloutGroup, ScoredGroup, StepReward
+from services.contracts.records import Message, Reward, RolloutGroup, ScoredGroup, StepReward
 from services.control.metrics import MetricsWriter, SampleLog
 from services.control.panels import comparison_panels, run_panels
 from services.control.report import write_comparison, write_report
@@ -54,13 +55,15 @@ def make_run(
     metrics: Callable[[int], dict[str, float]] = step_metrics,
     completion: str = "42",
     steps: tuple[StepReward, ...] = (),
+    turns: tuple[Message, ...] = (),
 ) -> Path:
     writer = MetricsWriter(folder, ())
     with SampleLog(folder, samples_per_step=2) as samples:
         for step in range(1, num_steps + 1):
             writer.record(step, metrics(step))
             prompt = make_prompt(step, text=f"prompt of step {step}")
-            group = RolloutGroup(prompt=prompt, rollouts=(make_rollout(prompt, completion=completion),))
+            rollout = replace(make_rollout(prompt, completion=completion), turns=turns)
+            group = RolloutGroup(prompt=prompt, rollouts=(rollout,))
             reward = Reward(value=0.625, components={"exact_match": 0.375}, steps=steps)
             samples.record(step, [ScoredGroup(group=group, rewards=(reward,))])
     writer.close()
@@ -134,6 +137,19 @@ def test_the_steps_of_a_completion_are_marked_with_what_each_earned(tmp_path: Pa
         '<pre class="completion" dir="auto">a<span class="step">&lt;b&gt;<b>0.25</b></span>'
         '<span class="step">c<b>-1</b></span>\n  d</pre>'
     ) in text
+
+
+def test_a_dialogue_is_shown_turn_by_turn_and_read_back_as_it_was(tmp_path: Path) -> None:
+    turns = (
+        Message(role="assistant", content="is it <3>?"),
+        Message(role="tool", content="more"),
+        Message(role="assistant", content="4"),
+    )
+    run = make_run(tmp_path, completion="is it <3>?more4", turns=turns, num_steps=1, metrics=plain_metrics)
+    text = write_report(run).read_text()
+    shown = re.findall(r'<pre class="(completion|prompt)" dir="auto">(.*?)</pre>', text, re.DOTALL)
+    assert shown[1:] == [("completion", "is it &lt;3&gt;?"), ("prompt", "more"), ("completion", "4")]
+    assert tuple(read_run(run).samples[0].turns) == turns
 
 
 def plain_metrics(step: int) -> dict[str, float]:
