@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from benchmarks.pairs import Ratio, in_turn, report
-from reward_server.sandbox.sandbox import Sandbox, SandboxLimits
+from services.processes.sandbox import Sandbox, SandboxLimits
 
 PROGRAM = "print(sum(map(int, input().split())))"
 

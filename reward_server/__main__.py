@@ -16,10 +16,10 @@ import yaml
 from pydantic import ValidationError
 
 from reward_server.config import RewardServerConfig, RewardServerFile, faults_in_words
-from reward_server.lifetime import die_with_parent, leave_sigterm_to_parent
 from reward_server.logs import set_up_logs
 from services.contracts.errors import UserError
 from services.contracts.settings import Section
+from services.processes.lifetime import die_with_parent, leave_sigterm_to_parent
 
 
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m reward_server") -> int:

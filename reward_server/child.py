@@ -15,9 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from reward_server.config import READY_PREFIX, RewardServerConfig, RewardServerFile
-from reward_server.lifetime import GONE_WITHIN_S
 from reward_server.part_config import RewardServiceConfig
 from services.contracts.errors import DeadlineExceeded, UserError
+from services.processes.lifetime import GONE_WITHIN_S
 
 POLL_S = 0.02
 LOG_LINES_SHOWN = 8

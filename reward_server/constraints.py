@@ -12,8 +12,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from reward_server.fences import last_fenced_block
 from reward_server.languages import LANGUAGES, share_in
+from services.contracts.fences import last_fenced_block
 from services.contracts.records import Json
 from services.contracts.settings import Section
 

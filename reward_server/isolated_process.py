@@ -17,10 +17,10 @@ from typing import BinaryIO
 from reward_server.assembly import load_reward
 from reward_server.function import RewardFunction
 from reward_server.isolation import LENGTH, Order
-from reward_server.lifetime import die_with_parent, leave_sigterm_to_parent
 from reward_server.scorer import awaited, guarded, one_each, to_outcome
 from services.contracts.errors import TriremeError
 from services.contracts.records import Failure, Reward, RewardSample
+from services.processes.lifetime import die_with_parent, leave_sigterm_to_parent
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_sample, encode_result
 

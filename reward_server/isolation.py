@@ -16,12 +16,12 @@ from contextlib import suppress
 
 from reward_server.config import RewardServerConfig
 from reward_server.function import RewardFunction
-from reward_server.lifetime import kill
 from reward_server.part_config import RewardSource
 from reward_server.stepping import side_by_side
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward, RewardSample
 from services.contracts.settings import Section
+from services.processes.lifetime import kill
 from services.protos.reward.v1 import reward_pb2
 from services.transport.reward_codec import decode_outcome, encode_sample
 

@@ -15,7 +15,7 @@ class EnvironmentConfig(Section):
     """Who answers the policy between its turns, and how long the two may go on."""
 
     name: str
-    """calculator, or a function of your own: my_environment.py:respond."""
+    """calculator, python (runs programs in a sandbox), or a function of your own: my_environment.py:respond."""
     options: Mapping[str, Any] = Field(default_factory=dict)  # Any: the environment's own settings
     """Further arguments of that function, by their names."""
     max_turns: int = Field(default=8, ge=2)

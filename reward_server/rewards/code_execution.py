@@ -20,13 +20,13 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from reward_server.config import RewardServerConfig
-from reward_server.fences import last_fenced_block
 from reward_server.function import RewardFunction, Score
-from reward_server.sandbox.sandbox import Sandbox, SandboxBroken, SandboxLimits
-from reward_server.sandbox.verdicts import FaultyTests, ProgramTests, same_output, verdicts_of_calls, verdicts_of_tests
 from reward_server.scorer import FunctionScorer, ScorerOptions
+from reward_server.verdicts import FaultyTests, ProgramTests, same_output, verdicts_of_calls, verdicts_of_tests
 from services.contracts.errors import UserError
+from services.contracts.fences import last_fenced_block
 from services.contracts.records import Failure, FailureCode, Json, Reward, RewardSample
+from services.processes.sandbox import Sandbox, SandboxBroken, SandboxLimits
 
 LANGUAGES = ("python", "python3", "py")
 SPARE_S = 6.0

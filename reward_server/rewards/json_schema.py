@@ -11,8 +11,8 @@ from typing import Any, NoReturn, Protocol, Self, cast
 
 from pydantic import model_validator
 
-from reward_server.fences import last_fenced_block
 from reward_server.function import RewardFunction, RewardOptions, Score
+from services.contracts.fences import last_fenced_block
 from services.contracts.records import Failure, FailureCode, Json, RewardSample
 
 

@@ -12,13 +12,14 @@ from typing import TypeAlias
 
 from rollout_workers.environment_config import EnvironmentConfig
 from rollout_workers.environments.calculator import calculator
+from rollout_workers.environments.python_tool import python
 from services.contracts.dialogue import Dialogue
 from services.contracts.errors import UserError
 from services.contracts.user_code import load_named
 
 Environment: TypeAlias = Callable[[Dialogue], str | None]
 
-ENVIRONMENTS: Mapping[str, Callable[..., str | None]] = {"calculator": calculator}
+ENVIRONMENTS: Mapping[str, Callable[..., str | None]] = {"calculator": calculator, "python": python}
 
 
 def load_environment(config: EnvironmentConfig) -> Environment:

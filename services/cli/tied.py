@@ -5,8 +5,8 @@ It is no command of the user's: a pipeline starts its stages so. It must not kno
 
 import sys
 
-from reward_server.lifetime import die_with_parent
 from services.cli.__main__ import main
+from services.processes.lifetime import die_with_parent
 
 if __name__ == "__main__":
     die_with_parent(int(sys.argv[1]))

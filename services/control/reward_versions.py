@@ -16,7 +16,6 @@ from pathlib import Path
 
 from pydantic import Field
 
-from reward_server.lifetime import kill
 from rollout_workers.rows import Row
 from services.contracts.errors import TriremeError, UserError
 from services.contracts.reward_model import read_card
@@ -24,6 +23,7 @@ from services.contracts.settings import Section
 from services.control import run_folder
 from services.control.fresh_pairs import PAIRS_FILE
 from services.control.line_file import LineFile
+from services.processes.lifetime import kill
 
 LATEST = "latest"
 MADE_FILE = "versions.jsonl"
@@ -35,7 +35,7 @@ _END_WITHIN_S = 30.0
 # The trainer ends with this process, however that ends.
 _TRAINER = """
 import sys
-from reward_server.lifetime import die_with_parent
+from services.processes.lifetime import die_with_parent
 from services.cli.__main__ import main
 die_with_parent(int(sys.argv[1]))
 sys.exit(main(sys.argv[2:]))

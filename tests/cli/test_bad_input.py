@@ -44,7 +44,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--data.max_prompt_tokens", "3"], ["row 0: the prompt has 4 tokens and 3 fit", "data.long_prompts"]),
         (["--model.max_length", "12"], ["rollout.max_completion_tokens is 12", "at most 12 tokens"]),
         (["--model.max_length", "9999"], ["model.max_length is 9999", "takes at most 512 tokens"]),
-        (["--rollout.environment.name", "calculater"], ["no environment 'calculater'; built in are calculator"]),
+        (
+            ["--rollout.environment.name", "calculater"],
+            ["no environment 'calculater'; built in are calculator, python;"],
+        ),
         (["--rollout.environment.name", "no.py:respond"], ["there is no environment file no.py (looked in"]),
         (["--weights.transport", "pigeon"], ["weights.transport is 'pigeon'; there are shared_memory, disk"]),
         (["--train.max_staleness", "-1"], ["train.max_staleness", "greater than or equal to 0"]),

@@ -25,6 +25,7 @@ COMMANDS = {
     "forgetting/recipe.yaml": "pipeline",
     "gpu.yaml": "train",
     "gsm8k.yaml": "train",
+    "gsm8k_python.yaml": "train",
     "judge.yaml": "reward serve",
     "judged.yaml": "train",
     "label_pairs.yaml": "label-pairs",

@@ -1,6 +1,7 @@
 """Dialogues in files: as completions with their turns, and as conversations of which the policy's part is learnt."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from rollout_workers.demonstrations import load_demonstrations, stretches
 from rollout_workers.prompts import DataConfig
 from services.contracts.records import Message, Reward, RolloutGroup
 from services.control.json_rows import write_rows
+from services.control.report import write_report
+from services.control.run_record import read_run
 from services.control.sample_config import SampleRunConfig
 from services.control.sampling import SampledGroup, write_completions
 from services.control.selection import SelectConfig, select
 from services.control.step_label_job import StepLabelsRunConfig
+from tests.control.test_report import make_run, plain_metrics
 from tests.fakes import make_prompt, make_rollout
 from tests.tiny import tiny_tokenizer
 
@@ -71,3 +75,16 @@ def test_what_would_teach_the_environments_words_is_refused() -> None:
 def test_steps_of_a_dialogue_are_not_labelled() -> None:
     with pytest.raises(ValidationError, match=r"continues completions from the middle"):
         StepLabelsRunConfig.model_validate(sections())
+
+
+def test_a_dialogue_is_shown_turn_by_turn_and_read_back_as_it_was(tmp_path: Path) -> None:
+    turns = (
+        Message(role="assistant", content="is it <3>?"),
+        Message(role="tool", content="more"),
+        Message(role="assistant", content="4"),
+    )
+    run = make_run(tmp_path, completion="is it <3>?more4", turns=turns, num_steps=1, metrics=plain_metrics)
+    text = write_report(run).read_text()
+    shown = re.findall(r'<pre class="(completion|prompt)" dir="auto">(.*?)</pre>', text, re.DOTALL)
+    assert shown[1:] == [("completion", "is it &lt;3&gt;?"), ("prompt", "more"), ("completion", "4")]
+    assert tuple(read_run(run).samples[0].turns) == turns

@@ -139,19 +139,6 @@ def test_the_steps_of_a_completion_are_marked_with_what_each_earned(tmp_path: Pa
     ) in text
 
 
-def test_a_dialogue_is_shown_turn_by_turn_and_read_back_as_it_was(tmp_path: Path) -> None:
-    turns = (
-        Message(role="assistant", content="is it <3>?"),
-        Message(role="tool", content="more"),
-        Message(role="assistant", content="4"),
-    )
-    run = make_run(tmp_path, completion="is it <3>?more4", turns=turns, num_steps=1, metrics=plain_metrics)
-    text = write_report(run).read_text()
-    shown = re.findall(r'<pre class="(completion|prompt)" dir="auto">(.*?)</pre>', text, re.DOTALL)
-    assert shown[1:] == [("completion", "is it &lt;3&gt;?"), ("prompt", "more"), ("completion", "4")]
-    assert tuple(read_run(run).samples[0].turns) == turns
-
-
 def plain_metrics(step: int) -> dict[str, float]:
     return {"reward/mean": step / NUM_STEPS}
 

@@ -14,10 +14,10 @@ from reward_server.assembly import build_scorer
 from reward_server.config import RewardServerConfig, RewardServiceConfig
 from reward_server.rewards.code_execution import CodeExecution, Examiner
 from reward_server.rewards.code_execution import tests_of as program_tests
-from reward_server.sandbox.sandbox import SandboxLimits
-from reward_server.sandbox.verdicts import same_output, same_value
+from reward_server.verdicts import same_output, same_value
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Json, Reward, RewardSample
+from services.processes.sandbox import SandboxLimits
 from services.transport.reward_client import RewardClient
 from tests.reward_server.serving import make_sample, serving
 

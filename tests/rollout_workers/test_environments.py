@@ -89,7 +89,11 @@ def test_an_environment_of_ones_own_is_a_file_and_a_name(own: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("calculater", {}, r"no environment 'calculater'; built in are calculator; your own is given as my_env"),
+        (
+            "calculater",
+            {},
+            r"no environment 'calculater'; built in are calculator, python; your own is given as my_env",
+        ),
         ("nowhere.py:respond", {}, r"there is no environment file nowhere.py"),
         ("{own}:replies", {}, r"has no 'replies', which environment .* names"),
         ("{own}:number", {}, r"is 3; it must be a plain function of a dialogue"),

@@ -11,9 +11,9 @@ from typing import Any
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from reward_server.sandbox.inside import plain
 from services.contracts.records import Json
 from services.contracts.settings import Section
+from services.processes.inside import plain
 
 
 class Case(Section):

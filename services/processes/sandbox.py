@@ -18,11 +18,11 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from reward_server.lifetime import kill
-from reward_server.sandbox.inside.jail import Limits
 from services.contracts.errors import UserError
 from services.contracts.records import Json
 from services.contracts.settings import Section
+from services.processes.inside.jail import Limits
+from services.processes.lifetime import kill
 
 REPORT_GRACE_S = 5.0
 MAX_REPORT_BYTES = 4096

@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reward_server.sandbox.sandbox import Ended, Sandbox
-from reward_server.sandbox.verdicts import Call, verdicts_of_calls, verdicts_of_tests
+from reward_server.verdicts import Call, verdicts_of_calls, verdicts_of_tests
+from services.processes.sandbox import Ended, Sandbox
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

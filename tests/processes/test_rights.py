@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 PROBE = """
 import asyncio, os, sys
 if user := int(sys.argv[3]):  # Not subprocess's own `user`: that forks, and a fork of a process with gRPC may abort.
     os.setgroups([])
     os.setgid(user)
     os.setuid(user)
-from reward_server.sandbox.inside import kernel, seccomp
-from reward_server.sandbox.sandbox import Sandbox, SandboxLimits
+from services.processes.inside import kernel, seccomp
+from services.processes.sandbox import Sandbox, SandboxLimits
 from services.contracts.errors import UserError
 
 def refuse_namespaces():

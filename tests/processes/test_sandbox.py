@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from reward_server.sandbox.sandbox import LAUNCH, Sandbox, SandboxBroken, SandboxLimits
+from services.processes.sandbox import LAUNCH, Sandbox, SandboxBroken, SandboxLimits
 from tests.reward_server.serving import until
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")

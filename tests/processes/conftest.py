@@ -6,8 +6,8 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from reward_server.sandbox.sandbox import LAUNCH, Sandbox, SandboxLimits
 from services.contracts.errors import UserError
+from services.processes.sandbox import LAUNCH, Sandbox, SandboxLimits
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
