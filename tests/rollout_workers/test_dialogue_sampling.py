@@ -1,5 +1,7 @@
 """Dialogues with the real engine: what is trained is what was sampled, whoever spoke in between."""
 
+from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -8,18 +10,22 @@ import ray
 
 from rollout_workers.environment_config import EnvironmentConfig
 from services.contracts.errors import EnvironmentFailed, UserError
-from services.contracts.records import RolloutGroup
+from services.contracts.records import Message, Rollout, RolloutGroup
 from services.contracts.settings import ModelConfig
 from tests.rollout_workers.conftest import ROLLOUT, HostedWorker
 from tests.rollout_workers.weights import largest_error, model_of, order, publish
-from tests.tiny import write_tiny_model
+from tests.tiny import tiny_tokenizer, write_tiny_model
 
 SEED = 1
+TEMPLATE = "{% for m in messages %}{{ m.role }} {{ m.content }}<eos>{% endfor %}assistant "
 SPEAKER = '''
 """Answers with how long the policy's turn was, and twice at most."""
 
 def respond(dialogue):
     return f" {len(dialogue.said)} " if dialogue.number < 3 else None
+
+def chat(dialogue):
+    return "ok" if dialogue.number < 3 else None
 
 def fail(dialogue):
     raise RuntimeError("the tool broke")
@@ -33,8 +39,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(host: Any, folder: Path, function: str) -> HostedWorker:
-    model = write_tiny_model(folder / "model")
+def start(host: Any, folder: Path, function: str, *, template: str | None = None) -> HostedWorker:
+    model = write_tiny_model(folder / f"model of {function}")
+    if template is not None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.chat_template = template
+        tokenizer.save_pretrained(model)
     environment = EnvironmentConfig(name=f"{folder}/speaker.py:{function}", max_attempts=1)
     rollout = ROLLOUT.model_copy(update={"environment": environment})
     ray.get(host.start.remote(function, ModelConfig(path=str(model), dtype="float32"), rollout), timeout=120)
@@ -73,6 +83,35 @@ async def test_a_group_that_is_sampled_again_is_the_same_and_its_first_turns_tho
     assert tokens(group) == tokens(again)
     firsts = [rollout.loss_mask.index(0, 3) if 0 in rollout.loss_mask[3:] else None for rollout in group.rollouts]
     assert [ids[:first] for ids, first in zip(tokens(group), firsts, strict=True)] == tokens(single)
+
+
+async def test_in_a_chat_the_policy_reads_the_answer_as_a_turn_and_no_end_of_turn_twice(
+    host: Any, folder: Path
+) -> None:
+    chatting = start(host, folder, "chat", template=TEMPLATE)
+    await chatting.load_weights(publish(chatting, seed=SEED))
+    asked = order(num_samples=8, max_completion_tokens=120, stop=("a", "e", "3"))
+    chat = replace(asked.prompt, messages=(Message(role="user", content="so"),))
+    group = await chatting.sample(replace(asked, prompt=chat))
+
+    assert max(largest_error(rollout, model_of(chatting, SEED)) for rollout in group.rollouts) < 1e-5
+    gaps = [gap for rollout in group.rollouts for gap in answers(rollout)]
+    assert len(gaps) >= 8
+    for before, text in gaps:
+        assert text == ("tool ok<eos>assistant " if before == "<eos>" else "<eos>tool ok<eos>assistant ")
+    for rollout in group.rollouts:
+        roles = [turn.role for turn in rollout.turns]
+        assert roles == ["assistant", "tool"] * (rollout.num_turns - 1) + ["assistant"]
+
+
+def answers(rollout: Rollout) -> list[tuple[str, str]]:
+    """The policy's last token before each answer, and the answer."""
+    tokens = [tiny_tokenizer().decode([token]) for token in rollout.token_ids[3:]]
+    pieces = [
+        list(piece) for _, piece in groupby(zip(rollout.loss_mask[3:], tokens, strict=True), lambda pair: pair[0])
+    ]
+    texts = [[token for _, token in piece] for piece in pieces]
+    return [(said[-1], "".join(told)) for said, told in zip(texts[::2], texts[1::2], strict=False)]
 
 
 async def test_an_environment_that_fails_is_told_to_whoever_ordered_and_the_worker_serves_on(
