@@ -140,7 +140,7 @@ async def test_keys_and_values_of_a_long_prompt_are_not_kept_across_an_update(wo
         groups = await asyncio.gather(*(worker.sample(order(prompt, prompt_id=f"0-{row}")) for row in range(3)))
 
         rollouts = [rollout for group in groups for rollout in group.rollouts]
-        assert max(largest_error(rollout, model_of(worker, seed)) for rollout in rollouts) < 2e-5
+        assert max(largest_error(rollout, model_of(worker, seed)) for rollout in rollouts) < 1e-4
 
 
 async def test_completions_under_way_go_on_with_the_new_weights_and_each_token_says_which_sampled_it(
