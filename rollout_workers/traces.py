@@ -35,7 +35,7 @@ class Trace:
     @property
     def num_turns(self) -> int:
         """The policy's own so far, of those that have a text."""
-        return sum(turn.role == "assistant" for turn in self._turns)
+        return self.dialogue.number
 
     @property
     def dialogue(self) -> Dialogue:

@@ -60,9 +60,10 @@ class Kept:
     def to_row(self) -> dict[str, Json]:
         """As `trireme sft` reads it with prompt_field: prompt, response_field: response; a chat's prompt as turns. A
         dialogue has the column messages besides, for messages_field, which learns the policy's turns alone."""
-        conversation = (*self.prompt.messages, *self.rollout.turns)
-        dialogue: dict[str, Json] = {"messages": [asdict(message) for message in conversation]}
-        return (dialogue if self.rollout.turns else {}) | {
+        dialogue: dict[str, Json] = {}
+        if self.rollout.turns:
+            dialogue["messages"] = [asdict(message) for message in (*self.prompt.messages, *self.rollout.turns)]
+        return dialogue | {
             "prompt": [asdict(message) for message in self.prompt.messages] or self.prompt.text,
             "response": self.rollout.completion,
             "reward": self.reward,

@@ -73,6 +73,7 @@ class Session:
         controller: the loop.
         state: of the last whole step.
         last_step: None before there is one.
+        reward_wait: share of that step in which scoring waited for a reward service that did not answer.
         raised: the alarms of that step.
         held_out: the newest evaluations.
         comparisons: those against the ones before the first step.
@@ -121,6 +122,7 @@ class Session:
         self._alarms = Alarms(config.alarms, [state.evaluation_before, *rows])
         self.state = state
         self.last_step: Step | None = None
+        self.reward_wait = 0.0
         self.raised: Sequence[Alarm] = ()
         self.held_out = HeldOut(evaluations={}, scores={})
         self.comparisons: Sequence[Comparison] = ()
