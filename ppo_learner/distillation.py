@@ -22,7 +22,7 @@ from ppo_learner.models import load_network, load_policy, target_states
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
 from ppo_learner.supervised_config import SupervisedConfig
-from ppo_learner.task import Part
+from ppo_learner.task import Answer, Part
 from ppo_learner.teacher_config import TeacherConfig
 from ppo_learner.token_head import OutputLayer
 from services.contracts.records import Demonstration
@@ -80,6 +80,7 @@ class DistillationTask:
     """Implements `Task` for a student."""
 
     metrics = ("loss", "cross_entropy", "teacher_divergence")
+    router_loss_coefficient = 0.0
 
     def __init__(self, learner: SupervisedConfig, model: ModelConfig, ranks: Ranks) -> None:
         assert learner.teacher is not None
@@ -109,13 +110,13 @@ class DistillationWork(DemonstrationWork):
         self._teacher = teacher
         self._config = config
 
-    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+    def answer(self, network: Engine, part: Part, device: torch.device) -> Answer:
         micro_batch = collate(self._batch, part, device)
         outcome = network(micro_batch, self._teacher.states(micro_batch), self._teacher.head)
-        return torch.cat(outcome), torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms])
+        return Answer(torch.cat(outcome), torch.cat([micro_batch.actions, micro_batch.actions + self.num_terms]))
 
-    def sums(self, answers: Tensor, part: Part) -> Tensor:
-        logprobs, divergences = answers.reshape(2, len(answers) // 2)
+    def sums(self, values: Tensor, part: Part) -> Tensor:
+        logprobs, divergences = values.reshape(2, len(values) // 2)
         cross_entropy, divergence = -logprobs.sum(), divergences.sum()
         weight = self._config.weight
         loss = (1 - weight) * cross_entropy + weight * self._config.temperature**2 * divergence

@@ -21,7 +21,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS, bounded_ratio, effective_sample_size
 from ppo_learner.kl import k1, k3
-from ppo_learner.moe import load_metrics
+from ppo_learner.moe import router_metrics
 from ppo_learner.objective import SUMS
 from ppo_learner.ranks import Ranks
 from ppo_learner.updates import Rates, Trace
@@ -151,9 +151,8 @@ def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> di
     for name, norms in trace.gradient_norms.items():
         finite = [norm for norm in norms if math.isfinite(norm)]
         metrics[f"gradient_norm/{name}"] = fmean(finite) if finite else math.inf
-    if trace.routing:
-        metrics["router/balance_loss"] = float(trace.routing.balance_loss) / trace.num_updates
-        metrics |= load_metrics(trace.routing.loads)
+    if trace.routing is not None:
+        metrics |= router_metrics(trace.routing)
     return metrics | {
         "updates": trace.num_updates,
         "updates_skipped": trace.num_skipped,

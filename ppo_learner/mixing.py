@@ -10,11 +10,11 @@ replay.
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from ppo_learner.config import LearnerConfig
-from ppo_learner.demonstrations import demonstration_work
+from ppo_learner.demonstrations import DemonstrationWork
+from ppo_learner.descent import Descent, means, own_parts
 from ppo_learner.networks import Networks
 from ppo_learner.ranks import Ranks
 from services.contracts.records import Demonstration, WeightedDemonstrations
@@ -31,20 +31,11 @@ def descend_demonstrations(
     Returns:
         (), this rank's part of their mean loss before it was weighted, and the learnt tokens of all ranks.
     """
-    experts = networks.experts_per_token
-    work = demonstration_work(
-        demonstrations,
-        router_loss_coefficient=config.router_loss_coefficient if experts else None,
-        packed=networks.packed,
-    )
-    total = torch.zeros((), dtype=torch.float64, device=ranks.device)
-    parts = work.plan(max_tokens=config.max_tokens_per_pass, num_ranks=ranks.num_shares)
-    for part in parts[ranks.share]:
-        answers, _ = work.answer(networks.policy, part, ranks.device)
-        loss = work.sums(answers, part)[0] / work.num_terms
-        networks.policy.backward(coefficient * loss, last=False)
-        total += loss.detach()
-    return total, work.num_terms
+    work = DemonstrationWork(demonstrations, packed=networks.packed)
+    parts = own_parts(work, ranks, max_tokens=config.max_tokens_per_pass)
+    descent = Descent(weight=coefficient, router_loss_coefficient=config.router_loss_coefficient, ends_update=False)
+    (loss,), _ = means(work, parts, networks.policy, ranks, descent)
+    return loss.to(ranks.device), work.num_terms
 
 
 def shares(demonstrations: Sequence[Demonstration], num_updates: int) -> list[Sequence[Demonstration]]:

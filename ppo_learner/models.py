@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from ppo_learner.batching import MicroBatch
 from ppo_learner.lora import add_adapters, keep_layout, quantisation
-from ppo_learner.moe import Routing, experts_per_token, routing
+from ppo_learner.moe import experts_per_token, routing
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
 from ppo_learner.sequence_parallel import RowPart, SequenceParallel
@@ -54,13 +54,13 @@ class PolicyOutcome(NamedTuple):
         logprobs: (N,).
         entropy: (N,) of each token's distribution, in nats.
         values: (N,); None without a value head.
-        routing: of all tokens; None without experts.
+        routing: (2, L, E) of all tokens that this rank has, as `moe` has it; None without experts.
     """
 
     logprobs: Tensor
     entropy: Tensor
     values: Tensor | None
-    routing: Routing | None
+    routing: Tensor | None
 
 
 class Policy(nn.Module):
@@ -122,7 +122,7 @@ class Policy(nn.Module):
             logprobs=part.of_all(found),
             entropy=part.of_all(entropies),
             values=part.of_all(self.value_head(states)) if self.value_head is not None else None,
-            routing=routing(outputs.router_logits, batch.is_real.flatten(), self.experts_per_token)
+            routing=routing(outputs.router_logits, part.is_real.flatten(), self.experts_per_token)
             if self.experts_per_token
             else None,
         )
@@ -162,11 +162,6 @@ def load_policy(
         add_adapters(language_model, learner.lora)
     sequences = _sequences(learner, ranks)
     policy = Policy(language_model, temperature=temperature, value_head=value_head, sequences=sequences)
-    if sequences and policy.experts_per_token:
-        raise UserError(
-            f"learner.sequence_parallel is {learner.sequence_parallel}, and {model.path!r} has experts, whose balance "
-            "would be measured on parts of sequences; set it to 1"
-        )
     check_head(policy, model.path)
     return policy
 

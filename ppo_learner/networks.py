@@ -4,7 +4,7 @@ They must not know losses or how updates are scheduled. Invariant: every rank ru
 since sharded weights are gathered in each.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -102,6 +102,17 @@ class Networks:
             reference_logprobs=columns[1] if self._reference else None,
             values=columns[2] if self._config.parts.needs_critic else None,
         )
+
+    @torch.no_grad()
+    def routing(self, batch: Batch, parts: Sequence[Sequence[int]]) -> Tensor:
+        """(2, L, E) what the policy's routers do with the sequences of all ranks, as it is now.
+
+        Args:
+            parts: those of this rank, in micro-batches.
+        """
+        micro_batches = (collate(batch, part, self._ranks.device, packed=self.packed) for part in parts)
+        own = [self.policy(micro_batch, logprobs=False).routing for micro_batch in micro_batches]
+        return self._ranks.sum(torch.stack(own).sum(dim=0)).to(self._ranks.device)
 
     @torch.no_grad()
     def rescale_values(self, factor: float, shift: float) -> None:

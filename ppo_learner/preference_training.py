@@ -2,7 +2,7 @@
 
 It must not know where preferences come from, nor a loss's formula. Invariants: an answer is the logprob of a whole
 completion; a loss is the mean over all pairs, or over all completions with a label, and KTO's reference point is taken
-over all of them, so no split of a step changes it. The balance loss of experts alone is that of micro-batches.
+over all of them, so no split of a step changes it.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor
 from ppo_learner.batching import batch_demonstrations, collate, plan_micro_batches
 from ppo_learner.engine import Engine
 from ppo_learner.models import load_policy
-from ppo_learner.moe import Routing, check_experts
+from ppo_learner.moe import check_experts
 from ppo_learner.preference_config import PreferenceConfig
 from ppo_learner.preference_losses import (
     PREFERENCE_LOSSES,
@@ -26,7 +26,7 @@ from ppo_learner.preference_losses import (
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
 from ppo_learner.sequence_layout import lay_out
-from ppo_learner.task import Part, Questions
+from ppo_learner.task import Answer, Part, Questions
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
 from services.contracts.settings import ModelConfig
@@ -43,16 +43,18 @@ METRICS = (
 
 
 class PreferenceTask:
-    """Implements `Task` for a policy that learns from preferences; a mixture of experts is kept balanced, too."""
+    """Implements `Task` for a policy that learns from preferences."""
+
+    metrics = METRICS
 
     def __init__(self, learner: PreferenceConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._learner = learner
         self._model = model
         self._ranks = ranks
         self._packed = False
+        self.router_loss_coefficient = learner.router_loss_coefficient
         self.network = load_policy(model, learner, ranks, temperature=1.0)
         check_experts(self.network.experts_per_token, learner.router_loss_coefficient, model.path)
-        self.metrics = (*METRICS, *(["router/balance_loss"] if self.network.experts_per_token else []))
         self._language_model = self.network.language_model
 
     def lay_out(self, network: Engine) -> None:
@@ -60,8 +62,7 @@ class PreferenceTask:
         self._packed = lay_out(self._learner, self._model, network, [decoder], self._ranks)
 
     def work(self, examples: Sequence[PreferenceExample]) -> "PreferenceWork":
-        kind = RoutedPreferenceWork if self.network.experts_per_token else PreferenceWork
-        return kind(examples, self._learner, packed=self._packed)
+        return PreferenceWork(examples, self._learner, packed=self._packed)
 
     def export(self, network: Engine, ranks: Ranks, folder: Path) -> None:
         export_network(network, self._language_model, self._model, ranks, folder)
@@ -86,26 +87,18 @@ class CompletionWork:
             self._lengths, widths=widths, max_tokens=max_tokens, num_ranks=num_ranks, packed=self._packed
         )
 
-    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(n,) Σ_t log π(y_t) of a part's completions, and (n,) which of all these are."""
-        logprobs, _ = self.ask(network, part, device)
-        return logprobs, self.places(part).to(device)
-
-    def ask(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Routing | None]:
-        """(n,) Σ_t log π(y_t) of a part's completions, and what routers did with it."""
-        places = self.places(part).tolist()
-        micro_batch = collate(self._batch, places, device, packed=self._packed)
+    def answer(self, network: Engine, part: Part, device: torch.device) -> Answer:
+        """Σ_t log π(y_t) of each of a part's completions."""
+        places = self.places(part)
+        micro_batch = collate(self._batch, places.tolist(), device, packed=self._packed)
         said = network(micro_batch, entropy=False)
-        return said.logprobs.new_zeros(len(places)).index_add(0, micro_batch.rows, said.logprobs), said.routing
+        logprobs = said.logprobs.new_zeros(len(places)).index_add(0, micro_batch.rows, said.logprobs)
+        return Answer(logprobs, places.to(device), said.routing)
 
     def places(self, part: Part) -> Tensor:
         """(n,) the completions of a part's examples."""
         first = torch.tensor(part, dtype=torch.int64) * self._width
         return (first[:, None] + torch.arange(self._width)).flatten()
-
-    def share(self, part: Part) -> float:
-        """Share of the tokens of all sequences that a part has, learnt or not."""
-        return sum(len(self._batch.token_ids[place]) for place in self.places(part).tolist()) / self.num_tokens
 
     def num_learnt(self, part: Part) -> Tensor:
         """(E, K) tokens of each completion."""
@@ -130,10 +123,10 @@ class PreferenceWork(CompletionWork):
             reference = torch.tensor([example.reference[-1] for example in self._examples])
             self._reference_point = kto_reference_point(answers - reference)
 
-    def sums(self, answers: Tensor, part: Part) -> Tensor:
+    def sums(self, values: Tensor, part: Part) -> Tensor:
         if not part:
-            return answers.sum().expand(len(METRICS))  # Zeros that keep the ranks' backwards in step.
-        logprobs = self._judged(answers, part)
+            return values.sum().expand(len(METRICS))  # Zeros that keep the ranks' backwards in step.
+        logprobs = self._judged(values, part)
         judged = PREFERENCE_LOSSES[self._learner.algorithm](logprobs, self._learner)
         losses = judged.losses + self._learner.nll_weight * nll_loss(logprobs)
         rewards = judged.rewards.detach()
@@ -169,22 +162,6 @@ class PreferenceWork(CompletionWork):
             for of_step, of_part in sides
         )
         return desirable, others
-
-
-class RoutedPreferenceWork(PreferenceWork):
-    """Implements `Work` for a mixture of experts: behind a part's answers is the balance loss of its micro-batch."""
-
-    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        logprobs, routing = self.ask(network, part, device)
-        assert routing is not None
-        return torch.cat([logprobs, routing.balance_loss[None]]), self.places(part).to(device)
-
-    def sums(self, answers: Tensor, part: Part) -> Tensor:
-        loss, *others = super().sums(answers[:-1], part)
-        # Weighed by its tokens, as in reinforcement learning; sums are divided by `num_terms`.
-        balance_loss = self.num_terms * self.share(part) * answers[-1]
-        loss = loss + self._learner.router_loss_coefficient * balance_loss
-        return torch.stack([loss, *others, balance_loss.detach()])
 
 
 def leads(rewards: Tensor, logprobs: JudgedLogprobs, scale: float) -> Tensor:

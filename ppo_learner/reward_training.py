@@ -19,7 +19,7 @@ from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_losses import REWARD_LOSSES
 from ppo_learner.reward_models import CLASSIFIER, load_reward_model
 from ppo_learner.reward_objectives import RewardObjective
-from ppo_learner.task import Part, Questions
+from ppo_learner.task import Answer, Part, Questions
 from services.contracts.reward_example import RewardExample
 from services.contracts.settings import ModelConfig
 
@@ -30,6 +30,7 @@ class RewardModelTask:
     def __init__(self, learner: RewardModelConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._model = model
         self._objective = learner.parts
+        self.router_loss_coefficient = 0.0
         self.metrics = ("loss", "accuracy") if learner.parts.compares else ("loss",)
         self.network = load_reward_model(model, learner)
 
@@ -58,18 +59,18 @@ class RewardModelWork:
         batch = self._batch
         return plan_micro_batches(batch.lengths, widths=batch.widths, max_tokens=max_tokens, num_ranks=num_ranks)
 
-    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
+    def answer(self, network: Engine, part: Part, device: torch.device) -> Answer:
         micro_batch = self._batch.collate(part, device, padding=self._padding)
-        return network(micro_batch), micro_batch.places
+        return Answer(network(micro_batch), micro_batch.places)
 
     def prepare(self, answers_of: Callable[[Questions], Tensor]) -> None:
         """Each part tells all that its loss needs."""
 
-    def sums(self, answers: Tensor, part: Part) -> Tensor:
+    def sums(self, values: Tensor, part: Part) -> Tensor:
         num_metrics = 2 if self._objective.compares else 1
         if not part:
-            return answers.sum().expand(num_metrics)  # Zeros that keep the ranks' backward passes in step.
-        scores, targets, mask = self._batch.by_example(answers, part)
+            return values.sum().expand(num_metrics)  # Zeros that keep the ranks' backward passes in step.
+        scores, targets, mask = self._batch.by_example(values, part)
         loss = REWARD_LOSSES[self._objective.loss](scores, targets, mask).sum()
         if num_metrics == 1:
             return loss[None]

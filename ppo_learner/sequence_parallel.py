@@ -64,10 +64,12 @@ class RowPart:
     Attributes:
         inputs: what a transformers model is called with.
         targets: (n,) the sampled tokens that this part predicts.
+        is_real: (B, T / ranks) False on padding.
     """
 
     inputs: dict[str, Any]  # Any: tensors and numbers
     targets: Tensor
+    is_real: Tensor
     _rows: Tensor
     _columns: Tensor
     _mine: Tensor
@@ -127,6 +129,7 @@ class SequenceParallel:
                 _SHARED: row,
             },
             targets=batch.targets[mine],
+            is_real=functional.pad(batch.is_real, (0, filling))[:, here],
             _rows=rows[mine],
             _columns=batch.columns[mine] - begin,
             _mine=mine,

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from ppo_learner import checkpoints
 from ppo_learner.checkpoints import LearnerState
+from ppo_learner.descent import Descent, means, own_parts
 from ppo_learner.engine import Engine, leave, prepare_deepspeed
 from ppo_learner.metrics import Stopwatch, as_floats
+from ppo_learner.moe import router_metrics
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.schedule import learning_rate_factor
@@ -148,28 +150,21 @@ class SupervisedRank:
         return task, network
 
     def _means(self, work: Work, *, learn: bool) -> dict[str, float]:
-        """The metrics over all terms of all ranks; the loss's gradient is added if `learn`."""
+        """The metrics over all terms of all ranks; the gradient is added if `learn`."""
         work.prepare(self._answers)
-        parts = self._parts(work)
-        total = torch.zeros(len(self._task.metrics), dtype=torch.float64)
-        for number, part in enumerate(parts):
-            answers, _ = work.answer(self._network, part, self._ranks.device)
-            means = work.sums(answers, part) / work.num_terms
-            if learn:
-                self._network.backward(means[0], last=number == len(parts) - 1)
-            total += means.detach().cpu()
-        return dict(zip(self._task.metrics, self._ranks.sum_shares(total).tolist(), strict=True))
+        descent = Descent(router_loss_coefficient=self._task.router_loss_coefficient) if learn else None
+        own, routing = means(work, self._parts(work), self._network, self._ranks, descent)
+        metrics = dict(zip(self._task.metrics, self._ranks.sum_shares(own).tolist(), strict=True))
+        return metrics | (router_metrics(self._ranks.sum(routing)) if routing is not None else {})
 
     @torch.no_grad()
     def _answers(self, questions: Questions) -> Tensor:
         """All answers, of every rank."""
         column = torch.zeros(questions.num_answers, device=self._ranks.device)
         for part in self._parts(questions):
-            answers, places = questions.answer(self._network, part, self._ranks.device)
-            column[places] = answers[: len(places)]
+            values, places, _ = questions.answer(self._network, part, self._ranks.device)
+            column[places] = values
         return self._ranks.sum_shares(column)
 
     def _parts(self, questions: Questions) -> list[Part]:
-        """This rank's share."""
-        budget = self._config.max_tokens_per_pass
-        return questions.plan(max_tokens=budget, num_ranks=self._ranks.num_shares)[self._ranks.share]
+        return own_parts(questions, self._ranks, max_tokens=self._config.max_tokens_per_pass)

@@ -6,7 +6,7 @@ over all examples, so no split of them changes what is learnt.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,20 @@ from services.contracts.settings import ModelConfig
 
 Part = tuple[int, ...]
 """Numbers of the examples that go through the network at once."""
+
+
+class Answer(NamedTuple):
+    """What a network says of a part.
+
+    Attributes:
+        values: (n,).
+        places: (n,) which of all answers these are.
+        routing: (2, L, E) what its routers did with the part, as `moe` has it; None where it has no experts.
+    """
+
+    values: Tensor
+    places: Tensor
+    routing: Tensor | None = None
 
 
 class Questions(Protocol):
@@ -32,11 +46,8 @@ class Questions(Protocol):
         """For each rank its parts, the same number for each."""
         ...
 
-    def answer(self, network: Engine, part: Part, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(n,) what the network says of a part, and (m ≤ n,) which of all answers the first of these are.
-
-        What is behind them is for the `sums` of the part alone.
-        """
+    def answer(self, network: Engine, part: Part, device: torch.device) -> Answer:
+        """What the network says of a part."""
         ...
 
 
@@ -58,8 +69,9 @@ class Work(Questions, Protocol):
             answers_of: all answers of a network as it is, on the CPU; a collective.
         """
 
-    def sums(self, answers: Tensor, part: Part) -> Tensor:
-        """(M,) sums of the task's metrics over a part; the first is the loss and carries the gradient."""
+    def sums(self, values: Tensor, part: Part) -> Tensor:
+        """(M,) sums of the task's metrics over a part, of which it has these answers; the first is the loss and carries
+        the gradient."""
         ...
 
 
@@ -76,6 +88,11 @@ class Task(Protocol):
     @property
     def metrics(self) -> Sequence[str]:
         """(M,) names of what a step measures, the loss first."""
+        ...
+
+    @property
+    def router_loss_coefficient(self) -> float:
+        """What the balance loss of its experts counts beside the first of them."""
         ...
 
     def lay_out(self, network: Engine) -> None:

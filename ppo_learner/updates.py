@@ -18,7 +18,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
 from ppo_learner.mixing import descend_demonstrations, shares
 from ppo_learner.models import PolicyOutcome
-from ppo_learner.moe import Routing
+from ppo_learner.moe import balance_loss
 from ppo_learner.networks import Networks
 from ppo_learner.objective import SUMS, Objective, policy_objective, value_objective
 from ppo_learner.ranks import Ranks
@@ -50,7 +50,7 @@ class Trace:
         num_updates: optimizer steps, skipped ones included.
         num_skipped: optimizer steps skipped for a non-finite gradient.
         num_left_out: updates that never began, because the KL had passed `kl_stop`.
-        routing: the balance loss as `sums`, and the loads of all updates; None without experts.
+        routing: (2, L, E) of all updates together, as `moe` has it; None without experts.
         mixed_loss: (), that of the demonstrations beside the rollouts, as `sums`.
         num_mixed_tokens: tokens that were learnt of them.
     """
@@ -63,15 +63,8 @@ class Trace:
     num_updates: int = 0
     num_skipped: int = 0
     num_left_out: int = 0
-    routing: Routing | None = None
+    routing: Tensor | None = None
     num_mixed_tokens: int = 0
-
-    def add_routing(self, routing: Routing, *, share: Tensor) -> None:
-        """Count in a micro-batch that has this share of its update's tokens."""
-        balance_loss, loads = share * routing.balance_loss.detach(), routing.loads
-        if self.routing:
-            balance_loss, loads = self.routing.balance_loss + balance_loss, self.routing.loads + loads
-        self.routing = Routing(balance_loss=balance_loss, loads=loads)
 
 
 class Updater:
@@ -121,9 +114,8 @@ class Updater:
                 break
         of_all = self._ranks.sum_shares
         trace.sums, trace.mixed_loss, trace.logprobs = map(of_all, (trace.sums, trace.mixed_loss, trace.logprobs))
-        if trace.routing:
-            balance_loss, loads = of_all(trace.routing.balance_loss), of_all(trace.routing.loads)
-            trace.routing = Routing(balance_loss=balance_loss, loads=loads)
+        if trace.routing is not None:
+            trace.routing = self._ranks.sum(trace.routing)
         trace.ratio_range = self._ranks.max(trace.ratio_range)
         return trace
 
@@ -154,19 +146,20 @@ class Updater:
         sums = torch.zeros_like(trace.sums)
         weights = self._weight_column(experience.batch, sequences)
         total, column = float(weights.sum()), weights.float().to(self._ranks.device)
-        num_tokens = sum(experience.batch.lengths[i] for i in sequences.tolist())
         micro_batches = self._micro_batches(experience.batch, sequences.tolist())
+        balanced = rates.train_policy and self._config.router_loss_coefficient
+        routing = self._networks.routing(experience.batch, micro_batches) if balanced else None
         for number, part in enumerate(micro_batches, start=1):
             batch = collate(experience.batch, part, self._ranks.device, packed=self._networks.packed)
             here, last = column[batch.actions], number == len(micro_batches)
             if rates.train_policy:
-                said, objective = self._descend_policy(batch, experience, here, rates, num_tokens, last=last)
+                said, objective = self._descend_policy(batch, experience, here, rates, routing, last=last)
                 sums += objective.sums
                 trace.ratio_range = torch.maximum(trace.ratio_range, objective.ratio_range)
                 if first_sight:
                     trace.logprobs[batch.actions] = said.logprobs.detach()
-                if said.routing:
-                    trace.add_routing(said.routing, share=batch.is_real.sum() / num_tokens)
+                if said.routing is not None:
+                    trace.routing = said.routing.detach() + (0.0 if trace.routing is None else trace.routing)
             if self._networks.critic:
                 objective = value_objective(self._networks.critic(batch), batch, experience, here, self._config)
                 self._networks.critic.backward(objective.loss, last=last)
@@ -197,14 +190,14 @@ class Updater:
         experience: Experience,
         weights: Tensor,
         rates: Rates,
-        num_tokens: int,
+        routing: Tensor | None,
         *,
         last: bool,
     ) -> tuple[PolicyOutcome, Objective]:
         """Add the gradient of the policy, and of what is beside it; returns what it said, and what was descended.
 
         Args:
-            num_tokens: of all sequences of the update, trained or not: what a router's loss is a mean over.
+            routing: (2, L, E) of the whole update, where routers have a loss.
         """
         said = self._networks.act(batch)
         objective = policy_objective(
@@ -215,9 +208,8 @@ class Updater:
             beside = value_objective(said.values, batch, experience, weights, self._config)
             loss = loss + beside.loss
             sums = sums + beside.sums
-        if said.routing:
-            share = batch.is_real.sum() / num_tokens
-            loss = loss + self._config.router_loss_coefficient * share * said.routing.balance_loss
+        if routing is not None and said.routing is not None:
+            loss = loss + self._config.router_loss_coefficient * balance_loss(said.routing, routing)
         self._networks.policy.backward(loss, last=last)
         return said, replace(objective, loss=loss, sums=sums)
 

@@ -10,7 +10,6 @@ import torch
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
 from ppo_learner.metrics import experience_metrics, group_metrics, importance_metrics, trace_metrics
-from ppo_learner.moe import Routing
 from ppo_learner.objective import SUMS
 from ppo_learner.updates import Trace
 from services.contracts.records import Message
@@ -114,10 +113,10 @@ def test_a_trace_tells_nothing_of_what_was_not_trained() -> None:
     assert [name for name in of_policy if name.startswith("value")] == []
 
 
-def test_the_balance_of_experts_is_a_mean_over_updates() -> None:
-    routing = Routing(balance_loss=torch.tensor(6.0), loads=torch.tensor([[3.0, 1.0]]))
+def test_the_balance_of_experts_is_that_of_all_updates_together() -> None:
+    routing = torch.tensor([[[3.0, 1.0]], [[3.0, 1.0]]])
     metrics = trace_metrics(trace_of(routing=routing), has_critic=False, trained_policy=True)
-    assert (metrics["router/balance_loss"], metrics["router/load_max_over_mean"]) == (1.5, 1.5)
+    assert (metrics["router/balance_loss"], metrics["router/load_max_over_mean"]) == (1.25, 1.5)
 
 
 def test_turns_are_counted_where_there_are_dialogues() -> None:

@@ -1,6 +1,6 @@
-"""Mixtures of experts: the balance loss against transformers' and NumPy, without padding, and what a step does."""
+"""Mixtures of experts: the balance loss against transformers' and NumPy, without padding, however a step is split."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +16,21 @@ from ppo_learner.demonstrations import DemonstrationTask
 from ppo_learner.lora import add_adapters
 from ppo_learner.lora_config import LoraConfig
 from ppo_learner.models import Policy
-from ppo_learner.moe import load_metrics, routing
+from ppo_learner.moe import balance_loss, router_metrics, routing
 from ppo_learner.preference_config import PreferenceConfig
-from ppo_learner.preference_training import METRICS, PreferenceTask, PreferenceWork, RoutedPreferenceWork
+from ppo_learner.preference_training import PreferenceTask
 from ppo_learner.ranks import Ranks
+from ppo_learner.supervised import SupervisedRank
 from ppo_learner.supervised_config import SupervisedConfig
 from services.contracts.errors import UserError
-from services.contracts.preference_example import PreferenceExample
+from services.contracts.records import WeightedDemonstrations
 from services.contracts.settings import ModelConfig
 from services.transport.transports import TRANSPORTS
 from services.transport.weights import unpack
 from tests.ppo_learner import numpy_objective
-from tests.ppo_learner.builders import VOCABULARY, random_groups, same_update, start_rank, weights_of
+from tests.ppo_learner.builders import VOCABULARY, random_groups, run_as_pair, same_update, start_rank, weights_of
 from tests.ppo_learner.supervised_ranks import start_supervised
-from tests.ppo_learner.test_preference_training import make, make_pairs, tokens_of
+from tests.ppo_learner.test_preference_training import make, make_pairs
 from tests.ppo_learner.test_supervised import make_demonstrations
 from tests.tiny import TINY_EXPERTS, tiny_tokenizer
 
@@ -64,10 +65,13 @@ def test_the_balance_loss_by_hand() -> None:
     logits = torch.log(torch.tensor([[0.75, 0.25], [0.75, 0.25], [0.5, 0.5], [0.1, 0.9]]))
     logits[2, 1] += 1e-6
     real = torch.tensor([True, True, True, False])
-    found = routing([logits], real, 1)
+    whole = routing([logits], real, 1)
+    torch.testing.assert_close(whole, torch.tensor([[[2.0, 1.0]], [[2.0, 1.0]]]))
     # 2·(2/3·(0.75 + 0.75 + 0.5)/3 + 1/3·(0.25 + 0.25 + 0.5)/3)
-    assert float(found.balance_loss) == pytest.approx(2 * (2 / 3 * 2 / 3 + 1 / 3 * 1 / 3), rel=1e-5)
-    assert found.loads.tolist() == [[2.0, 1.0]]
+    assert float(balance_loss(whole, whole)) == pytest.approx(2 * (2 / 3 * 2 / 3 + 1 / 3 * 1 / 3), rel=1e-5)
+    # Of tokens 1, 2 and the padding alone: 2·(2/3·(0.75 + 0.5)/3 + 1/3·(0.25 + 0.5)/3)
+    part = routing([logits[1:]], real[1:], 1)
+    assert float(balance_loss(part, whole)) == pytest.approx(2 * (2 / 3 * 1.25 / 3 + 1 / 3 * 0.75 / 3), rel=1e-5)
 
 
 def test_the_balance_loss_is_that_of_transformers_layer_by_layer() -> None:
@@ -75,7 +79,8 @@ def test_the_balance_loss_is_that_of_transformers_layer_by_layer() -> None:
     logits = [torch.randn(30, 8, generator=draw) for _ in range(3)]
     real = torch.rand(30, generator=draw) > 0.3
     expected = [load_balancing_loss_func((layer,), 8, 2, real[None]) for layer in logits]
-    assert float(routing(logits, real, 2).balance_loss) == pytest.approx(float(sum(expected)) / 3, rel=1e-5)
+    whole = routing(logits, real, 2)
+    assert float(balance_loss(whole, whole)) == pytest.approx(float(sum(expected)) / 3, rel=1e-5)
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:
@@ -83,9 +88,22 @@ def test_its_gradient_is_that_of_finite_differences() -> None:
     real = torch.tensor([True] * 5 + [False])
 
     def loss(layers: Tensor) -> Tensor:
-        return routing(list(layers), real, 2).balance_loss
+        whole = routing(list(layers), real, 2)
+        return balance_loss(whole, whole)
 
     assert torch.autograd.gradcheck(loss, (layers,))
+
+
+def test_parts_add_up_to_the_loss_of_the_whole_and_to_its_gradient() -> None:
+    layers = torch.randn(2, 7, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    real = torch.tensor([True] * 6 + [False])
+    whole = routing(list(layers), real, 2)
+    parts = [routing(list(layers[:, at]), real[at], 2) for at in (slice(0, 1), slice(1, 5), slice(5, 7))]
+    losses = torch.stack([balance_loss(part, whole) for part in parts]).sum(), balance_loss(whole, whole)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, layers)[0] for loss in losses))
+    alone = torch.stack([balance_loss(part, part) for part in parts]).mean()
+    assert abs(alone - losses[1]).item() > 0.01  # The mean of each part's own loss is another one.
 
 
 def test_the_balance_loss_agrees_with_numpy() -> None:
@@ -93,7 +111,8 @@ def test_the_balance_loss_agrees_with_numpy() -> None:
     layers = torch.randn(3, 30, 8, dtype=torch.float64, generator=draw)
     real = torch.rand(30, generator=draw) > 0.3
     expected = numpy_objective.balance_loss(list(layers.numpy()), real.tolist(), 2)
-    assert float(routing(list(layers), real, 2).balance_loss) == pytest.approx(expected, rel=1e-12)
+    whole = routing(list(layers), real, 2)
+    assert float(balance_loss(whole, whole)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_a_policys_routing_is_what_the_model_itself_reports_of_real_tokens(experts: Path) -> None:
@@ -107,14 +126,20 @@ def test_a_policys_routing_is_what_the_model_itself_reports_of_real_tokens(exper
     for packed in (False, True):
         found = Policy(model, temperature=1.0)(collate(batch, range(4), ids.device, packed=packed)).routing
         assert found is not None
-        assert found.balance_loss.item() == pytest.approx(expected, rel=1e-5)
-        assert found.loads.sum(dim=1).tolist() == [2.0 * sum(batch.lengths)] * 2
+        assert balance_loss(found, found).item() == pytest.approx(expected, rel=1e-5)
+        assert found[1].sum(dim=1).tolist() == [2.0 * sum(batch.lengths)] * 2
 
 
 def test_loads_are_told_by_their_extremes_and_their_entropy() -> None:
-    metrics = load_metrics(torch.tensor([[4.0, 4.0, 4.0, 4.0], [8.0, 8.0, 0.0, 0.0]]))
-    assert metrics == pytest.approx(
-        {"router/load_max_over_mean": 1.5, "router/load_entropy": 0.75, "router/unused_experts": 1.0}
+    loads = torch.tensor([[4.0, 4.0, 4.0, 4.0], [8.0, 8.0, 0.0, 0.0]])
+    probabilities = torch.tensor([[2.0, 2.0, 2.0, 2.0], [4.0, 4.0, 0.0, 0.0]])  # Of 8 tokens, each to 2 experts.
+    assert router_metrics(torch.stack([probabilities, loads])) == pytest.approx(
+        {
+            "router/balance_loss": 3.0,  # 2 where all are used alike, 4 where two of four are.
+            "router/load_max_over_mean": 1.5,
+            "router/load_entropy": 0.75,
+            "router/unused_experts": 1.0,
+        }
     )
 
 
@@ -150,63 +175,89 @@ def test_the_loss_evens_out_the_loads_while_a_preference_is_learnt(experts: Path
     assert ends[1.0] < ends[0.0] - 0.02
 
 
-class PlainPreferenceTask(PreferenceTask):
-    """As it was before routers had a loss."""
+def step_of_rollouts(model: Path, **place: Any) -> dict[str, Any]:
+    """One step of reinforcement learning in two updates, with demonstrations beside it, and what came of it."""
+    settings = {"algorithm": "grpo", "lr": 1e-3, "num_minibatches": 2, "router_loss_coefficient": COEFFICIENT}
+    rank = start_rank(LearnerConfig.model_validate(settings | place.pop("settings")), model, **place)
+    start = weights_of(rank)
+    beside = WeightedDemonstrations(demonstrations=tuple(make_demonstrations(3, count=5)), coefficient=0.5)
+    metrics = rank.step(random_groups(0), beside).metrics
+    outcome = {"start": start, "metrics": metrics, "weights": weights_of(rank)}
+    rank.close()
+    return outcome
 
-    def __init__(self, *place: Any) -> None:  # Any: as its parent's
-        super().__init__(*place)
-        self.metrics = METRICS
 
-    def work(self, examples: Sequence[PreferenceExample]) -> PreferenceWork:
-        return PreferenceWork(examples, self._learner, packed=self._packed)
+def step_of_preferences(model: Path, **place: Any) -> dict[str, Any]:
+    """One supervised step, and what came of it."""
+    settings = {"lr": 1e-3, "router_loss_coefficient": COEFFICIENT} | place.pop("settings")
+    rank = start_supervised(PreferenceTask, model, PreferenceConfig.model_validate(settings), **place)
+    start = copies(rank)
+    outcome = {"start": start, "metrics": rank.step(make_pairs(0)).metrics, "weights": copies(rank)}
+    rank.close()
+    return outcome
 
 
-def test_without_a_coefficient_preferences_are_learnt_as_if_there_were_no_loss_of_routers(experts: Path) -> None:
-    examples, model = make_pairs(0), AutoModelForCausalLM.from_pretrained(experts).eval()
-    logprobs = [tokens_of(model, completion).sum() for example in examples for completion in example.completions]
-    outcomes = []
-    for task in (PreferenceTask, PlainPreferenceTask):
-        rank = start_supervised(task, experts, PreferenceConfig(lr=1e-3, max_tokens_per_micro_batch=40))
-        assert rank.answers(examples) == pytest.approx(logprobs, abs=1e-4)  # Nothing of routers is among them.
-        metrics = rank.step(examples).metrics
-        outcomes.append(([metrics[name] for name in METRICS], dict(rank._network.full_parameters())))
+def copies(rank: SupervisedRank) -> dict[str, Tensor]:
+    return {name: weight.clone() for name, weight in rank._network.full_parameters()}
+
+
+COEFFICIENT = 0.3
+STEPS = (step_of_rollouts, step_of_preferences)
+OF_TWO_RANKS: dict[str, dict[str, Any]] = {
+    "zero_0": {},
+    "zero_3": {"zero_stage": 3},
+    "shared": {"num_ranks": 2, "sequence_parallel": 2, "zero_stage": 2},
+}
+SPLITS = ({"max_tokens_per_micro_batch": 40}, {"max_tokens_per_micro_batch": 64, "packing": "on"})
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_no_split_into_micro_batches_changes_a_step(experts: Path, step: Callable[..., dict[str, Any]]) -> None:
+    at_once = step(experts, settings={"max_tokens_per_micro_batch": 100_000})
+    for settings in SPLITS:
+        assert_same_step(step(experts, settings=settings), at_once)
+
+
+def test_two_ranks_take_the_step_that_one_does(tmp_path: Path) -> None:
+    model = write_experts(tmp_path)
+    run_as_pair(steps_of_a_pair, model, tmp_path, deadline_s=120)
+    for step in STEPS:
+        at_once = step(model, settings={"max_tokens_per_micro_batch": 100_000})
+        for path in tmp_path.glob(f"{step.__name__}_*.pt"):
+            assert_same_step(torch.load(path), at_once)
+    assert len(list(tmp_path.glob("*.pt"))) == 2 * 2 * len(OF_TWO_RANKS)
+
+
+def steps_of_a_pair(rank: int, meet: Callable[[], int], model: Path, folder: Path) -> None:
+    for step in STEPS:
+        for name, changes in OF_TWO_RANKS.items():
+            settings = {"max_tokens_per_micro_batch": 40} | changes
+            outcome = step(model, settings=settings, rank=rank, world_size=2, port=meet())
+            torch.save(outcome, folder / f"{step.__name__}_{name}_{rank}.pt")
+
+
+def assert_same_step(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    for name, value in expected["metrics"].items():
+        if name == "loss" or name.startswith(("router", "gradient_norm")):
+            assert found["metrics"][name] == pytest.approx(value, rel=1e-4), name
+    assert same_update(expected["start"], expected["weights"], found["weights"])
+
+
+def test_what_is_reported_is_the_loss_of_all_tokens(experts: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(experts).eval()
+    demonstrations = make_demonstrations(0, count=4)
+    batch = batch_demonstrations(demonstrations)
+    whole = Policy(model, temperature=1.0)(collate(batch, range(4), torch.device("cpu"))).routing.detach()
+    found = {}
+    for coefficient in (0.0, COEFFICIENT):
+        learner = SupervisedConfig(router_loss_coefficient=coefficient, max_tokens_per_micro_batch=20)
+        rank = start_supervised(DemonstrationTask, experts, learner)
+        found[coefficient] = rank.evaluate(demonstrations), rank.step(demonstrations).metrics
         rank.close()
-    assert outcomes[0][0] == outcomes[1][0]
-    assert all(torch.equal(weight, outcomes[1][1][name]) for name, weight in outcomes[0][1].items())
-
-
-def test_beside_preferences_routers_follow_the_gradient_to_even_loads(experts: Path) -> None:
-    policy = Policy(AutoModelForCausalLM.from_pretrained(experts), temperature=1.0)
-    routers = [weight for name, weight in policy.named_parameters() if name.endswith(".gate.weight")]
-    part = tuple(range(9))
-
-    def sums(coefficient: float) -> Tensor:
-        learner = PreferenceConfig(router_loss_coefficient=coefficient)
-        work = RoutedPreferenceWork(make_pairs(0), learner, packed=False)
-        return work.sums(work.answer(policy, part, torch.device("cpu"))[0], part) / work.num_terms  # type: ignore[arg-type]  # not in an engine
-
-    pulls = [torch.autograd.grad(sums(coefficient)[0], routers) for coefficient in (2.0, 0.0)]
-    before = sums(0.0)[-1]
-    with torch.no_grad():
-        for router, with_loss, without in zip(routers, *pulls, strict=True):
-            assert not torch.equal(with_loss, without)
-            router.sub_(0.1 * (with_loss - without))
-    assert len(routers) == 2
-    assert sums(0.0)[-1] < before - 1e-3
-
-
-@pytest.mark.parametrize("zero_stage", [0, 3])
-def test_without_a_coefficient_no_split_into_micro_batches_changes_a_step(experts: Path, zero_stage: int) -> None:
-    outcomes = []
-    for budget in (40, 100_000):
-        settings = {"algorithm": "grpo", "lr": 1e-3, "zero_stage": zero_stage, "max_tokens_per_micro_batch": budget}
-        rank = start_rank(LearnerConfig.model_validate(settings), experts)
-        start = weights_of(rank)
-        metrics = rank.step(random_groups(0)).metrics
-        outcomes.append(({name: value for name, value in metrics.items() if "load" in name}, weights_of(rank)))
-        rank.close()
-    assert outcomes[0][0] == pytest.approx(outcomes[1][0]) and len(outcomes[0][0]) == 2
-    assert same_update(start, outcomes[0][1], outcomes[1][1])
+    for evaluated, learnt in found.values():
+        for name, value in router_metrics(whole).items():
+            assert evaluated[name] == pytest.approx(value, rel=1e-5) == learnt[name]
+        assert evaluated["loss"] == pytest.approx(found[0.0][0]["loss"]) == learnt["loss"]  # Cross-entropy alone.
 
 
 def test_experts_are_published_under_the_names_that_they_are_stored_under(experts: Path, tmp_path: Path) -> None:

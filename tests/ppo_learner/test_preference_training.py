@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from ppo_learner.preference_algorithms import PREFERENCE_ALGORITHMS
 from ppo_learner.preference_config import PreferenceConfig
-from ppo_learner.preference_training import PreferenceTask, PreferenceWork, RoutedPreferenceWork
+from ppo_learner.preference_training import PreferenceTask, PreferenceWork
 from ppo_learner.supervised import SupervisedRank
 from services.contracts.preference_example import PreferenceExample
 from services.contracts.records import Demonstration
@@ -112,7 +112,7 @@ def test_the_loss_is_that_of_each_pair_by_itself_however_pairs_are_batched(budge
     assert {name: step[name] for name in measured} == pytest.approx(measured, rel=1e-5)
 
 
-def two_pairs(kind: type[PreferenceWork] = PreferenceWork, **settings: Any) -> PreferenceWork:
+def two_pairs(**settings: Any) -> PreferenceWork:
     """Chosen completions of 2 and 4 tokens, rejected ones of 1 and 2, and a reference without preference."""
     lengths = (2, 1), (4, 2)
     examples = [
@@ -121,7 +121,7 @@ def two_pairs(kind: type[PreferenceWork] = PreferenceWork, **settings: Any) -> P
         )
         for row, (chosen, rejected) in enumerate(lengths)
     ]
-    return kind(examples, PreferenceConfig.model_validate(settings), packed=False)
+    return PreferenceWork(examples, PreferenceConfig.model_validate(settings), packed=False)
 
 
 WITH_LIKELIHOOD = [name for name, parts in PREFERENCE_ALGORITHMS.items() if "nll_weight" in parts.settings]
@@ -140,20 +140,6 @@ def test_the_likelihood_beside_the_preferences_worked_by_hand_and_by_finite_diff
     (gradient,) = torch.autograd.grad(with_it - without, answers)
     torch.testing.assert_close(gradient, torch.tensor([-0.25, 0.0, -0.125, 0.0], dtype=torch.float64))
     assert torch.autograd.gradcheck(loss, (answers,))
-
-
-def test_the_balance_loss_beside_the_preferences_worked_by_hand() -> None:
-    # Prompts included, the first pair has 5 of 13 tokens, the second 8: 5/13·2.6 + 8/13·3.9 = 1 + 2.4.
-    parts = {(0,): torch.tensor([-3.0, -2.0, 2.6]), (1,): torch.tensor([-1.0, -5.0, 3.9])}
-    balanced, plain = two_pairs(RoutedPreferenceWork, router_loss_coefficient=0.1), two_pairs()
-    sums = sum(balanced.sums(answers.requires_grad_(), part) for part, answers in parts.items())
-    without = sum(plain.sums(answers[:-1], part) for part, answers in parts.items())
-    assert isinstance(sums, torch.Tensor) and isinstance(without, torch.Tensor)
-    assert (sums[-1] / balanced.num_terms).item() == pytest.approx(3.4)
-    assert ((sums[0] - without[0]) / balanced.num_terms).item() == pytest.approx(0.34)
-    torch.testing.assert_close(sums[1:-1], without[1:])
-    gradients = torch.autograd.grad(sums[0] / balanced.num_terms, list(parts.values()))
-    assert [gradient[-1].item() for gradient in gradients] == pytest.approx([0.1 * 5 / 13, 0.1 * 8 / 13])
 
 
 @pytest.mark.parametrize("budget", [20, 10_000])
