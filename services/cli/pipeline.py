@@ -49,14 +49,16 @@ def _tell(what: str) -> None:
 def _stop(stopped: StageEnded, argv: Sequence[str]) -> int:
     """Say why the pipeline ends here and how it goes on; returns the exit code."""
     code, interrupted = stopped.ended.code, stopped.ended.interrupted
-    if code == 0:
+    if stopped.is_done:
         how = "is finished, and the pipeline was interrupted after it"
+    elif code == 0:
+        how = "was drained before its last step"
     elif interrupted or code == INTERRUPTED:
         how = "was interrupted"
     else:
         how = f"was killed by signal {-code}" if code < 0 else f"failed with exit code {code}"
     print(f"stage {stopped.stage.name} {how}\ngo on with: trireme pipeline {shlex.join(argv)}", file=sys.stderr)
-    if interrupted or code == INTERRUPTED:
+    if interrupted or code in (0, INTERRUPTED):
         return INTERRUPTED
     return code if code > 0 else 1
 

@@ -1,8 +1,9 @@
 """Goes through the stages of a recipe: which are done, which go on, and which begin.
 
 It must not know what a command does, nor how its process is run. Invariants: a stage is done when its record says so,
-and the record is written after its command ended well; a stage that is done is not run again, and is refused where its
-configuration, or a stage that it was made from, is another by now; nothing starts before every stage was looked at.
+and the record is written after its command ended well and at its end; a stage that is done is not run again, and is
+refused where its configuration is another by now; one that is done or to be resumed is refused where a stage that it
+was made from is another; nothing starts before every stage was looked at.
 """
 
 import json
@@ -22,6 +23,8 @@ from services.control.pipeline_config import Reference, Stage
 from services.control.stage_process import Ended
 
 RECORD_FILE = "stage.json"
+BEGUN_FILE = "begun.json"
+"""Which runs of earlier stages a stage was begun from; beside the folder's run, until that is done."""
 
 State = Literal["finished", "begun", "new"]
 Record = Mapping[str, Any]  # Any: JSON
@@ -39,10 +42,11 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageEnded:
-    """The stage at which a pipeline stopped before its end, and how it ended."""
+    """The stage at which a pipeline stopped before its end, how its command ended, and whether the stage is done."""
 
     stage: Stage
     ended: Ended
+    is_done: bool
 
 
 def choose(stages: Sequence[Stage], *, first: str | None, last: str | None) -> Sequence[Stage]:
@@ -72,6 +76,8 @@ def plan(stages: Sequence[Stage], chosen: Sequence[Stage]) -> list[Planned]:
         if record is None:
             _check_inputs(stage, records, {one.name for one in chosen})
             state: State = "begun" if run_folder.has_run(stage.folder) else "new"
+            if state == "begun" and stage.command.resumes:
+                _check_beginning(stage, records)
         else:
             _check_record(stage, record, records)
             state = "finished"
@@ -121,12 +127,16 @@ def run_stages(planned: Sequence[Planned], *, run: Run, tell: Tell) -> StageEnde
         file = stage.folder.with_suffix(".yaml")
         sections = stage.config.model_dump(mode="json", exclude_unset=True)
         file.write_text(yaml.safe_dump(sections, sort_keys=False, allow_unicode=True))
+        if not resume:
+            run_folder.write_summary(stage.folder, {"made_from": _inputs_of(stage)}, name=BEGUN_FILE)
         started = time.monotonic()
         ended = run([stage.command_name, str(file), *(["--resume"] if resume else [])])
-        if ended.code == 0:
+        # A run that was drained ends well, too, and is to go on: only at its end it exports.
+        is_done = ended.code == 0 and (not stage.command.resumes or (stage.folder / run_folder.EXPORT).exists())
+        if is_done:
             _write_record(stage, seconds=time.monotonic() - started)
-        if ended.code or ended.interrupted:
-            return StageEnded(stage=stage, ended=ended)
+        if not is_done or ended.interrupted:
+            return StageEnded(stage=stage, ended=ended, is_done=is_done)
     return None
 
 
@@ -156,6 +166,23 @@ def _check_inputs(stage: Stage, records: Mapping[str, Record | None], chosen: se
             )
 
 
+def _check_beginning(stage: Stage, records: Mapping[str, Record | None]) -> None:
+    """Raise `UserError` where a stage would go on from what is no longer there."""
+    begun = _read_json(stage.folder / BEGUN_FILE) or {"made_from": {}}
+    gone = _gone_inputs(begun, records)
+    if gone:
+        raise UserError(
+            f"stage {stage.name} is not finished, and was begun from a run of {gone[0]} that is no longer there; "
+            f"delete {stage.folder} to run it anew"
+        )
+
+
+def _gone_inputs(record: Record, records: Mapping[str, Record | None]) -> list[str]:
+    """The stages that something was made from, and that were run anew since."""
+    found = {name: (records.get(name) or {}).get("finished_at") for name in record["made_from"]}
+    return [name for name, finished_at in record["made_from"].items() if found[name] != finished_at]
+
+
 def _check_record(stage: Stage, record: Record, records: Mapping[str, Record | None]) -> None:
     anew = f"delete {stage.folder} and the folders of the stages made from it to run it anew"
     before, now = _flat(record["config"]), _flat(_recorded(stage))
@@ -166,12 +193,10 @@ def _check_record(stage: Stage, record: Record, records: Mapping[str, Record | N
                 f"{now.get(key, 'its default')!r} now; set it back, keep what is there by starting --from the next "
                 f"stage, or {anew}"
             )
-    for name, finished_at in record["made_from"].items():
-        found = records.get(name)
-        if found is None or found["finished_at"] != finished_at:
-            raise UserError(
-                f"stage {stage.name} is finished, and was made from a run of {name} that is no longer there; {anew}"
-            )
+    for name in _gone_inputs(record, records):
+        raise UserError(
+            f"stage {stage.name} is finished, and was made from a run of {name} that is no longer there; {anew}"
+        )
 
 
 def _recorded(stage: Stage) -> dict[str, Any]:  # Any: JSON
@@ -200,14 +225,20 @@ def _stand_in(reference: Reference, stages: Mapping[str, Stage], unknown: set[st
 
 
 def _write_record(stage: Stage, *, seconds: float) -> None:
-    inputs = {name: _read_record(stage.folder.parent / name) for name in stage.inputs}
     record: dict[str, Json] = {
         "finished_at": datetime.now(UTC).isoformat(),
         "seconds": round(seconds, 1),
-        "made_from": {name: found["finished_at"] for name, found in inputs.items() if found},
+        "made_from": _inputs_of(stage),
         "config": _recorded(stage),
     }
     run_folder.write_summary(stage.folder, record, name=RECORD_FILE)
+    (stage.folder / BEGUN_FILE).unlink(missing_ok=True)
+
+
+def _inputs_of(stage: Stage) -> dict[str, Json]:
+    """When the stages that it reads from were finished."""
+    inputs = {name: _read_record(stage.folder.parent / name) for name in stage.inputs}
+    return {name: found["finished_at"] for name, found in inputs.items() if found}
 
 
 def _read_record(folder: Path) -> Record | None:

@@ -1,7 +1,9 @@
 """Stages of a recipe: what they are given, which are skipped or go on, and what is refused before anything starts."""
 
 import json
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from services.control.pipeline import (
     summarise,
 )
 from services.control.pipeline_config import PipelineConfig, Stage, resolve
-from services.control.run_folder import CHECKPOINTS
+from services.control.run_folder import CHECKPOINTS, EXPORT
 from services.control.stage_commands import STAGE_COMMANDS
 from services.control.stage_process import Ended
 
@@ -30,11 +32,13 @@ class FakeCommands:
     """Remembers what it was asked to run; ends as the test says, and leaves what a command would leave.
 
     Args:
+        drained: the stage whose command ends well before its last step.
         codes: exit code of a command, by the name of its stage; 0 for all others.
     """
 
-    def __init__(self, **codes: int) -> None:
+    def __init__(self, drained: str = "", **codes: int) -> None:
         self.ran: list[str] = []
+        self._drained = drained
         self._codes = codes
 
     def __call__(self, arguments: Sequence[str]) -> Ended:
@@ -45,6 +49,8 @@ class FakeCommands:
         code = self._codes.get(folder.name, 0)
         if command in ("sft", "train"):
             (folder / CHECKPOINTS).mkdir(exist_ok=True)
+            if code == 0 and folder.name != self._drained:
+                (folder / EXPORT).mkdir(exist_ok=True)
         if code == 0 and command == "train":
             (folder / "summary.json").write_text(json.dumps({"num_steps": 3, "accuracy_after": 0.5, "seconds": 1}))
         if code == 0 and command == "evaluate":
@@ -169,13 +175,39 @@ def test_an_interrupted_stage_is_resumed_and_one_that_cannot_is_begun_again(valu
 
 
 def test_an_interrupt_after_which_the_stage_ended_well_stops_before_the_next(values: dict[str, Any]) -> None:
-    stages = stages_of(values)
-    stopped = run_stages(
-        plan(stages, stages), run=lambda arguments: Ended(code=0, interrupted=True), tell=lambda what: None
-    )
+    stages, commands = stages_of(values), FakeCommands()
+
+    def run(arguments: Sequence[str]) -> Ended:
+        return replace(commands(arguments), interrupted=True)
+
+    stopped = run_stages(plan(stages, stages), run=run, tell=lambda what: None)
     assert stopped is not None
-    assert stopped.stage.name == "warmup"
+    assert (stopped.stage.name, stopped.is_done) == ("warmup", True)
     assert plan(stages, stages)[0].state == "finished"
+
+
+def test_a_drained_stage_is_not_finished_and_is_resumed(values: dict[str, Any]) -> None:
+    first, second = FakeCommands(drained="reason"), FakeCommands()
+    stopped = start(values, first)
+    assert stopped is not None
+    assert (stopped.stage.name, stopped.ended.code, stopped.is_done) == ("reason", 0, False)
+    assert first.ran == ["sft warmup", "train reason"]
+    assert start(values, second) is None
+    assert second.ran[:2] == ["train reason --resume", "sample collect"]
+
+
+def test_a_stage_does_not_go_on_from_what_was_made_anew(values: dict[str, Any]) -> None:
+    start(values, FakeCommands(reason=130))
+    shutil.rmtree(Path(values["run"]["dir"]) / "warmup")
+    commands = FakeCommands()
+    for _ in range(2):  # Before the warm-up is made anew, and after.
+        with pytest.raises(UserError, match=r"reason is not finished, and was begun from a run of warmup .* delete "):
+            start(values, commands)
+        start(values, commands, last="warmup")
+    assert commands.ran == ["sft warmup"]
+    shutil.rmtree(Path(values["run"]["dir"]) / "reason")
+    assert start(values, commands) is None
+    assert commands.ran[1] == "train reason"
 
 
 def test_a_changed_setting_of_a_finished_stage_is_refused_and_may_be_started_after(values: dict[str, Any]) -> None:
