@@ -16,6 +16,7 @@ from rollout_workers.pool import RolloutPool, Worker
 from rollout_workers.restarts import RestartBudget
 from services.contracts.errors import DeadlineExceeded, TriremeError, UserError, WorkerLost
 from services.contracts.run_status import WorkerPhase, WorkerStatus
+from services.transport.tasks import all_or_cancel
 
 _log = logging.getLogger(__name__)
 
@@ -97,11 +98,11 @@ class Fleet:
         """Bring up the first workers, all at once.
 
         Raises:
-            TriremeError: the first reason why one of them did not come up; the others are ended by `stop`.
+            TriremeError: the first reason why one of them did not come up; no other is on its way any more.
         """
         self.target = num_workers
         numbers = [self._new_number() for _ in range(num_workers)]
-        await asyncio.gather(*(self._bring_up(number) for number in numbers))
+        await all_or_cancel([self._bring_up(number) for number in numbers])
 
     def scale(self, num_workers: int) -> None:
         """Have so many workers from now on; joining and draining go on after this returns.

@@ -105,7 +105,8 @@ class Actor:
                 with suppress(WorkerLost):
                     await self._end(location, timeout_s)
         finally:
-            ray.kill(self._handle)
+            if ray.is_initialized():  # Else Ray would start anew, or join another cluster.
+                ray.kill(self._handle)
 
     async def _known_location(self, timeout_s: float) -> Location | None:
         try:

@@ -1,7 +1,8 @@
 """How many rollout workers a run should have, from how long the learner waits for them.
 
-Pure; it must not know how workers start. Invariants: the answer lies within the bounds; it changes by one at a time,
-and only after as many steps as settle the last change, so that it cannot swing.
+Pure; it must not know how workers start. Invariants: what it changes lies within the bounds, also where workers that
+were given up left fewer; it changes by one at a time, or to the lowest bound, and only after as many steps as settle
+the last change, so that it cannot swing.
 """
 
 from pydantic import Field
@@ -54,7 +55,7 @@ class Autoscaler:
         mean = sum(self._waits) / len(self._waits)
         self._waits.clear()
         if mean > self._config.target_learner_wait:
-            return min(num_workers + 1, self._bounds.max_workers)
+            return min(max(num_workers + 1, self._bounds.min_workers), self._bounds.max_workers)
         if mean < self._config.target_learner_wait * self._config.spare_factor:
-            return max(num_workers - 1, self._bounds.min_workers)
+            return min(num_workers, max(num_workers - 1, self._bounds.min_workers))
         return num_workers

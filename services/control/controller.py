@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rollout_workers.prompts import PromptStream
-from services.contracts.errors import SampleNotScorable
+from services.contracts.errors import SampleNotScorable, TriremeError
 from services.contracts.interfaces import Learner, RewardScorer, RolloutSource
 from services.contracts.records import (
     Failure,
@@ -131,7 +131,8 @@ class Controller:
         """Train up to step `num_steps`, yielding each step; the last version is served when this ends.
 
         Raises:
-            TriremeError: whatever stopped a part; tasks under way are cancelled first.
+            TriremeError: whatever stopped a part, once what was trained has been yielded; tasks under way are cancelled
+                first.
         """
         try:
             self._admits = True
@@ -147,7 +148,7 @@ class Controller:
                         report = await self._learner.step(groups, beside)
                     filtered, staleness = self._machine.filtered, self._machine.trained(groups)
                     self.learner_is_sound = True
-                    await self.publish(self._machine.trained_steps)
+                    failure = await self._failure_to_publish(self._machine.trained_steps)
                     receipts, self._receipts = self._receipts, []
                     yield Step(
                         number=self._machine.trained_steps,
@@ -159,6 +160,8 @@ class Controller:
                         seconds=self._clock.lap(),
                     )
                     self._clock.lap()  # What the caller does between two steps belongs to neither.
+                if failure is not None:
+                    raise failure
             await self.synced()
         finally:
             self._admits = False
@@ -172,6 +175,14 @@ class Controller:
         manifest = publication.manifest
         self._note("published", version=version, generation=manifest.generation, checksums=list(manifest.checksums))
         self._sync = self._spawn(self._load(publication), name=f"sync of version {version}")
+
+    async def _failure_to_publish(self, version: int) -> TriremeError | None:
+        """Publish; returns why that failed, so that the step before it is not lost."""
+        try:
+            await self.publish(version)
+        except TriremeError as error:
+            return error
+        return None
 
     async def synced(self) -> None:
         """Wait until every worker serves what was published last. Raises what kept them from it."""

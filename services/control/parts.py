@@ -26,6 +26,8 @@ from services.control.run_events import RunEvents
 from services.transport.reward_client import RewardClient
 from services.transport.tasks import all_or_cancel
 
+RestartLearner = Callable[[LearnerGroup], Awaitable[LearnerGroup]]
+"""Ends all ranks of a learner and starts new ones in their rooms, which have trained nothing."""
 _KILL_TIMEOUT_S = 30.0
 
 # By name, as they need torch, which the command itself does without: it would start seconds later.
@@ -59,7 +61,7 @@ class TrainingParts(Parts):
     """
 
     learner: LearnerGroup
-    restart_learner: Callable[[LearnerGroup], Awaitable[LearnerGroup]]
+    restart_learner: RestartLearner
 
 
 @asynccontextmanager
@@ -131,14 +133,24 @@ async def start_workers(config: RunConfig) -> AsyncIterator[Fleet]:
 
 
 @asynccontextmanager
-async def start_supervised_learner(config: SupervisedRoot, task: Named) -> AsyncIterator[LearnerGroup]:
-    """Start the ranks of a supervised run."""
+async def start_supervised_learner(
+    config: SupervisedRoot, task: Named
+) -> AsyncIterator[tuple[LearnerGroup, RestartLearner]]:
+    """Start the ranks of a supervised run; gives what starts new ones in their place, too."""
     ranks = rank_demands(config.learner, config.cluster)
     with Cluster(config.cluster, ranks) as cluster:
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
-        group = await _spawn_ranks(cluster, rooms, _SUPERVISED_RANK, config, task=task, learner=config.learner)
-        await group.ready()
-        yield group
+
+        async def spawn() -> LearnerGroup:
+            group = await _spawn_ranks(cluster, rooms, _SUPERVISED_RANK, config, task=task, learner=config.learner)
+            await group.ready()
+            return group
+
+        async def restart(lost: LearnerGroup) -> LearnerGroup:
+            await lost.kill(timeout_s=_KILL_TIMEOUT_S)
+            return await spawn()
+
+        yield await spawn(), restart
 
 
 async def _open_rewards(

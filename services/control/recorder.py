@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
+from services.contracts.errors import CheckpointError
 from services.control import run_folder, run_state
 from services.control.config import RunSection, TrainConfig
 from services.control.learner_group import LearnerGroup
@@ -47,6 +48,7 @@ class Recorder:
         self._train = train
         self._progress = progress
         self._checkpoints = run.dir / run_folder.CHECKPOINTS
+        self._num_failed = 0
         self._metrics = MetricsWriter(run.dir, metrics.sinks, resume_step=first_step, run_name=run.name)
         self.saved_step = first_step
 
@@ -72,7 +74,15 @@ class Recorder:
                 self._checkpoints, state, waiting=waiting, save_learner=learner.save, keep=self._train.keep_checkpoints
             )
             self.saved_step = state.step
+            self._num_failed = 0
         return self._checkpoints / f"step_{state.step}"
+
+    def go_on_without(self, error: CheckpointError) -> None:
+        """Say that the run goes on without a checkpoint that failed. Raises it when too many in a row did."""
+        self._num_failed += 1
+        if self._num_failed >= self._train.max_failed_checkpoints:
+            raise error
+        self._progress.message(f"going on without a checkpoint: {error}")
 
 
 def is_due(step: int, every: int) -> bool:

@@ -11,6 +11,7 @@ committed; nothing is loaded before its hash was checked.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -128,7 +129,9 @@ def newest(folder: Path) -> tuple[Path, RunState, list[str]]:
 def committed(folder: Path) -> list[Path]:
     """Checkpoints below `folder` that have a COMMIT, newest first; their hashes are not checked here."""
     found = [path.parent for path in folder.glob(f"step_*/{COMMIT_FILE}")]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    # A copy that somebody put beside them, step_20_good, is none of the run's.
+    own = [path for path in found if re.fullmatch(r"step_[0-9]+", path.name)]
+    return sorted(own, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
 
 
 def _prune(folder: Path, *, newest_step: int, keep: int) -> None:

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from rollout_workers.prompts import PromptStream, RowOrder
-from services.contracts.errors import CheckpointError
+from services.contracts.errors import CheckpointError, TriremeError
 from services.contracts.records import ScoredGroup, WeightedDemonstrations
 from services.control import run_state
 from services.control.admission import AdmissionRule
@@ -74,7 +74,7 @@ class Session:
         state: of the last whole step.
         last_step: None before there is one.
         reward_wait: share of that step in which scoring waited for a reward service that did not answer.
-        raised: the alarms of that step.
+        raised: the alarms of that step, or of an evaluation made up for before the first.
         held_out: the newest evaluations.
         comparisons: those against the ones before the first step.
         saved_step: step of the newest checkpoint.
@@ -94,7 +94,6 @@ class Session:
         self._run = run
         self._parts = parts
         self._learner = learner
-        self._failed_checkpoints = 0
         self._saving = asyncio.Lock()
         self._prompts = _prompt_stream(config, run.inputs, state.prompt_position)
         self._recorder = stack.enter_context(
@@ -165,6 +164,7 @@ class Session:
         """Every evaluation of the weights that the run began with; None where it began earlier."""
         if self.state.step > 0:
             self._tell_of_idle_gates()
+            await self._make_up_for_evaluation()
             return None
         before = await self._evaluate_apart("before training")
         self.state = replace(
@@ -176,6 +176,22 @@ class Session:
         if before.evaluations:
             self._alarms.check(before.metrics())
         return before
+
+    @property
+    def _evaluation_is_due(self) -> bool:
+        """Whether one follows the last whole step; the one after the very last is made apart."""
+        config = self._run.config
+        return is_due(self.state.step, config.evaluate.every) and self.state.step < config.train.num_steps
+
+    async def _make_up_for_evaluation(self) -> None:
+        """Make the evaluation that failed after the step from which the run goes on."""
+        rows = [row.metrics for row in read_metrics(self._run.config.run.dir) if row.step == self.state.step]
+        is_missing = rows and not any(name.startswith("evaluation/") for name in rows[0])
+        if self._evaluation_is_due and is_missing:
+            held_out = await self._evaluate_apart(f"after step {self.state.step}, where it failed before")
+            if held_out.evaluations:
+                self.raised = self._alarms.check(held_out.metrics())
+                self._tell(self.raised)
 
     def _tell_of_idle_gates(self) -> None:
         settings = self._run.config.evaluate.by_name
@@ -225,8 +241,13 @@ class Session:
         metrics |= reward_signals(step.sampled, maximum=self._parts.rewards.description.maximum)
         if config.train.dynamic_sampling or step.filtered:
             metrics |= filter_metrics(step.groups, step.filtered, config.evaluate)
-        if is_due(step.number, config.evaluate.every) and step.number < config.train.num_steps:
-            metrics |= (await self.evaluate(f"after step {step.number}")).metrics()
+        if self._evaluation_is_due:
+            try:
+                metrics |= (await self.evaluate(f"after step {step.number}")).metrics()
+            except TriremeError:
+                # The step was trained and will be in a checkpoint, so its row must be there, too.
+                self._recorder.record(step.number, metrics)
+                raise
         self.raised = self._alarms.check(metrics)
         metrics |= {f"{ALARM_FAMILY}/{alarm.name}": alarm.reading for alarm in self.raised}
         self._recorder.record(step.number, metrics)
@@ -244,12 +265,7 @@ class Session:
         try:
             await self.checkpoint()
         except CheckpointError as error:
-            self._failed_checkpoints += 1
-            if self._failed_checkpoints >= self._run.config.train.max_failed_checkpoints:
-                raise
-            self._run.progress.message(f"going on without a checkpoint: {error}")
-        else:
-            self._failed_checkpoints = 0
+            self._recorder.go_on_without(error)
 
     def _snapshot(self, open_work: OpenWork) -> RunState:
         self.state = replace(

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rollout_workers.prompts import RowOrder
+from services.contracts.errors import CheckpointError, LearnerLost
 from services.contracts.records import Json
 from services.control import run_folder, run_state
 from services.control.config import SupervisedRoot
 from services.control.host import Named
-from services.control.interrupts import catch_interrupts
+from services.control.interrupts import StopRequest, catch_interrupts
 from services.control.learner_group import LearnerGroup
 from services.control.parts import start_supervised_learner
 from services.control.progress import Progress, open_progress
@@ -79,11 +80,8 @@ def train_supervised(config: SupervisedRoot, job: Job, *, resume: bool) -> bool:
     with ExitStack() as stack:
         progress = stack.enter_context(open_progress(config.train.num_steps, title=config.run.name))
         checkpoint, state = restore_point(config.run.dir, progress, resume=resume)
-        recorder = stack.enter_context(
-            Recorder(config.run, config.train, config.metrics, progress=progress, first_step=state.step)
-        )
         try:
-            state, found = asyncio.run(_run(config, job, recorder, progress, checkpoint, state))
+            state, found = asyncio.run(_run(config, job, progress, checkpoint, state))
         except asyncio.CancelledError as error:
             raise KeyboardInterrupt from error
     summary: dict[str, Json] = {
@@ -96,31 +94,60 @@ def train_supervised(config: SupervisedRoot, job: Job, *, resume: bool) -> bool:
     return found is None
 
 
+Ending = tuple[RunState, Mapping[str, Json] | None]
+"""The last state, and what the job found at the end; None when it was interrupted."""
+
+
 async def _run(
-    config: SupervisedRoot,
-    job: Job,
-    recorder: Recorder,
-    progress: Progress,
-    checkpoint: Path | None,
-    state: RunState,
-) -> tuple[RunState, Mapping[str, Json] | None]:
-    """The last state, and what the job found at the end; None when it was interrupted."""
+    config: SupervisedRoot, job: Job, progress: Progress, checkpoint: Path | None, state: RunState
+) -> Ending:
+    """All sessions, one after the other: a further one for each learner that was lost."""
+    num_losses, is_prepared = 0, False
     with catch_interrupts(progress.message) as stop:
         progress.message("starting the learner")
-        async with start_supervised_learner(config, job.task) as learner:
-            await job.before_steps(learner, progress.message)
-            if checkpoint is not None:
-                await learner.load(checkpoint / run_state.LEARNER_FOLDER)
-            stop.finishes_step = True
-            position = state.prompt_position
-            rows = RowOrder(len(job.examples), seed=config.run.seed, shuffle=job.shuffle, position=position)
-            while state.step < config.train.num_steps and not stop.requested and not job.is_over(state):
-                batch = [job.examples[rows.draw()[1]] for _ in range(config.train.prompts_per_step)]
-                state = await _step(job, learner, batch, recorder, state)
-                if is_due(state.step, config.train.checkpoint_every):
+        async with start_supervised_learner(config, job.task) as (first, restart):
+            learner = first
+            while True:
+                try:
+                    if not is_prepared:
+                        await job.before_steps(learner, progress.message)
+                        is_prepared = True
+                    return await _session(config, job, learner, progress, stop, checkpoint, state)
+                except LearnerLost as error:
+                    num_losses += 1
+                    if num_losses > config.train.max_learner_restarts:
+                        raise
+                    progress.message(f"{error}; starting all ranks anew from the last checkpoint")
+                    is_saved = bool(run_state.committed(config.run.dir / run_folder.CHECKPOINTS))
+                    checkpoint, state = restore_point(config.run.dir, progress, resume=is_saved)
+                    learner = await restart(learner)
+
+
+async def _session(
+    config: SupervisedRoot,
+    job: Job,
+    learner: LearnerGroup,
+    progress: Progress,
+    stop: StopRequest,
+    checkpoint: Path | None,
+    state: RunState,
+) -> Ending:
+    """One learner, from a checkpoint or the beginning. Raises `LearnerLost`."""
+    if checkpoint is not None:
+        await learner.load(checkpoint / run_state.LEARNER_FOLDER)
+    stop.finishes_step = True
+    rows = RowOrder(len(job.examples), seed=config.run.seed, shuffle=job.shuffle, position=state.prompt_position)
+    with Recorder(config.run, config.train, config.metrics, progress=progress, first_step=state.step) as recorder:
+        while state.step < config.train.num_steps and not stop.requested and not job.is_over(state):
+            batch = [job.examples[rows.draw()[1]] for _ in range(config.train.prompts_per_step)]
+            state = await _step(job, learner, batch, recorder, state)
+            if is_due(state.step, config.train.checkpoint_every):
+                try:
                     await recorder.checkpoint(state, learner)
-            await recorder.checkpoint(state, learner)
-            return state, None if stop.requested else await job.finish(state, learner)
+                except CheckpointError as error:
+                    recorder.go_on_without(error)
+        await recorder.checkpoint(state, learner)
+        return state, None if stop.requested else await job.finish(state, learner)
 
 
 async def _step(

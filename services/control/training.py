@@ -174,6 +174,7 @@ class Sessions:
         await session.controller.synced()
         before = await session.evaluate_before()
         operator.take_over(session)
+        await self._heed(session.raised, operator)
         stop.on_request = session.controller.end_pause
         stop.finishes_step = True
         autoscaler = Autoscaler(self._config.autoscale, self._config.rollout)
@@ -235,6 +236,7 @@ class Sessions:
         self._run.progress.message(f"{error}; starting all ranks anew from the last checkpoint")
         if committed(self._config.run.dir / run_folder.CHECKPOINTS):
             self._checkpoint, self._state = restore_point(self._config.run.dir, self._run.progress, resume=True)
+        self._run.totals.num_samples = self._state.num_samples
         new = await parts.restart_learner(learner)
         self._run.events.note("learner_restarted", step=self._state.step)
         self._run.events.note("resumed", step=self._state.step, kept=self._state.num_events - 1)

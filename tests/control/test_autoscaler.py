@@ -27,6 +27,16 @@ def test_a_worker_is_added_while_the_learner_waits_and_drained_while_workers_idl
     assert decide(wait, num_workers=num_workers) == wanted
 
 
+@pytest.mark.parametrize(("wait", "num_workers", "wanted"), [(0.5, 1, 3), (0.05, 1, 1), (0.01, 1, 1)])
+def test_where_lost_workers_were_given_up_it_goes_back_to_the_lowest_bound_or_nowhere(
+    wait: float, num_workers: int, wanted: int
+) -> None:
+    scaler = Autoscaler(
+        AutoscaleConfig(enabled=True, settle_steps=1), RolloutConfig(num_workers=3, min_workers=3, max_workers=4)
+    )
+    assert scaler.decide(learner_wait=wait, num_workers=num_workers, num_serving=num_workers) == wanted
+
+
 def test_nothing_changes_while_workers_are_on_their_way_nor_when_it_is_off() -> None:
     assert decide(0.9, num_workers=2, num_serving=1, steps=9) == 2
     assert decide(0.9, num_workers=2, steps=9, enabled=False) == 2

@@ -16,7 +16,7 @@ import pytest
 
 from rollout_workers.fleet import Fleet
 from rollout_workers.prompts import PromptSet
-from services.contracts.errors import RewardAlarm
+from services.contracts.errors import RewardAlarm, RewardUnavailable
 from services.contracts.records import (
     Failure,
     Json,
@@ -52,6 +52,7 @@ NUM_STEPS = 6
 LONG_S = 1000.0
 """Much longer than all steps take."""
 
+Score = Callable[[RewardSample], Reward]
 Story = Callable[[Operator], Coroutine[Any, Any, None]]
 
 
@@ -116,11 +117,12 @@ class Run:
     """Processes of one run in `folder`, one after the other."""
 
     def __init__(
-        self, folder: Path, proxy: Callable[[RewardSample], Reward], *, suites: Sequence[Any] = (), **alarms: Any
+        self, folder: Path, proxy: Score, *, golden: Score | None = None, suites: Sequence[Any] = (), **alarms: Any
     ) -> None:
         self.folder = folder
         self.messages: list[str] = []
         self._proxy = proxy
+        self._gold = golden or gold
         self._config = RunConfig.model_validate(
             {
                 "run": {"dir": folder},
@@ -180,7 +182,7 @@ class Run:
             rollouts=GamingPolicy(),
             fleet=fleet,
             rewards=Rewards(self._proxy),
-            gold=Rewards(gold),
+            gold=Rewards(self._gold),
             suite_rewards={suite.name: Rewards(gold) for suite in self._config.evaluate.suites},
             learner=MeasuringLearner(),
             restart_learner=None,
@@ -264,6 +266,26 @@ def test_a_resumed_run_counts_the_evaluations_before_it_was_stopped(tmp_path: Pa
     assert run.events("alarm") == []
     run.go(resume=True)
     assert [(event["alarm"], event["step"]) for event in run.events("alarm")] == [("divergence", 3)]
+
+
+def test_a_step_whose_evaluation_failed_has_its_row_and_is_evaluated_on_resume(tmp_path: Path) -> None:
+    is_away = True
+
+    def golden(sample: RewardSample) -> Reward:
+        if is_away and sample.completion.count("!") == 3:
+            raise RewardUnavailable("the gold service is away")
+        return gold(sample)
+
+    run = Run(tmp_path, hackable, golden=golden, divergence={"action": "stop"})
+    with pytest.raises(RewardUnavailable):
+        run.go()
+    is_away = False
+    with pytest.raises(RewardAlarm, match="divergence"):  # As without the outage.
+        run.go(resume=True)
+    assert [row.step for row in read_metrics(tmp_path)] == [1, 2, 3]
+    assert list(run.column("gold/reward")) == [1, 2]
+    made_up = run.events("evaluated")[-1]
+    assert (made_up["step"], made_up["metrics"]["gold/reward"]) == (3, 0.5)
 
 
 def test_the_report_shows_proxy_against_gold_and_what_was_raised(tmp_path: Path) -> None:

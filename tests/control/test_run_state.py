@@ -46,6 +46,15 @@ async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert [path.name for path in run_state.committed(tmp_path)] == ["step_4", "step_3"]
 
 
+async def test_a_copy_beside_the_checkpoints_is_left_alone(tmp_path: Path) -> None:
+    first = await commit(tmp_path, 1)
+    copies = [shutil.copytree(first, tmp_path / name) for name in ("step_1_good", "step_1_1", "step_1.5")]
+    await commit(tmp_path, 2, keep=1)
+    assert [path.name for path in run_state.committed(tmp_path)] == ["step_2"]
+    assert run_state.newest(tmp_path)[1].step == 2
+    assert all(copy.is_dir() for copy in copies)
+
+
 async def test_a_run_that_went_back_past_a_damaged_checkpoint_keeps_its_new_ones(tmp_path: Path) -> None:
     for step in (1, 5):
         await commit(tmp_path, step, keep=2)

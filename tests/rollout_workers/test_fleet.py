@@ -54,13 +54,14 @@ class Setting:
         self.errors: list[TriremeError | None] = []
         self.machines: dict[int, Machine] = {}
         self.launches: list[float] = []
+        self.launch_s: dict[int, float] = {}
         self.left: dict[int, str] = {}
         self.pool = RolloutPool()
         self.fleet = Fleet(self.pool, self, self.config, watcher=self)
 
     async def launch(self, number: int) -> Machine:
         self.launches.append(asyncio.get_running_loop().time())
-        await asyncio.sleep(LAUNCH_S)
+        await asyncio.sleep(self.launch_s.get(number, LAUNCH_S))
         if self.errors and (error := self.errors.pop(0)):
             raise error
         self.machines[number] = Machine(number)
@@ -274,3 +275,17 @@ def test_a_first_worker_that_does_not_come_up_is_an_error_at_once() -> None:
 
     play(setting, story)
     assert setting.left == {0: "the run ended"}
+
+
+def test_when_a_first_worker_does_not_come_up_no_other_comes_up_later() -> None:
+    setting = Setting(num_workers=2)
+    setting.errors = [UserError("no room for rollout worker 0"), None]
+    setting.launch_s[1] = LAUNCH_S + 1
+
+    async def story() -> None:
+        with pytest.raises(UserError, match="no room"):
+            await setting.fleet.start(2)
+        await asyncio.sleep(10.0)
+        assert setting.machines == {} and setting.fleet.num_serving == 0
+
+    play(setting, story)

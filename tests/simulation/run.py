@@ -5,7 +5,6 @@ that its scenario allows; once the faults are over it finishes; its ledger keeps
 """
 
 import asyncio
-import json
 import random
 import shutil
 import tempfile
@@ -39,11 +38,13 @@ from services.control.training import Outcome, Sessions
 from services.control.verification import verify_events
 from tests.fakes import make_prompt
 from tests.simulation.filtering import check_filtering
+from tests.simulation.learnt import check_learnt
 from tests.simulation.parts import SimulatedLearner, SimulatedRewards
 from tests.simulation.scenario import Order, Scenario, make_scenario
 from tests.simulation.virtual_time import Deadlock, Killed, VirtualTimeLoop
 from tests.simulation.workers import SimulatedLauncher
 
+SAMPLES_PER_PROMPT = 2
 MOST_S = 7200.0
 _SHARED_MEMORY = Path("/dev/shm")
 
@@ -142,15 +143,8 @@ class _SimulatedRun:
         result.faults["prompt filtered"] += report.totals.filtered
         if result.endings[-1] == "finished":
             result.wrong += [] if not report.totals.num_open else [f"prompts are open: {report.totals.open_prompts}"]
-            self._check_learner()
-
-    def _check_learner(self) -> None:
-        checkpoint, _state, _ = run_state.newest(self._folder / run_folder.CHECKPOINTS)
-        learnt = json.loads((checkpoint / run_state.LEARNER_FOLDER / "state.json").read_text())
-        self._result.trained_tokens = learnt["tokens"]
-        wanted = self._scenario.num_steps * self._scenario.prompts_per_step
-        if not len(learnt["prompts"]) == len(set(learnt["prompts"])) == wanted:
-            self._result.wrong.append(f"the learner trained on {learnt['prompts']}, and {wanted} prompts were wanted")
+            self._result.trained_tokens, wrong = check_learnt(self._folder, self._scenario, SAMPLES_PER_PROMPT)
+            result.wrong += wrong
 
     def _has_run(self) -> bool:
         return bool(run_state.committed(self._folder / run_folder.CHECKPOINTS))
@@ -213,7 +207,7 @@ class _Process:
             config=config,
             inputs=inputs,
             progress=progress,
-            totals=RunTotals(started=time.monotonic(), seconds_before=state.seconds),
+            totals=RunTotals(started=time.monotonic(), seconds_before=state.seconds, num_samples=state.num_samples),
             log=self._log,
             events=RunEvents(self._log.note),
             now=asyncio.get_running_loop().time,
@@ -334,7 +328,7 @@ def _config(scenario: Scenario, folder: Path) -> RunConfig:
             "rollout": {
                 "num_workers": scenario.num_workers,
                 "max_workers": scenario.max_workers,
-                "samples_per_prompt": 2,
+                "samples_per_prompt": SAMPLES_PER_PROMPT,
                 "max_completion_tokens": 8,
                 "max_groups_per_worker": scenario.max_groups_per_worker,
                 "sample_timeout_s": scenario.sample_timeout_s,
