@@ -30,8 +30,9 @@ train: setup
 	$(BIN)/trireme train examples/quickstart/ppo.yaml --run.seed $(SEED)
 
 # Two processes: one begins with the runs that are disturbed, and each other file goes where there is room (tests/conftest.py).
+# One thread for each: threads that wait for each other on cores that are taken make a learner's step ten times as long.
 test: lint
-	$(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 25 --durations-min 20
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --no-loadscope-reorder --durations 25 --durations-min 20
 
 lint: setup
 	$(BIN)/ruff check .

@@ -39,7 +39,8 @@ def example(task: Path, kind: str, **changes: object) -> list[str]:
     )
     path = task / f"{kind}.yaml"
     path.write_text(text.replace("runs/dialogue", str(task)))
-    return [str(path), *(part for name, value in changes.items() for part in (f"--{name}", str(value)))]
+    flags = {"cluster.cpus_per_learner_rank": 1} | changes
+    return [str(path), *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
 
 
 def test_the_policy_of_the_example_learns_to_listen(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_gsm8k_is_loaded_templated_sampled_scored_and_trained_on(tmp_path: Path)
         "rollout.kv_cache_gib": 0.5,
         "train.num_steps": 2,
         "train.prompts_per_step": 4,
+        "cluster.cpus_per_learner_rank": 1,
     }
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     finished = trireme("train", str(ROOT / "examples/gsm8k.yaml"), *arguments, cwd=tmp_path)
@@ -146,6 +147,7 @@ def test_the_example_of_preferences_learns_them_on_a_tiny_model(tmp_path: Path) 
         "train.num_steps": 100,  # Enough that it is interrupted before the last.
         "train.prompts_per_step": 4,
         "evaluate.every": 50,
+        "cluster.cpus_per_learner_rank": 1,
     }
     arguments = [part for name, value in flags.items() for part in (f"--{name}", str(value))]
     finished = trireme("prefer", str(ROOT / "examples/preferences.yaml"), *arguments, cwd=tmp_path)
@@ -187,7 +189,7 @@ def test_the_quickstart_in_small_warms_up_and_is_evaluated(tmp_path: Path) -> No
         check=False,
     )
     assert prepared.returncode == 0, prepared.stderr
-    short = ["--train.num_steps", "30", "--learner.warmup_steps", "5"]
+    short = ["--train.num_steps", "30", "--learner.warmup_steps", "5", "--cluster.cpus_per_learner_rank", "1"]
     warm_up = trireme("sft", str(ROOT / "examples/quickstart/sft.yaml"), *short, cwd=tmp_path)
     assert warm_up.code == 0, warm_up.output
     losses = [float(str(row["loss"])) for row in json_lines(tmp_path / "runs/quickstart/sft/metrics.jsonl")]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.end_to_end.command import json_lines, started, trireme
-from tests.end_to_end.tiny_run import run_sections
+from tests.end_to_end.tiny_run import ONE_THREAD, run_sections
 
 TWO_DIGITS = {"pattern": "[0-9]{2}", "where": "anywhere"}
 WARMUP_STEPS, ALIGN_STEPS = 60, 20
@@ -31,6 +31,7 @@ def recipe(task: Path) -> dict[str, Any]:
                 "data": data | {"template": "plain"},
                 "learner": {"lr": 1e-3},
                 "train": {"num_steps": WARMUP_STEPS, "prompts_per_step": 8},
+                "cluster": ONE_THREAD,
             },
         ),
         "reason": ("train", rl | {"model": {"path": "${warmup}/export", "dtype": "float32"}}),
@@ -42,6 +43,7 @@ def recipe(task: Path) -> dict[str, Any]:
                 "data": best | {"template": "plain"},
                 "learner": {"teacher": {"path": "${reason}/export", "weight": 0.5}},
                 "train": {"num_steps": 2, "prompts_per_step": 8},
+                "cluster": ONE_THREAD,
             },
         ),
         "align": (

@@ -13,7 +13,7 @@ from services.cli.__main__ import main
 from services.contracts.records import Reward, RewardSample
 from services.contracts.reward_model import read_card
 from tests.end_to_end.command import json_lines, trireme, write_config
-from tests.end_to_end.tiny_run import run_sections
+from tests.end_to_end.tiny_run import ONE_THREAD, run_sections
 
 NUM_STEPS = 12
 
@@ -45,6 +45,7 @@ def sections(task: Path, folder: Path, **changes: dict[str, Any]) -> dict[str, d
         "learner": {"objective": "bradley_terry", "lr": 3e-3, "dropout": 0.1},
         "train": {"num_steps": NUM_STEPS, "prompts_per_step": 8, "checkpoint_every": 2},
         "evaluate": {"examples": write_pairs(folder / "held_out.jsonl", num_rows=40, seed=1), "every": 3},
+        "cluster": ONE_THREAD,
     }
     return {name: base.get(name, {}) | changes.get(name, {}) for name in {**base, **changes}}
 

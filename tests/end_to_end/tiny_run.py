@@ -7,6 +7,8 @@ from typing import Any
 from tests.tiny import write_tiny_model
 
 NUM_ROWS = 24
+ONE_THREAD = {"cpus_per_learner_rank": 1}
+"""As in the rest of the tests, of which others run at the same time."""
 LONG_STEPS = 40
 SAVE_EVERY = 5
 """Steps between two checkpoints of `long_run_sections`."""
@@ -44,6 +46,7 @@ def run_sections(task: Path, **changes: dict[str, Any]) -> dict[str, dict[str, A
         "reward": {"services": [{"name": f"{task / 'digit_share.py'}:score"}]},
         "learner": {"algorithm": "ppo", "lr": 3e-3, "critic_lr": 3e-3, "num_minibatches": 2},
         "train": {"num_steps": 6, "prompts_per_step": 4, "checkpoint_every": 2},
+        "cluster": ONE_THREAD,
     }
     return {name: sections.get(name, {}) | changes.get(name, {}) for name in {**sections, **changes}}
 
