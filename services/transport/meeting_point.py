@@ -1,20 +1,26 @@
 """Where sender and receivers of a broadcast meet: a key-value store at the learner, which passes requests and seats.
 
 It must not know groups or weights; only text of `rounds` passes. Invariants: the store listens on the one address that
-it was given; each wait has a deadline. Its calls may block when the other side is frozen, so a receiver bounds them.
+it was given; no request waits for another one, which its receiver may have died over; each wait has a deadline. Its
+calls may block when the other side is frozen, so a receiver bounds them.
 """
 
 import json
+import logging
 import socket
+import time
 from dataclasses import asdict
 from datetime import timedelta
 
+from pydantic import TypeAdapter
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # it is exported, but not to type checkers
 
 from services.transport.rounds import Ask, Seat
 
 _ASKS = "asks"
 _STORE_TIMEOUT_S = 30.0
+_ASK = TypeAdapter(Ask)
+_log = logging.getLogger(__name__)
 
 
 class Host:
@@ -22,9 +28,10 @@ class Host:
 
     Args:
         host: the address to listen on, at a port that the system chooses.
+        unfinished_s: seconds until a ticket that was drawn, and for which no request came, is given up.
     """
 
-    def __init__(self, host: str) -> None:
+    def __init__(self, host: str, *, unfinished_s: float = _STORE_TIMEOUT_S) -> None:
         listener = socket.create_server((host, 0))
         self.address = (host, int(listener.getsockname()[1]))
         # Only the store without libuv takes a socket that is already bound; by itself it binds every interface.
@@ -37,20 +44,28 @@ class Host:
             master_listen_fd=listener.detach(),
             use_libuv=False,
         )
-        self._num_read = 0
+        self._unfinished_s = unfinished_s
+        self._num_drawn = 0
+        self._unread: dict[int, float] = {}
 
     def new_asks(self) -> list[Ask]:
-        """The requests that came since the last call; does not wait."""
-        asks = []
-        while self._store.check([_ask_key(self._num_read)]):
-            text = self._store.get(_ask_key(self._num_read))
-            self._store.delete_key(_ask_key(self._num_read))
-            asks.append(Ask(ticket=self._num_read, **json.loads(text)))
-            self._num_read += 1
-        return asks
+        """The requests that came since the last call, by ticket; does not wait, and leaves out what is no request."""
+        now = time.monotonic()
+        drawn = range(self._num_drawn, self._store.add(_ASKS, 0))
+        self._num_drawn = drawn.stop
+        self._unread |= dict.fromkeys(drawn, now + self._unfinished_s)
+        come = [ticket for ticket in self._unread if self._store.check([_ask_key(ticket)])]
+        texts = {ticket: self._take(_ask_key(ticket)) for ticket in come}
+        self._unread = {ticket: end for ticket, end in self._unread.items() if ticket not in texts and end > now}
+        return [ask for ticket, text in texts.items() if (ask := _parsed(ticket, text)) is not None]
 
     def answer(self, ticket: int, seat: Seat) -> None:
         self._store.set(_seat_key(ticket), json.dumps(asdict(seat)))
+
+    def _take(self, key: str) -> bytes:
+        value: bytes = self._store.get(key)
+        self._store.delete_key(key)
+        return value
 
 
 class Guest:
@@ -70,6 +85,14 @@ class Guest:
         seat = Seat(**json.loads(self._store.get(_seat_key(ticket))))
         self._store.delete_key(_seat_key(ticket))
         return seat
+
+
+def _parsed(ticket: int, text: bytes) -> Ask | None:
+    try:
+        return _ASK.validate_python({**json.loads(text), "ticket": ticket})
+    except (TypeError, ValueError) as error:
+        _log.warning("request %d of the weight broadcast is left out: %r is none (%s)", ticket, text[:200], error)
+        return None
 
 
 def _ask_key(ticket: int) -> str:
