@@ -79,7 +79,8 @@ def read_canary(folder: Path) -> tuple[CanarySample, ...]:
     """
     path = folder / CANARY_FILE
     try:
-        return tuple(CanarySample.model_validate_json(line) for line in path.read_text().splitlines())
+        # As bytes: in text, characters that JSON leaves as they are would end a line as well, such as U+2028.
+        return tuple(CanarySample.model_validate_json(line) for line in path.read_bytes().splitlines())
     except FileNotFoundError:
         return ()
     except ValidationError as error:
@@ -88,7 +89,8 @@ def read_canary(folder: Path) -> tuple[CanarySample, ...]:
 
 def write_canary(folder: Path, samples: Iterable[CanarySample]) -> None:
     """Write the canary beside the model in `folder`."""
-    (folder / CANARY_FILE).write_text("".join(f"{sample.model_dump_json()}\n" for sample in samples))
+    lines = "".join(f"{sample.model_dump_json()}\n" for sample in samples)
+    (folder / CANARY_FILE).write_text(lines, encoding="utf-8")
 
 
 def write_card(folder: Path, card: RewardModelCard) -> None:
