@@ -72,9 +72,9 @@ class RolloutConfig(Section):
     """Most groups that one worker holds; more wait for whoever has room first. By default a quarter more than what
     max_concurrent_sequences lets it sample at once."""
     health_interval_s: float = Field(default=2.0, gt=0)
-    """Pause after each probe that a worker answered, in seconds; a probe is one generated token."""
+    """Pause after each probe that a worker answered, in seconds; a probe is a step of a busy engine, or a token."""
     health_timeout_s: float = Field(default=5.0, gt=0)
-    """Longest wait for that token, in seconds; more than the longest step or load of the engine."""
+    """Longest wait for that step, in seconds; more than the longest step or load of the engine."""
     max_missed_probes: int = Field(default=3, ge=1)
     """Probes missed in a row after which a worker is killed and replaced."""
     max_restarts: int = Field(default=10, ge=0)

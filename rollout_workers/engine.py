@@ -12,7 +12,8 @@ from __future__ import annotations
 import copy
 import time
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ from services.transport.device_weights import Pull
 
 _FIRST = -1
 """Priority of canaries; everything else has 0."""
+_CANARY_SLOTS = 1
+"""Sequences that vLLM has room for beside all completions: priority takes no slot from one that runs."""
 _FINISH_REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 """vLLM's other reasons are failures of its own, and end the engine."""
 
@@ -195,7 +198,10 @@ class Engine:
                 self.asleep = False
 
     def prompt_logprobs(self, sequences: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Logprobs (T - 1,) of tokens 1 … T-1 of each sequence. What ends meanwhile is held for the next `step`."""
+        """Logprobs (T - 1,) of tokens 1 … T-1 of each sequence. What ends meanwhile is held for the next `step`.
+
+        No completion has to end for it, also where as many run as may.
+        """
         orders = []
         for sequence in sequences:
             self._num_canaries += 1
@@ -210,13 +216,24 @@ class Engine:
             )
             self._add(orders[-1], sequence, params, priority=_FIRST)
         found: dict[str, list[float]] = {}
-        while len(found) < len(orders):
-            for output in self._llm.step():
-                if output.request_id in orders:
-                    found[output.request_id] = output.prompt_logprobs.logprobs
-                else:
-                    self._held.append(self._completion(output))
+        with self._canary_slots():
+            while len(found) < len(orders):
+                for output in self._llm.step():
+                    if output.request_id in orders:
+                        found[output.request_id] = output.prompt_logprobs.logprobs
+                    else:
+                        self._held.append(self._completion(output))
         return [found[order] for order in orders]
+
+    @contextmanager
+    def _canary_slots(self) -> Iterator[None]:
+        """Let more sequences run: canaries, as they go before completions that wait."""
+        scheduler = self._llm.engine_core.engine_core.scheduler
+        scheduler.max_num_active_reqs += _CANARY_SLOTS
+        try:
+            yield
+        finally:
+            scheduler.max_num_active_reqs -= _CANARY_SLOTS
 
     def close(self) -> None:
         """Free the model and its memory."""
@@ -292,7 +309,8 @@ def engine_arguments(model: ModelConfig, rollout: RolloutConfig) -> dict[str, An
         "enable_sleep_mode": rollout.colocate and not on_cpu,
         "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30) if on_cpu else None,
         "gpu_memory_utilization": rollout.gpu_memory_utilization,
-        "max_num_seqs": rollout.max_concurrent_sequences,
+        "max_num_seqs": rollout.max_concurrent_sequences + _CANARY_SLOTS,
+        "max_num_active_seqs": rollout.max_concurrent_sequences,
         "max_num_batched_tokens": rollout.max_batched_tokens,
         # On a CPU vLLM cannot take back the draw of a seeded sequence whose prompt came in two pieces, and dies of it.
         "enable_chunked_prefill": False if on_cpu else None,

@@ -30,7 +30,7 @@ class Worker(Protocol):
         ...
 
     async def health(self) -> int:
-        """Generate one token, and return the policy version. Raises `WorkerLost`."""
+        """Show that sampling goes on, and return the policy version. Raises `WorkerLost`."""
         ...
 
 

@@ -103,9 +103,12 @@ class RolloutWorker:
             raise
 
     async def health(self) -> int:
-        """Generate one token, and return the policy version; raises `DeadlineExceeded` or `WorkerLost`."""
+        """Have the engine show that it goes on, and return the policy version.
+
+        Raises `DeadlineExceeded` or `WorkerLost`.
+        """
         async with self._deadline("one token", self._rollout.health_timeout_s, "replace this worker"):
-            return await asyncio.wrap_future(self._engine.call(_generate_one_token))
+            return await asyncio.wrap_future(self._engine.call(_show_progress))
 
     async def sleep(self) -> None:
         """Give up the GPU's memory, for a learner on the same GPU; groups under way wait. Loading weights wakes it up.
@@ -183,7 +186,8 @@ class RolloutWorker:
             ) from error
 
 
-def _generate_one_token(engine: Engine) -> int:
-    if not engine.asleep:  # Then it is as well as its thread, which runs this.
+def _show_progress(engine: Engine) -> int:
+    """A token where nothing is sampled. Elsewhere a step has ended, or the engine's thread would not run this."""
+    if not engine.busy and not engine.asleep:
         engine.prompt_logprobs([[0, 0]])
     return engine.version

@@ -47,6 +47,25 @@ class WorkerHost:
         """Have the engine alone stand still; returns at once, as the process goes on."""
         self._workers[name]._engine.call(lambda engine: time.sleep(seconds))
 
+    async def call_while_full(
+        self, name: str, requests: Sequence[SampleRequest], num_slots: int, method: str, arguments: Sequence[object]
+    ) -> tuple[object, int, int]:
+        """Call once so many completions run; what came back, how many requests had ended then, how many run."""
+        worker = self._workers[name]
+        tasks = [asyncio.create_task(worker.sample(request)) for request in requests]
+        try:
+            async with asyncio.timeout(20):
+                while await asyncio.wrap_future(worker._engine.call(_num_running)) < num_slots:
+                    pass  # The engine takes the next step.
+            answer = await getattr(worker, method)(*arguments)
+            await worker.health()  # By its end all completions are delivered that ended before the call did.
+            num_ended = sum(task.done() for task in tasks)
+            return answer, num_ended, await asyncio.wrap_future(worker._engine.call(_num_running))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
     async def load_with_stale_head(self, model: ModelConfig, publication: Publication) -> None:
         from rollout_workers.engine import Engine
 
@@ -69,6 +88,10 @@ class WorkerHost:
         with suppress(CanaryMismatch):
             await worker.load_weights(publication)
         return await asyncio.gather(*tasks[:-1], return_exceptions=True)
+
+
+def _num_running(engine: Any) -> int:  # Any: vLLM's inside
+    return len(engine._llm.engine_core.engine_core.scheduler.running)
 
 
 @dataclass(frozen=True)
