@@ -249,12 +249,14 @@ class Engine:
         for span in sampled.weight_versions:
             versions.extend([int(span.version)] * (span.end - span.start))
         reason = _FINISH_REASONS[sampled.finish_reason]
+        # With stop texts there is a text, which is empty as well where nothing stood before the one that came.
+        has_text = bool(sampled.text) or isinstance(sampled.stop_reason, str)
         return Completion(
             order=output.request_id,
             token_ids=array("i", sampled.token_ids),
             logprobs=array("f", sampled.logprobs.logprobs),
             policy_versions=versions,
-            text=sampled.text or self._decode(sampled.token_ids, ended_by_token=reason == "stop"),
+            text=sampled.text if has_text else self._decode(sampled.token_ids, ended_by_token=reason == "stop"),
             finish_reason=reason,
         )
 

@@ -148,6 +148,15 @@ async def test_a_stop_text_ends_a_completion_and_is_cut_from_its_text_but_not_fr
     assert stopped.token_ids == whole.token_ids[: len(stopped.token_ids)]
 
 
+async def test_a_completion_that_is_nothing_but_a_stop_text_is_empty(serving: HostedWorker) -> None:
+    index, whole = await longest(serving)
+    stop = whole.completion[:2]
+
+    stopped = (await serving.sample(order(num_samples=16, stop=(stop,)))).rollouts[index]
+
+    assert (stopped.completion, stopped.num_completion_tokens) == ("", 2)
+
+
 async def test_a_stop_token_ends_a_completion_and_is_no_part_of_its_text(serving: HostedWorker) -> None:
     index, whole = await longest(serving)
     stop = whole.token_ids[whole.num_prompt_tokens + 6]
