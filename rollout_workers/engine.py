@@ -303,6 +303,8 @@ def engine_arguments(model: ModelConfig, rollout: RolloutConfig) -> dict[str, An
         "model": model.path,
         "revision": model.revision,
         "tokenizer": model.tokenizer,
+        # Else vLLM would look for the model's revision in the tokenizer's repository; this is the hub's default branch.
+        "tokenizer_revision": "main" if model.tokenizer else model.revision,
         "dtype": model.dtype,
         "trust_remote_code": model.trust_remote_code,
         "max_model_len": model.max_length,

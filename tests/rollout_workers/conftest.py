@@ -43,6 +43,15 @@ class WorkerHost:
     async def call(self, name: str, method: str, arguments: Sequence[object]) -> object:
         return await getattr(self._workers[name], method)(*arguments)
 
+    async def tokenizer_revision(self, model: ModelConfig) -> str | None:
+        """Of its tokenizer's repository, as vLLM would ask for it."""
+        from vllm import EngineArgs
+
+        from rollout_workers.engine import engine_arguments
+
+        revision: str | None = EngineArgs(**engine_arguments(model, ROLLOUT)).create_model_config().tokenizer_revision
+        return revision
+
     async def hang(self, name: str, seconds: float) -> None:
         """Have the engine alone stand still; returns at once, as the process goes on."""
         self._workers[name]._engine.call(lambda engine: time.sleep(seconds))
