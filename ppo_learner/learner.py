@@ -60,6 +60,7 @@ class LearnerRank:
         seed: orders the mini-batches.
         temperature: the sampling temperature; trained logprobs are those of the distribution sampled.
         total_steps: learner steps of the whole run, for the learning rate's schedule.
+        weights_folder: where a transport of files puts them; by default in the memory of rank 0's machine.
         canary_sequences: token ids by which workers verify new weights; a few fixed ones by default.
 
     Raises:
@@ -80,6 +81,7 @@ class LearnerRank:
         seed: int,
         temperature: float,
         total_steps: int,
+        weights_folder: Path | None = None,
         canary_sequences: tuple[array[int], ...] | None = None,
     ) -> None:
         if temperature <= 0:
@@ -98,7 +100,7 @@ class LearnerRank:
         )
         with ExitStack() as on_failure:
             on_failure.callback(leave)
-            self._transport = make_transport(transport, self._ranks, host=master_address)
+            self._transport = make_transport(transport, self._ranks, host=master_address, folder=weights_folder)
             seed_everything(seed)
             self._networks = Networks(learner, model, self._ranks, temperature=temperature)
             on_failure.pop_all()

@@ -39,11 +39,14 @@ AVERAGED = "_ema"
 """What stands behind the name of an export of averaged weights."""
 
 
-def make_transport(name: str, ranks: Ranks, *, host: str) -> WeightTransport | DeviceSender | None:
+def make_transport(
+    name: str, ranks: Ranks, *, host: str, folder: Path | None = None
+) -> WeightTransport | DeviceSender | None:
     """The transport that rank 0 publishes through, and no other rank.
 
     Args:
         host: an address at which workers reach rank 0's machine.
+        folder: where a transport of files puts them; by default in that machine's memory.
 
     Raises:
         UserError: a name there is not, or a transport that needs a GPU where there is none.
@@ -52,7 +55,7 @@ def make_transport(name: str, ranks: Ranks, *, host: str) -> WeightTransport | D
         raise UserError(f"weights.transport {name!r} does not exist; choose one of {', '.join(transport_names())}")
     if not ranks.is_first:
         return None
-    return TRANSPORTS[name]() if name in TRANSPORTS else DEVICE_TRANSPORTS[name].sender(ranks.device, host)
+    return TRANSPORTS[name](folder) if name in TRANSPORTS else DEVICE_TRANSPORTS[name].sender(ranks.device, host)
 
 
 def publish_policy(

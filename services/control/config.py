@@ -172,8 +172,11 @@ class WeightsConfig(Section):
     """How new weights reach the rollout workers."""
 
     transport: str = "shared_memory"
-    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes), disk (a shared folder), nccl (from
-    GPU to GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
+    """Name of a weight transport: shared_memory (Ray's object store; crosses nodes), disk (files, see folder), nccl
+    (from GPU to GPU), or ipc (learner and worker on one GPU, see rollout.colocate)."""
+    folder: Path | None = None
+    """Folder of the disk transport, by an absolute path that the machines of learner and workers share; None takes the
+    memory of one machine, /dev/shm."""
 
 
 class SettingsRoot(BaseSettings):

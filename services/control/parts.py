@@ -191,6 +191,7 @@ async def spawn_learner(
             max_staleness=config.train.max_staleness, max_completion_tokens=config.rollout.max_completion_tokens
         ),
         transport=config.weights.transport,
+        weights_folder=config.weights.folder,
         temperature=config.rollout.temperature,
         generation=generation,
         before_step=before_step,

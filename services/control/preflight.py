@@ -244,6 +244,11 @@ def _check_transport(config: RunConfig) -> None:
     name = config.weights.transport
     if name not in transport_names():
         raise UserError(f"weights.transport is {name!r}; there are {', '.join(transport_names())}")
+    if config.weights.folder is not None and (name != "disk" or not config.weights.folder.is_absolute()):
+        raise UserError(
+            f"weights.folder is {config.weights.folder}, and weights.transport {name}; it is of the transport disk "
+            "alone, and an absolute path: set weights.transport to disk, or leave it out"
+        )
     on_gpus = config.rollout.gpus_per_worker, config.cluster.gpus_per_learner_rank
     if name in DEVICE_TRANSPORTS and not all(on_gpus):
         raise UserError(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 from services.contracts.errors import UserError
 from services.contracts.interfaces import WeightTransport
@@ -79,19 +80,25 @@ DEVICE_TRANSPORTS: dict[str, DeviceTransport] = {
 }
 
 
-def _shared_memory() -> WeightTransport:
+class TransportMaker(Protocol):
+    """Makes one side of a transport through host memory, or through `folder` where it is one of files."""
+
+    def __call__(self, folder: Path | None = None) -> WeightTransport: ...
+
+
+def _shared_memory(folder: Path | None = None) -> WeightTransport:
     from services.transport.shared_memory_weights import SharedMemoryWeights  # Ray, which the disk does without
 
     return SharedMemoryWeights()
 
 
-def _disk() -> WeightTransport:
+def _disk(folder: Path | None = None) -> WeightTransport:
     from services.transport.disk_weights import DiskWeights
 
-    return DiskWeights()
+    return DiskWeights(folder)
 
 
-TRANSPORTS: dict[str, Callable[[], WeightTransport]] = {
+TRANSPORTS: dict[str, TransportMaker] = {
     "shared_memory": _shared_memory,
     "disk": _disk,
 }

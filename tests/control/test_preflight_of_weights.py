@@ -35,6 +35,12 @@ REFUSED = [
     ("ipc", ON_GPUS, r"needs learner and worker on one GPU, and rollout\.colocate is false"),
     ("nccl", COLOCATED, r"NCCL takes one process of each GPU; set weights\.transport to ipc or shared_memory"),
     ("ipc", COLOCATED | {"learner": {"num_ranks": 2}}, r"learner\.num_ranks is 2; set it to 1"),
+    (
+        "nccl",
+        ON_GPUS | {"weights": {"transport": "nccl", "folder": "/shared"}},
+        r"folder is /shared, and .* nccl; .* of the transport disk",
+    ),
+    ("disk", {"weights": {"transport": "disk", "folder": "shared"}}, r"weights\.folder is shared, .* an absolute path"),
     ("disk", COLOCATED | {"cluster": {}}, r"cluster\.gpus_per_learner_rank is 0; set it to 1"),
 ]
 

@@ -60,6 +60,13 @@ def test_an_older_publication_stays_readable_beside_the_next(tiny_model: Path) -
     rank.close()
 
 
+def test_files_of_weights_lie_in_the_folder_that_was_asked_for(tiny_model: Path, tmp_path: Path) -> None:
+    rank = start_rank(LearnerConfig(algorithm="grpo"), tiny_model, weights_folder=tmp_path)
+    publication = rank.publish(0)
+    assert publication and all(tmp_path in Path(str(location)).parents for location in publication.locations)
+    rank.close()
+
+
 @pytest.mark.parametrize("model", ["tiny_model", "untied_model"])
 def test_an_export_loads_in_transformers_with_equal_logits(
     model: str, tmp_path: Path, request: pytest.FixtureRequest

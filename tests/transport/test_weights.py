@@ -176,9 +176,49 @@ def test_the_disk_transport_shows_a_version_whole_or_not_at_all(tmp_path: Path) 
     for _ in range(3):
         transport.publish(manifest, buckets)
 
-    folders = list(tmp_path.iterdir())
+    folders = [path for path in tmp_path.glob("*/*") if path.is_dir()]
     assert len(folders) == 2
     assert all(len(list(folder.iterdir())) == len(buckets) for folder in folders)
+
+
+PUBLISHER = """
+import sys, time
+from array import array
+from pathlib import Path
+from services.contracts.records import Canary
+from services.transport.disk_weights import DiskWeights
+from services.transport.weights import pack
+canary = Canary(sequences=(), logprobs=(), tolerance=1.0)
+weights = DiskWeights(Path(sys.argv[1]))
+weights.publish(*pack([], version=1, dtype="float32", canary=canary))
+print("published", flush=True)
+time.sleep(60)
+"""
+
+
+def publishes(folder: Path) -> set[Path]:
+    """What is there once a new publisher has begun, and has ended again."""
+    transport = DiskWeights(folder)
+    transport.publish(*pack(tensors(1), version=1, dtype="float32", canary=CANARY))
+    del transport
+    return set(folder.iterdir())
+
+
+def test_the_next_publisher_removes_what_a_killed_one_left_behind_and_leaves_a_living_ones_alone(
+    tmp_path: Path,
+) -> None:
+    command = [sys.executable, "-c", PUBLISHER, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as publisher:
+        try:
+            assert publisher.stdout is not None
+            assert publisher.stdout.readline() == "published\n"
+            (folder,) = tmp_path.iterdir()
+
+            assert publishes(tmp_path) == {folder}
+        finally:
+            publisher.kill()
+    assert list(tmp_path.iterdir()) == [folder]
+    assert publishes(tmp_path) == set()
 
 
 def test_weights_that_never_appear_end_in_a_deadline(tmp_path: Path) -> None:
