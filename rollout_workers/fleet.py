@@ -9,6 +9,7 @@ ends when none is left.
 import asyncio
 import logging
 from collections.abc import Coroutine
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 from rollout_workers.config import RolloutConfig
@@ -67,6 +68,7 @@ class Fleet:
         launcher: starts their processes.
         config: bounds, probes and budget.
         watcher: is told who comes and goes.
+        gpu: where workers share one with a learner, who holds this lock while it trains; a worker that comes up does.
 
     Attributes:
         pool: where the workers serve.
@@ -75,12 +77,19 @@ class Fleet:
     """
 
     def __init__(
-        self, pool: RolloutPool, launcher: Launcher, config: RolloutConfig, *, watcher: FleetWatcher | None = None
+        self,
+        pool: RolloutPool,
+        launcher: Launcher,
+        config: RolloutConfig,
+        *,
+        watcher: FleetWatcher | None = None,
+        gpu: asyncio.Lock | None = None,
     ) -> None:
         self.pool = pool
         self._launcher = launcher
         self._config = config
         self._watcher = watcher
+        self._gpu = gpu
         self._workers: dict[int, LaunchedWorker] = {}
         self._phases: dict[int, WorkerPhase] = {}
         self._starts: dict[int, asyncio.Task[None]] = {}
@@ -168,11 +177,12 @@ class Fleet:
             self._retire(number)
 
     async def _bring_up(self, number: int) -> None:
-        worker = self._workers[number] = await self._launcher.launch(number)
-        self._phases[number] = "loading"
-        if self._watcher is not None:
-            self._watcher.on_joined(number, worker)
-        await self.pool.add(number, worker)
+        async with self._gpu or nullcontext():
+            worker = self._workers[number] = await self._launcher.launch(number)
+            self._phases[number] = "loading"
+            if self._watcher is not None:
+                self._watcher.on_joined(number, worker)
+            await self.pool.add(number, worker)
         self._phases[number] = "serving"
         self._budget.came_up()
         self.trouble = ""

@@ -7,7 +7,8 @@ for it for ever: with that rank's own error, or as `LearnerLost` when it died or
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ class LearnerGroup:
         timeout_s: deadline of each call.
         pulse_timeout_s: longest silence of a rank's process during a call.
         generation: how often the learner was started anew from a checkpoint; goes into what it publishes.
-        before_step: awaited before each step; frees a GPU that others share.
+        around_step: entered for each step; frees a GPU that others share, for as long.
         seen_within_s: how long what another machine wrote may take to appear on this one, as network storage is slow to
             look again.
     """
@@ -52,7 +53,7 @@ class LearnerGroup:
         timeout_s: float,
         pulse_timeout_s: float,
         generation: int = 0,
-        before_step: Callable[[], Awaitable[None]] | None = None,
+        around_step: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
         seen_within_s: float = 60.0,
     ) -> None:
         self._ranks = ranks
@@ -60,7 +61,7 @@ class LearnerGroup:
         self._timeout_s = timeout_s
         self._pulse_timeout_s = pulse_timeout_s
         self.generation = generation
-        self._before_step = before_step
+        self._around_step = around_step
         self._seen_within_s = seen_within_s
 
     async def ready(self) -> None:
@@ -70,10 +71,9 @@ class LearnerGroup:
     async def step(
         self, batch: Sequence[ScoredGroup] | Examples, demonstrations: WeightedDemonstrations | None = None
     ) -> LearnerReport:
-        if self._before_step is not None:
-            await self._before_step()
-        beside = () if demonstrations is None else (put(demonstrations),)
-        report: LearnerReport = await self._call("step", put(list(batch)), *beside)
+        async with self._around_step():
+            beside = () if demonstrations is None else (put(demonstrations),)
+            report: LearnerReport = await self._call("step", put(list(batch)), *beside)
         return report
 
     async def evaluate(self, examples: Examples) -> dict[str, float]:

@@ -4,16 +4,17 @@ It must not know the loop. Invariants: every part is ready when `start_parts` yi
 the way out, in whichever way that is; the parts start side by side, because each takes seconds.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from ppo_learner.optimizer_config import OptimizerConfig
 from reward_server.config import RewardConfig
 from rollout_workers.fleet import Fleet
 from rollout_workers.pool import RolloutPool
-from rollout_workers.sleeping import sleep_all
+from rollout_workers.sleeping import all_asleep
 from services.control.cluster import Cluster, Room
 from services.control.config import ClusterConfig, RunConfig, SupervisedRoot, TrainerRoot
 from services.control.host import Named
@@ -81,23 +82,25 @@ async def start_parts(config: RunConfig, events: RunEvents) -> AsyncIterator[Tra
         ranks = _learner_demands(config)
         cluster = stack.enter_context(_open_cluster(config, ranks))
         rooms = await cluster.reserve_together(ranks, timeout_s=config.cluster.start_timeout_s)
-        fleet = _fleet(cluster, config, events, transport=config.weights.transport)
+        gpu = asyncio.Lock() if config.rollout.colocate else None
+        fleet = _fleet(cluster, config, events, transport=config.weights.transport, gpu=gpu)
         stack.push_async_callback(fleet.stop)
-        free_gpu = _free_gpu(fleet.pool) if config.rollout.colocate else None
-        learner = await spawn_learner(cluster, rooms, config, before_step=free_gpu)
-        if free_gpu is None:
+        learners_turn = _learners_turn(fleet.pool, gpu)
+        learner = await spawn_learner(cluster, rooms, config, around_step=learners_turn)
+        if gpu is None:
             await all_or_cancel([fleet.start(config.rollout.num_workers), learner.ready()])
         else:
             # vLLM takes for its own what others allocate while it starts, so it starts alone, and then sleeps.
             await fleet.start(config.rollout.num_workers)
-            await learner.ready()
+            async with learners_turn():
+                await learner.ready()
 
         async def restart_learner(lost: LearnerGroup) -> LearnerGroup:
             await lost.kill(timeout_s=_KILL_TIMEOUT_S)
-            new = await spawn_learner(cluster, rooms, config, generation=lost.generation + 1, before_step=free_gpu)
-            if free_gpu is not None:
-                await free_gpu()
-            await new.ready()
+            generation = lost.generation + 1
+            new = await spawn_learner(cluster, rooms, config, generation=generation, around_step=learners_turn)
+            async with learners_turn():
+                await new.ready()
             return new
 
         yield TrainingParts(
@@ -179,7 +182,7 @@ async def spawn_learner(
     config: RunConfig,
     *,
     generation: int = 0,
-    before_step: Callable[[], Awaitable[None]] | None = None,
+    around_step: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
 ) -> LearnerGroup:
     """Start every rank, each in its room; after `LearnerGroup.kill` the same rooms take new ranks, with a new port."""
     return await _spawn_ranks(
@@ -194,7 +197,7 @@ async def spawn_learner(
         weights_folder=config.weights.folder,
         temperature=config.rollout.temperature,
         generation=generation,
-        before_step=before_step,
+        around_step=around_step,
     )
 
 
@@ -205,7 +208,7 @@ async def _spawn_ranks(
     config: TrainerRoot,
     *,
     generation: int = 0,
-    before_step: Callable[[], Awaitable[None]] | None = None,
+    around_step: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     **arguments: object,
 ) -> LearnerGroup:
     host, port = await cluster.address_for(rooms[0], timeout_s=config.cluster.start_timeout_s)
@@ -234,7 +237,7 @@ async def _spawn_ranks(
         timeout_s=config.train.step_timeout_s,
         pulse_timeout_s=config.train.pulse_timeout_s,
         generation=generation,
-        before_step=before_step,
+        around_step=around_step,
     )
 
 
@@ -273,15 +276,24 @@ def _open_cluster(config: RunConfig, ranks: Sequence[Demand]) -> Cluster:
     return Cluster(config.cluster, [*ranks, *_worker_demands(config)], spare=spare)
 
 
-def _fleet(cluster: Cluster, config: RunConfig, events: RunEvents | None, *, transport: str | None) -> Fleet:
+def _fleet(
+    cluster: Cluster,
+    config: RunConfig,
+    events: RunEvents | None,
+    *,
+    transport: str | None,
+    gpu: asyncio.Lock | None = None,
+) -> Fleet:
     pool = RolloutPool(
         max_outstanding=config.rollout.groups_at_once,
         max_attempts=config.rollout.max_losses_per_prompt,
         watcher=events,
     )
-    return Fleet(pool, RayLauncher(cluster, config, transport=transport), config.rollout, watcher=events)
+    return Fleet(pool, RayLauncher(cluster, config, transport=transport), config.rollout, watcher=events, gpu=gpu)
 
 
-def _free_gpu(pool: RolloutPool) -> Callable[[], Awaitable[None]]:
-    """What has the pool's workers sleep."""
-    return lambda: sleep_all(worker for worker in pool.workers if isinstance(worker, RemoteWorker))
+def _learners_turn(pool: RolloutPool, gpu: asyncio.Lock | None) -> Callable[[], AbstractAsyncContextManager[None]]:
+    """In which the pool's workers sleep and none starts, where they share a GPU with the learner."""
+    if gpu is None:
+        return nullcontext
+    return lambda: all_asleep(gpu, lambda: [one for one in pool.workers if isinstance(one, RemoteWorker)])

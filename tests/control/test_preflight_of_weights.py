@@ -1,5 +1,7 @@
 """Transports and colocation that cannot be, refused before anything starts; and what colocated processes ask for."""
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
@@ -80,10 +82,12 @@ def test_colocated_processes_ask_for_half_a_gpu_each_and_others_for_a_whole_one(
 
 
 async def test_a_step_does_not_begin_before_the_gpu_is_free() -> None:
-    async def nobody_sleeps() -> None:
+    @asynccontextmanager
+    async def nobody_sleeps() -> AsyncIterator[None]:
         raise DeadlineExceeded(waited_for="the engine to sleep", waited_s=1.0, advice="see its log")
+        yield
 
-    learner = LearnerGroup([], start_timeout_s=1.0, timeout_s=1.0, pulse_timeout_s=1.0, before_step=nobody_sleeps)
+    learner = LearnerGroup([], start_timeout_s=1.0, timeout_s=1.0, pulse_timeout_s=1.0, around_step=nobody_sleeps)
 
     with pytest.raises(DeadlineExceeded, match="the engine to sleep"):
         await learner.step([])

@@ -9,6 +9,7 @@ import pytest
 from rollout_workers.config import RolloutConfig
 from rollout_workers.fleet import Fleet, LaunchedWorker
 from rollout_workers.pool import RolloutPool
+from rollout_workers.sleeping import all_asleep
 from services.contracts.errors import DeadlineExceeded, TriremeError, UserError, WorkerLost
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, Sampling, SyncReceipt
 from tests.fakes import FakeLearner, FakeWorker, make_prompt
@@ -26,6 +27,7 @@ class Machine(FakeWorker):
         super().__init__(number)
         self.is_frozen = False
         self.was_stopped = False
+        self.is_asleep = False
 
     async def health(self) -> int:
         if self.is_frozen:
@@ -41,6 +43,9 @@ class Machine(FakeWorker):
         await asyncio.sleep(30.0)
         return await super().sample(request)
 
+    async def sleep(self) -> None:
+        self.is_asleep = True
+
     async def stop(self) -> None:
         self.was_stopped = True
 
@@ -48,7 +53,7 @@ class Machine(FakeWorker):
 class Setting:
     """A fleet whose launches fail as `errors` says, in order; it keeps what happened, and when."""
 
-    def __init__(self, **config: object) -> None:
+    def __init__(self, *, gpu: asyncio.Lock | None = None, **config: object) -> None:
         settings = {"num_workers": 1, "max_workers": 4, "max_restarts": 10} | config
         self.config = RolloutConfig.model_validate(settings)
         self.errors: list[TriremeError | None] = []
@@ -57,7 +62,7 @@ class Setting:
         self.launch_s: dict[int, float] = {}
         self.left: dict[int, str] = {}
         self.pool = RolloutPool()
-        self.fleet = Fleet(self.pool, self, self.config, watcher=self)
+        self.fleet = Fleet(self.pool, self, self.config, watcher=self, gpu=gpu)
 
     async def launch(self, number: int) -> Machine:
         self.launches.append(asyncio.get_running_loop().time())
@@ -107,6 +112,29 @@ def test_a_worker_that_misses_three_probes_is_ended_and_replaced_within_its_time
         await asyncio.sleep(LAUNCH_S + 1.0)
         assert setting.machines[0].was_stopped
         assert setting.phases == {1: "serving"}
+
+    play(setting, story)
+
+
+def test_where_a_gpu_is_shared_no_worker_starts_or_wakes_while_the_learner_trains() -> None:
+    gpu = asyncio.Lock()
+    setting = Setting(gpu=gpu)
+
+    async def story() -> None:
+        await setting.fleet.start(1)
+        await setting.pool.load_weights(await FakeLearner().publish(3))
+        async with all_asleep(gpu, lambda: [setting.machines[0]]):
+            setting.pool.lose(0, "it died")
+            await asyncio.sleep(60.0)
+            assert len(setting.launches) == 1
+        ended = asyncio.get_running_loop().time()
+        await asyncio.sleep(0.1)
+        assert setting.launches[1:] == [ended]
+
+        async with all_asleep(gpu, lambda: [setting.machines[1]]):
+            assert asyncio.get_running_loop().time() == ended + LAUNCH_S + 1.0
+            assert (setting.phases, setting.pool.version(1)) == ({1: "serving"}, 3)
+            assert setting.machines[1].is_asleep
 
     play(setting, story)
 
