@@ -8,7 +8,7 @@ B sequences, T tokens of the longest, A sampled tokens of the whole batch.
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from heapq import heappop, heappush
 from itertools import accumulate, pairwise
 from typing import Any
@@ -28,11 +28,13 @@ class Batch:
         token_ids: for each sequence (T,) token ids.
         positions: for each sequence, the positions of its sampled tokens, ascending.
         action_offsets: (B + 1,) where each sequence's part of a column begins.
+        learnt: (B,) False on sequences that no loss takes in, though they are evaluated and scored as all are.
     """
 
     token_ids: tuple[Tensor, ...]
     positions: tuple[Tensor, ...]
     action_offsets: Tensor
+    learnt: Tensor
 
     @property
     def lengths(self) -> list[int]:
@@ -46,6 +48,16 @@ class Batch:
     def counts(self) -> Tensor:
         """(B,) sampled tokens of each sequence."""
         return self.action_offsets.diff()
+
+    @property
+    def learnt_counts(self) -> Tensor:
+        """(B,) sampled tokens of each sequence that losses take in."""
+        return self.counts * self.learnt
+
+    @property
+    def learnt_actions(self) -> Tensor:
+        """(A,) True on the tokens of these."""
+        return torch.repeat_interleave(self.learnt, self.counts)
 
     def pad(self, column: Tensor) -> Tensor:
         """(A,) → (B, T): one row per sequence, sampled tokens only, zeros at the right."""
@@ -142,9 +154,14 @@ def rollouts_of(groups: Sequence[ScoredGroup]) -> list[Rollout]:
     return [rollout for scored in groups for rollout in scored.group.rollouts]
 
 
-def batch_rollouts(groups: Sequence[ScoredGroup]) -> Batch:
-    """The rollouts of all groups, in order."""
-    return _batch(rollouts_of(groups))
+def batch_rollouts(groups: Sequence[ScoredGroup], *, learnt: Tensor | None = None) -> Batch:
+    """The rollouts of all groups, in order.
+
+    Args:
+        learnt: (B,) False on those that no loss is to take in; all are learnt by default.
+    """
+    batch = _batch(rollouts_of(groups))
+    return batch if learnt is None else replace(batch, learnt=learnt)
 
 
 def batch_demonstrations(demonstrations: Sequence[Demonstration]) -> Batch:
@@ -307,7 +324,12 @@ def _batch(sequences: Sequence[Rollout] | Sequence[Demonstration]) -> Batch:
     token_ids = tuple(torch.from_numpy(np.array(s.token_ids, dtype=np.int64)) for s in sequences)
     positions = tuple(_trained_positions(s) for s in sequences)
     offsets = [0, *accumulate(len(p) for p in positions)]
-    return Batch(token_ids=token_ids, positions=positions, action_offsets=torch.tensor(offsets))
+    return Batch(
+        token_ids=token_ids,
+        positions=positions,
+        action_offsets=torch.tensor(offsets),
+        learnt=torch.ones(len(token_ids), dtype=torch.bool),
+    )
 
 
 def _trained_positions(sequence: Rollout | Demonstration) -> Tensor:

@@ -114,11 +114,11 @@ def make_experience(
     kl_penalty = _kl_penalty(batch, evaluation, config, kl_coefficient)
     episodes = _episodes(groups, batch, config, values=values, kl_penalty=kl_penalty)
     raw = ADVANTAGES[config.parts.advantage](episodes, config)
-    advantages = whiten(raw, episodes.mask) if config.whiten_advantages else raw
+    advantages = whiten(raw, episodes.mask & batch.learnt[:, None]) if config.whiten_advantages else raw
     returns = None if values is None else batch.unpad(raw + values)
     targets, old_values = returns, evaluation.values
     if values is not None and returns is not None and config.normalise_returns:
-        return_moments = return_moments.merged(returns)
+        return_moments = return_moments.merged(returns[batch.learnt_actions])
         targets, old_values = return_moments.normalise(returns), return_moments.normalise(batch.unpad(values))
     return Experience(
         batch=batch,

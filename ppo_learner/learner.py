@@ -35,7 +35,7 @@ from ppo_learner.metrics import (
 )
 from ppo_learner.mixing import learnt
 from ppo_learner.networks import Networks
-from ppo_learner.overlong import learnt_groups, overlong_metrics
+from ppo_learner.overlong import learnt_completions, overlong_metrics
 from ppo_learner.publishing import default_canary, export_network, make_transport, publish_policy
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.return_moments import ReturnMoments
@@ -123,7 +123,7 @@ class LearnerRank:
         rates = self._rates()
         beside = learnt(demonstrations, trained_policy=rates.train_policy)
         with clock.measure("batch"):
-            batch = _nonempty(batch_rollouts(learnt_groups(groups, self._config)))
+            batch = _nonempty(batch_rollouts(groups, learnt=learnt_completions(groups, self._config)))
         with clock.measure("evaluate"):
             evaluation = self._networks.evaluate(batch, logprobs=self._needs_logprobs(rates))
         with clock.measure("advantages"):
@@ -235,6 +235,8 @@ class LearnerRank:
 
 
 def _nonempty(batch: Batch) -> Batch:
-    if not batch.num_actions:
-        raise UserError(f"none of the step's {len(batch.lengths)} rollouts has a sampled token; look at the prompts")
+    if not batch.learnt_counts.any():
+        raise UserError(
+            f"none of the step's {len(batch.lengths)} rollouts has a sampled token to learn from; look at the prompts"
+        )
     return batch

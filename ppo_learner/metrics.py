@@ -78,17 +78,20 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
 
 
 def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, float]:
-    """Advantages, the critic's fit, the KL to the reference, and how far the sampler's logprobs are from the learner's.
+    """Of learnt tokens, advantages and the critic's fit; of all, the KL to the reference, and how far the sampler's
+    logprobs are from the learner's.
 
     Args:
         logprobs: (A,) the learner's, before the update.
     """
+    learnt = experience.batch.learnt_actions
+    advantages = experience.raw_advantages[learnt]
     gap = (logprobs - experience.behaviour_logprobs).abs()
     metrics = {
-        "advantage/mean": float(experience.raw_advantages.mean()),
-        "advantage/std": float(experience.raw_advantages.std(correction=0)),
-        "advantage/min": float(experience.raw_advantages.min()),
-        "advantage/max": float(experience.raw_advantages.max()),
+        "advantage/mean": float(advantages.mean()),
+        "advantage/std": float(advantages.std(correction=0)),
+        "advantage/min": float(advantages.min()),
+        "advantage/max": float(advantages.max()),
         "sampler_gap/mean": float(gap.mean()),
         "sampler_gap/max": float(gap.max()),
     }
@@ -96,12 +99,13 @@ def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, fl
         metrics["kl/reference"] = float(k3(logprobs, experience.reference_logprobs).mean())
         metrics["kl/completion"] = kl_per_completion(experience.batch, logprobs, experience.reference_logprobs)
     if experience.returns is not None and experience.values is not None:
-        residual = (experience.returns - experience.values).var(correction=0)
-        variance = experience.returns.var(correction=0)
+        returns, values = experience.returns[learnt], experience.values[learnt]
+        residual = (returns - values).var(correction=0)
+        variance = returns.var(correction=0)
         metrics["explained_variance"] = float(1 - residual / variance) if variance > 0 else 0.0
-        metrics["value/mean"] = float(experience.values.mean())
-        metrics["return/mean"] = float(experience.returns.mean())
-        metrics["return/std"] = float(experience.returns.std(correction=0))
+        metrics["value/mean"] = float(values.mean())
+        metrics["return/mean"] = float(returns.mean())
+        metrics["return/std"] = float(returns.std(correction=0))
     return metrics
 
 

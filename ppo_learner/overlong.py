@@ -4,9 +4,7 @@ It must not know networks. Invariant: a reward stays what the service said; what
 under a name of its own.
 """
 
-from array import array
 from collections.abc import Sequence
-from dataclasses import replace
 from statistics import fmean
 
 import torch
@@ -15,7 +13,7 @@ from torch import Tensor
 from ppo_learner.batching import rollouts_of
 from ppo_learner.overlong_config import OverlongConfig
 from services.contracts.errors import UserError
-from services.contracts.records import Rollout, ScoredGroup
+from services.contracts.records import ScoredGroup
 
 
 def overlong_penalties(lengths: Tensor, *, limit: int, tokens: int) -> Tensor:
@@ -45,21 +43,20 @@ def length_rewards(groups: Sequence[ScoredGroup], config: OverlongConfig) -> Ten
     )
 
 
-def learnt_groups(groups: Sequence[ScoredGroup], config: OverlongConfig) -> Sequence[ScoredGroup]:
-    """The groups with every token of truncated completions masked, where that is asked for.
+def learnt_completions(groups: Sequence[ScoredGroup], config: OverlongConfig) -> Tensor:
+    """(B,) False on completions that were cut at their limit, where the loss is to leave these out.
 
     Raises:
         UserError: nothing is left to learn from.
     """
-    if not config.mask_truncated:
-        return groups
     rollouts = rollouts_of(groups)
-    if all(rollout.finish_reason == "length" for rollout in rollouts):
+    learnt = torch.tensor([not config.mask_truncated or rollout.finish_reason != "length" for rollout in rollouts])
+    if not learnt.any():
         raise UserError(
             f"all {len(rollouts)} completions of the step were cut at their limit, and learner.mask_truncated "
             "learns from none of them; raise rollout.max_completion_tokens, or set it to false"
         )
-    return [replace(scored, group=replace(scored.group, rollouts=_masked(scored))) for scored in groups]
+    return learnt
 
 
 def overlong_metrics(groups: Sequence[ScoredGroup], config: OverlongConfig) -> dict[str, float]:
@@ -67,12 +64,3 @@ def overlong_metrics(groups: Sequence[ScoredGroup], config: OverlongConfig) -> d
     metrics = {"completion_tokens/truncated": fmean(r.finish_reason == "length" for r in rollouts_of(groups))}
     rewards = length_rewards(groups, config)
     return metrics if rewards is None else metrics | {"reward/overlong": float(rewards.mean())}
-
-
-def _masked(scored: ScoredGroup) -> tuple[Rollout, ...]:
-    return tuple(
-        replace(rollout, loss_mask=array("b", bytes(len(rollout.loss_mask))))
-        if rollout.finish_reason == "length"
-        else rollout
-        for rollout in scored.group.rollouts
-    )

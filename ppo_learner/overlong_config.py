@@ -21,8 +21,8 @@ class OverlongConfig(Section):
     overlong_limit: int | None = Field(default=None, ge=1)
     """That limit, in completion tokens; by default rollout.max_completion_tokens."""
     mask_truncated: bool = False
-    """Leave the tokens of completions that were cut at their limit out of the loss; their rewards still count in the
-    baselines of their groups."""
+    """Leave the tokens of completions that were cut at their limit out of the loss; their rewards, KL penalties and
+    lengths still count in the baselines of their groups."""
 
     def for_length(self, max_completion_tokens: int) -> Self:
         """These settings with the default of `overlong_limit` resolved. Raises ValueError where the range is wider."""

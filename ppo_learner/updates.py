@@ -168,10 +168,10 @@ class Updater:
         return sums / (total or 1.0)
 
     def _weight_column(self, batch: Batch, sequences: Tensor) -> Tensor:
-        """(A,) what each token of the chosen sequences counts."""
+        """(A,) what each token of the chosen sequences counts; nothing in one that is not learnt."""
         weights = torch.zeros(len(batch.token_ids), dtype=torch.float64)
-        weights[sequences] = AGGREGATIONS[self._config.loss_aggregation](batch.counts[sequences], self._config)
-        return torch.repeat_interleave(weights, batch.counts)
+        weights[sequences] = AGGREGATIONS[self._config.loss_aggregation](batch.learnt_counts[sequences], self._config)
+        return torch.repeat_interleave(weights * batch.learnt, batch.counts)
 
     def _micro_batches(self, batch: Batch, sequences: list[int]) -> list[list[int]]:
         """This rank's share of the chosen sequences."""

@@ -29,7 +29,12 @@ def columns_of(lengths: Sequence[int], **columns: Any) -> Experience:
     """Fresh tokens of sequences of these lengths; a column that is not given is 0, or None where it may be."""
     zeros = torch.zeros(sum(lengths), dtype=torch.float64)
     given: dict[str, Any] = {
-        "batch": Batch(token_ids=(), positions=(), action_offsets=torch.tensor([0, *accumulate(lengths)])),
+        "batch": Batch(
+            token_ids=(),
+            positions=(),
+            action_offsets=torch.tensor([0, *accumulate(lengths)]),
+            learnt=torch.ones(len(lengths), dtype=torch.bool),
+        ),
         "advantages": zeros,
         "raw_advantages": zeros,
         "behaviour_logprobs": zeros,

@@ -12,7 +12,7 @@ import torch
 from ppo_learner.batching import batch_rollouts
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Evaluation, make_experience
-from ppo_learner.overlong import learnt_groups, overlong_metrics, overlong_penalties
+from ppo_learner.overlong import learnt_completions, overlong_metrics, overlong_penalties
 from ppo_learner.return_moments import ReturnMoments
 from services.contracts.errors import UserError
 from services.contracts.records import ScoredGroup
@@ -31,11 +31,18 @@ def truncated(scored: ScoredGroup, *indices: int) -> ScoredGroup:
     return replace(scored, group=replace(scored.group, rollouts=tuple(rollouts)))
 
 
-def advantages(groups: list[ScoredGroup], **settings: Any) -> torch.Tensor:
-    config = LearnerConfig.model_validate({"algorithm": "grpo", **settings})
-    batch = batch_rollouts(learnt_groups(groups, config))
+def advantages(
+    groups: list[ScoredGroup], evaluation: Evaluation | None = None, *, kl_coefficient: float = 0.0, **settings: Any
+) -> torch.Tensor:
+    config = LearnerConfig.model_validate({"algorithm": "grpo", "kl_coefficient": kl_coefficient, **settings})
     experience = make_experience(
-        groups, batch, Evaluation(), config, version=0, kl_coefficient=0.0, return_moments=ReturnMoments()
+        groups,
+        batch_rollouts(groups, learnt=learnt_completions(groups, config)),
+        evaluation or Evaluation(),
+        config,
+        version=0,
+        kl_coefficient=kl_coefficient,
+        return_moments=ReturnMoments(),
     )
     return experience.advantages
 
@@ -67,12 +74,57 @@ def test_length_counts_in_the_advantage_and_leaves_the_reward_as_it_was() -> Non
 
 def test_a_truncated_completion_counts_in_the_baseline_and_not_in_the_loss() -> None:
     group = truncated(make_group([[0, 1, 1], [0, 1], [0, 1, 1, 1]], [1.0, 0.0, 0.0]), 2)
+    learnt = learnt_completions([group], LearnerConfig(mask_truncated=True))
+    assert learnt.tolist() == [True, True, False]
+    assert batch_rollouts([group], learnt=learnt).learnt_counts.tolist() == [2, 1, 0]
     kept = advantages([group], mask_truncated=True)
-    torch.testing.assert_close(kept, advantages([group])[:3])
+    torch.testing.assert_close(kept, advantages([group]))
     assert kept[0] > 0 > kept[2]
 
 
-def test_a_learner_step_is_that_without_the_masked_tokens(tiny_model: Path) -> None:
+def test_a_truncated_completion_pays_for_its_distance_from_the_reference_as_its_group_does() -> None:
+    group = truncated(make_group([[0, 1, 1]] * 4, [1.0] * 4), 3)
+    evaluation = Evaluation(logprobs=torch.zeros(8), reference_logprobs=torch.full((8,), -1.0))
+    # All earned the same and are as far from the reference.
+    assert not advantages([group], evaluation, kl_coefficient=0.1, mask_truncated=True).any()
+
+
+def test_a_truncated_solution_is_as_long_as_it_was_among_the_solutions_of_its_group() -> None:
+    masks = [[0, 1, 1], [0, 1, 1], [0, 1, 1, 1], [0] + [1] * 20, [0, 1]]
+    group = truncated(make_group(masks, [1.0, 1.0, 1.0, 1.0, 0.0]), 3)
+    found = advantages([group], length_penalty=0.5, mask_truncated=True)
+    torch.testing.assert_close(found, advantages([group], length_penalty=0.5))
+    assert found[0] > found[7]  # A token of the shortest solution, and one of the longest, which was cut.
+
+
+@pytest.mark.parametrize("placement", [{}, {"kl_placement": "loss", "kl_estimator": "k3"}], ids=["reward", "loss"])
+def test_the_kl_that_is_steered_is_that_of_truncated_completions_too(
+    placement: dict[str, str], tiny_model: Path
+) -> None:
+    measured = []
+    for masks in (False, True):
+        settings = {"algorithm": "grpo", "lr": 1e-2, "kl_coefficient": 0.1, "mask_truncated": masks, **placement}
+        rank = start_rank(LearnerConfig.model_validate(settings), tiny_model)
+        try:
+            rank.step(random_groups(0))
+            measured.append(rank.step([truncated(scored, 1) for scored in random_groups(1)]).metrics["kl/completion"])
+        finally:
+            rank.close()
+    assert measured[0] == pytest.approx(measured[1], rel=1e-3)
+    assert abs(measured[0]) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm": "grpo"},
+        {"algorithm": "grpo", "loss_aggregation": "sequence_mean", "num_minibatches": 2},
+        {"algorithm": "dr_grpo", "whiten_advantages": True},
+        {"algorithm": "ppo", "critic": "value_head", "normalise_returns": True},
+    ],
+    ids=["token_mean", "sequence_mean", "constant_length", "critic"],
+)
+def test_a_learner_step_is_that_without_the_masked_tokens(settings: dict[str, Any], tiny_model: Path) -> None:
     groups = [truncated(scored, 1) for scored in random_groups(0)]
     by_hand = []
     for scored in groups:
@@ -81,7 +133,7 @@ def test_a_learner_step_is_that_without_the_masked_tokens(tiny_model: Path) -> N
         by_hand.append(replace(scored, group=replace(scored.group, rollouts=tuple(rollouts))))
     outcomes = []
     for given, masks in ((groups, True), (by_hand, False), (groups, False)):
-        config = LearnerConfig.model_validate({"algorithm": "grpo", "lr": 1e-3, "mask_truncated": masks})
+        config = LearnerConfig.model_validate({"lr": 1e-3, "mask_truncated": masks, **settings})
         rank = start_rank(config, tiny_model)
         try:
             before = weights_of(rank)
