@@ -3,6 +3,7 @@
 It must not know models or ranks. Invariant: every estimator is 0 where the two logprobs are equal.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -38,12 +39,12 @@ def next_kl_coefficient(
     β ← β·(1 + clip(KL/target − 1, ±0.2)·n/horizon)
 
     Args:
-        kl: mean KL per completion of the last batch, in nats.
+        kl: mean KL per completion of the last batch, in nats; one that is not finite leaves the coefficient unchanged.
         target: where to steer it; None returns the coefficient unchanged.
         horizon: completions over which the coefficient responds.
         num_completions: n, the size of that batch.
     """
-    if target is None:
+    if target is None or not math.isfinite(kl):
         return coefficient
     error = min(max(kl / target - 1.0, -_LARGEST_ERROR), _LARGEST_ERROR)
     return max(coefficient * (1.0 + error * num_completions / horizon), 0.0)

@@ -76,3 +76,8 @@ def test_the_adaptive_coefficient_follows_the_kl_and_is_bounded() -> None:
 
 def test_a_fixed_coefficient_stays() -> None:
     assert next_kl_coefficient(0.3, kl=9.0, target=None, horizon=1, num_completions=64) == 0.3
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf, -math.inf])
+def test_a_kl_that_is_not_finite_leaves_the_adaptive_coefficient_as_it_was(kl: float) -> None:
+    assert next_kl_coefficient(0.3, kl=kl, target=6.0, horizon=1000, num_completions=64) == 0.3
