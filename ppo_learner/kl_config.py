@@ -14,7 +14,8 @@ class KlConfig(Section):
     """The KL penalty, and how its weight is steered."""
 
     kl_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of the KL penalty towards the initial policy; 0 loads no reference model."""
+    """Weight of the KL penalty towards the initial policy; 0 loads no reference model. With kl_target it is the first
+    one, and a resumed run goes on with what it was steered to."""
     kl_estimator: Literal["k1", "k2", "k3"] = "k1"
     """Estimator of that KL per token: k1 unbiased, k2 low variance and biased, k3 unbiased and never negative."""
     kl_placement: Literal["reward", "loss"] = "reward"

@@ -185,7 +185,8 @@ class LearnerRank:
         state = checkpoints.load_state(folder, self._ranks)
         self._networks.load(folder)
         self._step = state.step
-        self._kl_coefficient = state.kl_coefficient
+        if self._config.kl_target is not None and state.kl_coefficient > 0:  # Else nothing has steered it.
+            self._kl_coefficient = state.kl_coefficient
         self._return_moments = state.return_moments
         self._updater.skips.in_a_row = state.skipped_in_a_row
 

@@ -1,6 +1,7 @@
 """Checkpoints in another process, and checkpoints that must be refused."""
 
 import json
+import math
 import random
 import resource
 from pathlib import Path
@@ -41,6 +42,23 @@ def test_a_run_resumed_by_a_new_process_gives_the_same_weights_to_the_bit(tiny_m
     resumed = torch.load(tmp_path / "weights.pt")
     assert straight.keys() == resumed.keys()
     assert all(torch.equal(weight, resumed[name]) for name, weight in straight.items())
+
+
+@pytest.mark.parametrize(
+    ("saved", "kl_target", "resumed"),
+    [(0.1, None, 0.5), (0.0, None, 0.5), (0.1, 1.0, 0.1), (0.0, 1.0, 0.5), (math.nan, 1.0, 0.5)],
+)
+def test_a_resumed_run_has_the_coefficient_of_its_settings_unless_it_was_steered(
+    saved: float, kl_target: float | None, resumed: float, tiny_model: Path, tmp_path: Path
+) -> None:
+    rank = start_rank(LearnerConfig(algorithm="rloo", kl_coefficient=0.5, kl_target=kl_target), tiny_model)
+    try:
+        rank.save(tmp_path)
+        save_state(tmp_path, LearnerState(step=3, kl_coefficient=saved), ALONE)
+        rank.load(tmp_path)
+        assert rank.step(random_groups(0)).metrics["kl_coefficient"] == resumed
+    finally:
+        rank.close()
 
 
 def test_counters_and_random_states_come_back(tmp_path: Path) -> None:
