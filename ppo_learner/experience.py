@@ -118,8 +118,11 @@ def make_experience(
     returns = None if values is None else batch.unpad(raw + values)
     targets, old_values = returns, evaluation.values
     if values is not None and returns is not None and config.normalise_returns:
+        is_first = not return_moments.count
         return_moments = return_moments.merged(returns[batch.learnt_actions])
-        targets, old_values = return_moments.normalise(returns), return_moments.normalise(batch.unpad(values))
+        targets = return_moments.normalise(returns)
+        # A critic that no return gave a scale yet is not corrected to the new one: it goes on from what it said.
+        old_values = evaluation.values if is_first else return_moments.normalise(batch.unpad(values))
     return Experience(
         batch=batch,
         advantages=batch.unpad(advantages).float(),

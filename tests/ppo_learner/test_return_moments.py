@@ -124,6 +124,30 @@ def test_the_critic_s_numbers_become_rewards_before_advantages_and_its_targets_a
     torch.testing.assert_close(made.targets, after.normalise(made.returns))
 
 
+def test_the_first_old_values_are_what_the_untrained_critic_said() -> None:
+    groups = [make_group([[0, 1]] * 4, [2.0, 3.0, 4.0, 5.0])]
+    made = make_experience(
+        groups,
+        batch_rollouts(groups),
+        Evaluation(values=torch.zeros(4)),
+        LearnerConfig(normalise_returns=True, whiten_advantages=False),
+        version=0,
+        kl_coefficient=0.0,
+        return_moments=ReturnMoments(),
+    )
+    assert made.old_values is not None and made.targets is not None
+    assert made.old_values.tolist() == [0.0] * 4
+    # Mean 3.5, deviation √1.25: the targets lie on both sides, so no clip holds the critic back from its first step.
+    torch.testing.assert_close(made.targets, torch.tensor([-1.5, -0.5, 0.5, 1.5]) / 1.25**0.5)
+
+
+def test_nothing_clips_the_first_step_of_a_critic_on_its_own_scale(tiny_model: Path) -> None:
+    rank = start_rank(LearnerConfig(normalise_returns=True), tiny_model)
+    first = rank.step(random_groups(0)).metrics
+    rank.close()
+    assert first["value_clip_fraction"] == 0.0
+
+
 def test_the_loss_of_values_is_on_one_scale_whatever_that_of_the_rewards_is(tiny_model: Path) -> None:
     reports = []
     for scale in (1.0, 1000.0):
