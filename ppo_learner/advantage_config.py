@@ -41,7 +41,7 @@ class AdvantageConfig(AlgorithmConfig):
     """Divide GRPO's advantages by the group's standard deviation; off, hard and easy prompts weigh by their spread."""
     length_penalty: float = Field(default=0.0, ge=0)
     """How much solutions that are long for their group earn less: e^(-this · z) of their reward, with z the length less
-    the mean of the group's solutions, in deviations (GRPO-LEAD has 0.05); 0: nothing."""
+    the mean of the group's solutions, in deviations (GRPO-LEAD has 0.05); 0: nothing. Needs total_weight above 0."""
     difficulty_weighting: bool = False
     """Weigh advantages by how rare a success, or a failure, is among the completions of the prompt (GRPO-LEAD)."""
     solved_reward: float = 1.0

@@ -18,6 +18,9 @@ from ppo_learner.packing_config import PackingConfig
 from ppo_learner.policy_loss_config import PolicyLossConfig
 from ppo_learner.reward_weights_config import RewardWeightsConfig
 
+_OF_TOTALS = ("overlong_tokens", "length_penalty", "total_includes_steps")
+"""Settings that change completions' totals and nothing else."""
+
 
 class LearnerConfig(
     KlConfig,
@@ -43,6 +46,16 @@ class LearnerConfig(
         if self.loss_aggregation == "constant_length":
             resolved["loss_length"] = self.loss_length or max_completion_tokens
         return self.for_length(max_completion_tokens).model_copy(update=resolved)
+
+    @model_validator(mode="after")
+    def _totals_count_where_they_are_changed(self) -> Self:
+        for name in () if self.total_weight else _OF_TOTALS:
+            if self.differs(name):
+                raise ValueError(
+                    f"{name} {getattr(self, name)} has no effect with total_weight 0 (algorithm {self.algorithm}): it "
+                    "changes totals, and only steps count; remove it, or raise total_weight"
+                )
+        return self
 
     @model_validator(mode="after")
     def _kl_fits_steps(self) -> Self:

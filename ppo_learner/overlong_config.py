@@ -15,7 +15,7 @@ class OverlongConfig(Section):
 
     overlong_tokens: int | None = Field(default=None, ge=1)
     """Width, in tokens, of the range before the limit in which longer completions lose more and more reward, from
-    nothing to overlong_penalty at the limit itself; None takes nothing off."""
+    nothing to overlong_penalty at the limit itself; None takes nothing off. Needs total_weight above 0."""
     overlong_penalty: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """What a completion at the limit loses of its reward."""
     overlong_limit: int | None = Field(default=None, ge=1)

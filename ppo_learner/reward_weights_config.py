@@ -19,7 +19,8 @@ class RewardWeightsConfig(AlgorithmConfig):
     """Factor on the rewards of its steps, each of which stands on the step's last token; grpo_process has 1. Above 0
     the reward must give steps."""
     total_includes_steps: bool = False
-    """The total already contains the sum of the steps, which is then taken off it, so that nothing counts twice."""
+    """The total already contains the sum of the steps, which is then taken off it, so that nothing counts twice. Needs
+    total_weight above 0."""
 
     @property
     def uses_steps(self) -> bool:

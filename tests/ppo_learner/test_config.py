@@ -22,6 +22,15 @@ from ppo_learner.schedule import learning_rate_factor
         ({"algorithm": "grpo_process", "step_weight": 0}, "leaves nothing of grpo_process; use algorithm grpo"),
         ({"total_weight": 0}, "both 0, which leaves nothing to learn from"),
         ({"total_includes_steps": True}, "has no effect with step_weight 0"),
+        (
+            {"algorithm": "grpo_process", "overlong_tokens": 2, "overlong_limit": 4},
+            "overlong_tokens 2 has no effect with total_weight 0 .*grpo_process.* remove it, or raise total_weight",
+        ),
+        ({"algorithm": "grpo_process", "total_includes_steps": True}, "total_includes_steps True .* total_weight 0"),
+        (
+            {"algorithm": "grpo", "total_weight": 0, "step_weight": 1.0, "length_penalty": 0.1},
+            "length_penalty 0.1 has no effect with total_weight 0",
+        ),
         ({"step_weight": -1.0}, "greater than or equal to 0"),
         ({"algorithm": "grpo_process", "kl_coefficient": 0.1}, "kl_placement: loss with kl_estimator: k3"),
         ({"zero_stage": 4}, "less than or equal to 3"),
@@ -108,7 +117,7 @@ def test_a_setting_offers_what_its_dict_has(setting: str, names: dict[str, objec
     [
         {"importance_correction": "sequence_tis", "importance_cap": 4.0},
         {"whiten_advantages": False},
-        {"algorithm": "grpo_process", "total_weight": 0.5},
+        {"algorithm": "grpo_process", "total_weight": 0.5, "overlong_tokens": 2, "overlong_limit": 4},
     ],
 )
 def test_a_config_that_was_written_out_in_full_is_read_back(settings: dict[str, object]) -> None:

@@ -17,7 +17,7 @@ NAMES = [name for row in re.findall(r"^\| (`[^|]*) \|", DOC, re.MULTILINE) for n
 PATTERNS = [re.compile(re.sub(r"[A-Z]{2,}", r"[^/]+", name)) for name in NAMES]
 SETTINGS: list[dict[str, Any]] = [
     {"kl_coefficient": 0.1, "importance_correction": "token_tis"},
-    {"algorithm": "grpo_process", "overlong_tokens": 4, "overlong_limit": 24},
+    {"algorithm": "grpo_process", "total_weight": 0.5, "overlong_tokens": 4, "overlong_limit": 24},
 ]
 
 
