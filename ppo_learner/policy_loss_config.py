@@ -28,7 +28,7 @@ class PolicyLossConfig(AlgorithmConfig):
     """Parts into which each pass is split; each part is one optimizer step."""
     kl_stop: float | None = Field(default=None, gt=0)
     """KL to the policy that the ratio compares with, in nats per token, above which a step's further updates are left
-    out: a hard trust region. None: no update is."""
+    out, and the demonstrations that belong to them: a hard trust region. None: no update is."""
     loss_aggregation: Literal["token_mean", "sequence_mean", "constant_length"] = "token_mean"
     """Average of the loss over all trained tokens; or over each completion first, and then over completions; or sum
     over each completion's tokens divided by a constant, loss_length, and then the mean over completions."""

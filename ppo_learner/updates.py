@@ -83,7 +83,8 @@ class Updater:
         """All epochs over `experience`; the trace is of every rank.
 
         Args:
-            beside: demonstrations that the policy learns in the same updates, each in one of them.
+            beside: demonstrations that the policy learns in the same updates, each in one of them; those of an update
+                that is left out are not learnt.
 
         Raises:
             NonFiniteStep: too many updates in a row were skipped.

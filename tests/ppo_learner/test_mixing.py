@@ -170,6 +170,18 @@ def test_a_step_reports_loss_coefficient_and_tokens_of_its_demonstrations(tiny_m
     assert metrics["learner/tokens"] == sum(len(sequence.token_ids) for sequence in sequences)
 
 
+def test_updates_that_are_left_out_take_their_demonstrations_with_them(tiny_model: Path) -> None:
+    demonstrations = make_demonstrations(0, count=8)
+    rank = start(tiny_model, **ALONE, num_minibatches=4, kl_stop=1e-9)
+    metrics = rank.step(random_groups(0), weighted(demonstrations)).metrics
+    rank.close()
+    num_updates = 4 - int(metrics["updates_left_out"])
+    # The first update starts at the policy that the ratio compares with, so only a later one can find that it moved.
+    assert 2 <= num_updates < 4
+    learnt = [one for part in shares(demonstrations, 4)[:num_updates] for one in part]
+    assert metrics["demonstrations/tokens"] == sum(sum(one.loss_mask) for one in learnt)
+
+
 def test_a_model_that_knows_nothing_loses_the_logarithm_of_its_vocabulary(tmp_path: Path) -> None:
     model = write_tiny_model(tmp_path)
     network = AutoModelForCausalLM.from_pretrained(model)
