@@ -201,7 +201,7 @@ def load_network(
     quantised: bool = False,
     **changes: object,
 ) -> Any:  # Any: transformers
-    """Read a network of one of transformers' automatic classes.
+    """Read a network of one of transformers' automatic classes, into the memory of the CPU.
 
     Args:
         kind: name of the class.
@@ -223,7 +223,8 @@ def load_network(
     }
     numbers: dict[str, Any] = {"dtype": getattr(torch, model.dtype), "attn_implementation": learner.attention}
     if quantised:
-        numbers["quantization_config"] = quantisation(model.dtype)
+        # Left alone, transformers puts such a network on the GPU at once; `Engine` wants it on the CPU like any other.
+        numbers |= {"quantization_config": quantisation(model.dtype), "device_map": {"": "cpu"}}
     automatic = getattr(transformers, kind)
     try:
         config = transformers.AutoConfig.from_pretrained(path, **source, **changes)

@@ -23,6 +23,7 @@ from ppo_learner.interpolation import check_alike, write_between
 from ppo_learner.learner import LearnerRank
 from ppo_learner.lora import ADAPTER_FOLDER, add_adapters, is_adapter, merged, without_adapters
 from ppo_learner.lora_config import LoraConfig
+from ppo_learner.models import load_network
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.reward_config import RewardModelConfig
 from ppo_learner.reward_training import RewardModelTask
@@ -30,6 +31,7 @@ from ppo_learner.supervised_config import SupervisedConfig
 from rollout_workers.canary import check_canary
 from services.contracts.errors import CanaryMismatch, UserError
 from services.contracts.records import Canary
+from services.contracts.settings import ModelConfig
 from services.transport.transports import TRANSPORTS
 from services.transport.weights import unpack
 from tests.ppo_learner.builders import VOCABULARY, random_groups, start_rank, weights_of
@@ -267,6 +269,19 @@ def test_weights_of_4_bits_are_published_whole_and_pass_the_canary(
         resumed.step(random_groups(1))
         again = resumed.publish(2)
     assert again and again.manifest.canary == canary
+
+
+@pytest.mark.parametrize("kind", ["AutoModelForCausalLM", "AutoModel"])
+def test_a_network_in_4_bits_is_read_into_the_memory_of_the_cpu_where_there_is_a_gpu_too(
+    kind: str, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "current_device", lambda: 0)
+        config = LearnerConfig.model_validate(FOUR_BITS)
+        network = load_network(kind, str(tiny_model), ModelConfig(path=str(tiny_model)), config, quantised=True)
+    assert {weight.device.type for weight in network.parameters()} == {"cpu"}
+    assert torch.uint8 in {weight.dtype for weight in network.parameters()}
 
 
 def test_4_bits_are_refused_where_weights_would_be_cut_up_and_for_reward_models() -> None:
