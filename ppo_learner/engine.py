@@ -66,6 +66,8 @@ class Engine:
         self._max_gradient_norm = config.clipping
         self._ranks = ranks
         self._stage = _effective_stage(module, config.zero_stage)
+        # DeepSpeed starts these copies in `backward`, and waits for them in its own step alone.
+        self._copies_gradients = config.offload != "none" and ranks.device.type == "cuda"
         self._engine = _initialize(
             model=module,
             model_parameters=parameter_groups(module, groups or [list(module.parameters())], config),
@@ -107,6 +109,8 @@ class Engine:
     def update(self, *learning_rates: float) -> Update:
         """One optimizer step, with one learning rate for each of the groups."""
         set_learning_rates(self._engine.optimizer, learning_rates)
+        if self._copies_gradients:
+            torch.cuda.synchronize(self._ranks.device)  # Until then they may not have arrived, where norms are read.
         norms = gradient_norms(self.module, self._ranks, stage=self._stage)
         return replace(self._update(), norms=norms)
 

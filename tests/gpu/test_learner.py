@@ -1,5 +1,6 @@
 """A learner rank on a GPU: the same step at every ZeRO stage, resumed, and with less memory."""
 
+import math
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -72,6 +73,18 @@ def test_a_step_is_the_same_however_memory_is_saved(folder: Path, settings: dict
     _, saving = after_one_step(folder, **settings)
 
     assert same_update(before, plain, saving)
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2, 3])
+def test_gradient_norms_are_read_when_the_gradients_have_reached_the_machines_memory(
+    folder: Path, zero_stage: int
+) -> None:
+    rank = start(folder, zero_stage=zero_stage, offload="optimizer", num_minibatches=1)
+    reports = [rank.step(random_groups(step)).metrics for step in range(3)]
+    rank.close()
+    for metrics in reports:
+        parts = [norm for name, norm in metrics.items() if name.startswith("gradient_norm/policy/")]
+        assert math.hypot(*parts) == pytest.approx(metrics["gradient_norm/policy"], rel=1e-3)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 2, 3])
