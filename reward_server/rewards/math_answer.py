@@ -31,17 +31,27 @@ LATEX = re.compile(
 )
 BARE_NUMBER = re.compile(r"(?<![\w.,])(?:(?<![\d)])-)?\$?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?%?(?!\w)")
 
+# Words behind a number that change its value, or that lead on to another one.
+NOT_UNITS = (
+    "e|i|x|pi|sqrt|sin|cos|tan|log|ln|exp|times|hundred|thousand|million|billion|trillion|dozen|or|and|to|mod|am|pm"
+)
+DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d])|\d+(?:\.\d+)?|\.\d+)"
+UNIT = rf"(?!(?i:{NOT_UNITS})\b)(?:[A-Za-z]{{3,}}|cm|ft|hr|kg|km|lb|mg|mi|ml|mm|oz)\b(?:\^\{{?[23]\}}?)?"
 NUMBER = re.compile(
-    r"(?P<sign>[-+−]?)\s*(?:\\?[$£€])?\s*(?P<number>\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d])|\d+(?:\.\d+)?|\.\d+)"
-    r"(?:/(?P<divisor>\d+))?\s*(?P<percent>\\?%)?(?:\$?[\s.,;:!?)]+(?P<unit>[A-Za-z]+).*|\$?[\s.,;:!?)]*)",
-    re.DOTALL,
+    rf"(?P<sign>[-+−]?)\s*(?:\\?[$£€])?\s*(?P<number>{DIGITS})(?:/(?P<divisor>\d+))?\s*(?P<percent>\\?%)?"
+    rf"(?:\$?[\s.,;:!?)]+{UNIT}[^\d+*^=<>\\_−]*|\$?[\s.,;:!?)]*)",
+)
+NUMBER_IN_PROSE = re.compile(
+    rf"(?:\\?\$|\\\()?\s*(?P<alone>[-+−]?\s*(?:\\?[$£€])?{DIGITS}(?:/\d+)?\s*(?:\\?%)?)\s*(?:\$|\\\))?"
+    rf"(?:[.!?]\s+|[\s,;:]+)(?!(?i:{NOT_UNITS})\b)[^\W\d_]{{2,}}(?!\s*[-+*/^=<>\\])"
+)
+# Quantities in several units, and times of day: algebra would multiply their letters.
+READ_AS_TEXT = re.compile(
+    rf"(?:{DIGITS}\s*[A-Za-z]{{2,}}[\s.,]*(?:and\s+)?){{2,}}|\d{{1,2}}(?::\d\d)?\s*[ap]\.?\s?m\.?", re.IGNORECASE
 )
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 ASSIGNED = re.compile(r"[A-Za-z]\w*\s*=(?!=)\s*")
 SPACING = re.compile(r"\\[!,;]|\\ |\{(?=,\})|(?<=,)\}")
-NOT_UNITS = frozenset(
-    ("e", "i", "pi", "sqrt", "times", "hundred", "thousand", "million", "billion", "trillion", "dozen")
-)
 # Powers that computer algebra would work out until it is killed: no right answer looks like this unless word for word.
 EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*-?\d{4,}|(?:\^|\*\*)\s*(?:\{[^{}]*|\w\s*)(?:\^|\*\*)|\d\s*!")
 MAX_NUMBER_DIGITS = 100
@@ -66,7 +76,7 @@ class MathAnswer(RewardOptions):
             message = f"reference.{self.reference_field} is {wanted!r:.80}; math_answer needs the right answer there"
             return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
         reference = marked_answer(str(wanted), marks=(last_hashes, last_box)) or str(wanted)
-        if as_number(reference) is None and not is_formula(reference):
+        if as_number(reference) is None and not is_text(reference) and not is_formula(reference):
             message = f"the reference {reference!r:.80} is neither a number nor a formula"
             return Failure(code=FailureCode.INVALID_SAMPLE, message=message)
         answer = last_answer(sample.answer, require_mark=self.require_mark)
@@ -103,8 +113,10 @@ def last_hashes(text: str) -> Found | None:
 
 
 def last_words(text: str) -> Found | None:
-    """What follows the last "answer is" or "answer:" on its line."""
-    return _last_match(WORDS, text)
+    """What follows the last "answer is" or "answer:" on its line; of a number that goes on in prose, the number."""
+    found = _last_match(WORDS, text)
+    number = None if found is None or is_text(found.answer) else NUMBER_IN_PROSE.match(found.answer)
+    return found if found is None or number is None else Found(number["alone"], found.start)
 
 
 def last_box(text: str) -> Found | None:
@@ -126,10 +138,17 @@ def is_equal(reference: str, answer: str) -> bool:
         return wanted.equals(found)
     if _bare(reference) == _bare(answer):
         return True
+    if is_text(reference) or is_text(answer):
+        return _words(reference) == _words(answer)
     if EXPLOSIVE.search(_formula(answer)) or _nesting(answer) > MAX_NESTING:
         return False
     parse, verify = _math_verify()
     return bool(verify(parse(reference), parse(answer)))
+
+
+def is_text(text: str) -> bool:
+    """Whether this can be compared with other answers only word for word."""
+    return READ_AS_TEXT.fullmatch(_without_commands(text)) is not None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -157,17 +176,27 @@ class Number:
 
 
 def as_number(text: str) -> Number | None:
-    """The number that the text starts with, when only a unit or further words follow; None for anything else."""
-    text = TEXT_COMMAND.sub(r" \1", SPACING.sub("", text)).strip(" \t\n*_`=")
+    """The number that the text is, with or without words for its unit; None where another number or a sign follows."""
+    text = _without_commands(text)
     text = ASSIGNED.sub("", text.strip("$"), count=1) if ASSIGNED.match(text.strip("$")) else text
     match = NUMBER.fullmatch(text.removeprefix("$") if text.endswith("$") else text)
-    if match is None or (match["unit"] or "").lower() in NOT_UNITS:
+    if match is None:
         return None
     number, divisor = match["number"].replace(",", ""), match["divisor"] or "1"
     if len(number + divisor) > MAX_NUMBER_DIGITS or not divisor.strip("0"):
         return None
     value = Fraction(number) / int(divisor)
     return Number(-value if match["sign"] in ("-", "−") else value, match["percent"] is not None)
+
+
+def _without_commands(text: str) -> str:
+    """The text without spacing, emphasis, and the commands that mark words in a formula."""
+    return TEXT_COMMAND.sub(r" \1", SPACING.sub("", text)).strip(" \t\n*_`=")
+
+
+def _words(text: str) -> str:
+    """The text by which answers in words are compared."""
+    return re.sub(r"\s+|(?<=[a-z])[.,]", "", _without_commands(text).casefold())
 
 
 def _last_match(mark: re.Pattern[str], text: str) -> Found | None:
