@@ -37,13 +37,16 @@ NOT_UNITS = (
 )
 DIGITS = r"(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d])|\d+(?:\.\d+)?|\.\d+)"
 UNIT = rf"(?!(?i:{NOT_UNITS})\b)(?:[A-Za-z]{{3,}}|cm|ft|hr|kg|km|lb|mg|mi|ml|mm|oz)\b(?:\^\{{?[23]\}}?)?"
+SYMBOL = r"(?:\\?%|\\?[$£€¢]|°(?:\s?[CF]\b)?)"
 NUMBER = re.compile(
-    rf"(?P<sign>[-+−]?)\s*(?:\\?[$£€])?\s*(?P<number>{DIGITS})(?:/(?P<divisor>\d+))?\s*(?P<percent>\\?%)?"
+    rf"(?P<sign>[-+−]?)\s*(?:\\?[$£€])?\s*(?P<number>{DIGITS})(?:/(?P<divisor>\d+))?\s*(?P<symbol>{SYMBOL})?"
     rf"(?:\$?[\s.,;:!?)]+{UNIT}[^\d+*^=<>\\_−]*|\$?[\s.,;:!?)]*)",
 )
+# In a sentence a number may be followed by the next sentence, or by words, also behind a dash or a bracket.
 NUMBER_IN_PROSE = re.compile(
-    rf"(?:\\?\$|\\\()?\s*(?P<alone>[-+−]?\s*(?:\\?[$£€])?{DIGITS}(?:/\d+)?\s*(?:\\?%)?)\s*(?:\$|\\\))?"
-    rf"(?:[.!?]\s+|[\s,;:]+)(?!(?i:{NOT_UNITS})\b)[^\W\d_]{{2,}}(?!\s*[-+*/^=<>\\])"
+    rf"(?:\\?\$|\\\()?\s*(?P<alone>[-+−]?\s*(?:\\?[$£€])?{DIGITS}(?:/\d+)?\s*{SYMBOL}?)\s*(?:\$|\\\))?[*_`]*"
+    rf"(?:[.!?][*_`]*\s|[\s,;:]+(?:\(|[-–—]\s)?\s*(?!(?i:{NOT_UNITS})\b)(?:[^\W\d_]{{2,}}|a\b)(?!\s*[-+*/^=<>\\])"
+    r"|,\s+I\s)"
 )
 # Quantities in several units, and times of day: algebra would multiply their letters.
 READ_AS_TEXT = re.compile(
@@ -186,7 +189,7 @@ def as_number(text: str) -> Number | None:
     if len(number + divisor) > MAX_NUMBER_DIGITS or not divisor.strip("0"):
         return None
     value = Fraction(number) / int(divisor)
-    return Number(-value if match["sign"] in ("-", "−") else value, match["percent"] is not None)
+    return Number(-value if match["sign"] in ("-", "−") else value, "%" in (match["symbol"] or ""))
 
 
 def _without_commands(text: str) -> str:
