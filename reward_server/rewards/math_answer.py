@@ -48,7 +48,10 @@ NUMBER_IN_PROSE = re.compile(
     rf"(?:[.!?][*_`]*\s|[\s,;:]+(?:\(|[-–—]\s)?\s*(?!(?i:{NOT_UNITS})\b)(?:[^\W\d_]{{2,}}|a\b)(?!\s*[-+*/^=<>\\])"
     r"|,\s+I\s)"
 )
-# Quantities in several units, and times of day: algebra would multiply their letters.
+# The base of a number, which algebra leaves out. What has none is in base ten.
+BASE = re.compile(r"[\d)]\s*_\s*(?:\{\s*)?(?!10\b)(\d+)")
+WORD = re.compile(r"[A-Za-z]{3,}")
+# Quantities in several units, and times of day: algebra would multiply their letters, as it would those of a word.
 READ_AS_TEXT = re.compile(
     rf"(?:{DIGITS}\s*[A-Za-z]{{2,}}[\s.,]*(?:and\s+)?){{2,}}|\d{{1,2}}(?::\d\d)?\s*[ap]\.?\s?m\.?", re.IGNORECASE
 )
@@ -141,8 +144,10 @@ def is_equal(reference: str, answer: str) -> bool:
         return wanted.equals(found)
     if _bare(reference) == _bare(answer):
         return True
-    if is_text(reference) or is_text(answer):
+    if is_text(reference) or is_text(answer) or (is_word(reference) and is_word(answer)):
         return _words(reference) == _words(answer)
+    if BASE.findall(reference) != BASE.findall(answer):
+        return False
     if EXPLOSIVE.search(_formula(answer)) or _nesting(answer) > MAX_NESTING:
         return False
     parse, verify = _math_verify()
@@ -152,6 +157,11 @@ def is_equal(reference: str, answer: str) -> bool:
 def is_text(text: str) -> bool:
     """Whether this can be compared with other answers only word for word."""
     return READ_AS_TEXT.fullmatch(_without_commands(text)) is not None
+
+
+def is_word(text: str) -> bool:
+    """Whether this has letters only, and enough of them to be a word, or the corners of a figure."""
+    return WORD.fullmatch(_without_commands(_formula(text))) is not None
 
 
 @functools.lru_cache(maxsize=4096)
@@ -199,7 +209,7 @@ def _without_commands(text: str) -> str:
 
 def _words(text: str) -> str:
     """The text by which answers in words are compared."""
-    return re.sub(r"\s+|(?<=[a-z])[.,]", "", _without_commands(text).casefold())
+    return re.sub(r"\s+|(?<=[a-z])[.,]", "", _without_commands(_formula(text)).casefold())
 
 
 def _last_match(mark: re.Pattern[str], text: str) -> Found | None:
