@@ -1,9 +1,9 @@
 """1 when the last answer in the completion equals the reference, as a number or as a formula; 0 when it does not.
 
-Plain numbers are compared exactly, without computer algebra; everything else by math-verify, whose own timeouts need
-the main thread's signals and are off: a process that hangs in algebra is killed from outside, hence `isolate`.
-It must not know how a completion was sampled. Invariant: an answer that cannot be read as mathematics is a wrong one; a
-reference that cannot is a `Failure`, as no answer to it could be right.
+Plain numbers are compared exactly, without computer algebra; everything else by math-verify, for a limited time, which
+takes the main thread's signals: hence `isolate`. math-verify's own timeouts count the time of a busy machine, and are
+off. It must not know how a completion was sampled. Invariant: an answer is wrong that cannot be read as mathematics, or
+is not decided in time; a reference that cannot be read is a `Failure`, as no answer to it could be right.
 """
 
 import functools
@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from reward_server.function import RewardFunction, RewardOptions, Score
+from reward_server.time_limit import within
 from services.contracts.records import Failure, FailureCode, RewardSample
 
 # Longer answers are cut or not seen, which keeps every search below linear, whatever a policy writes.
@@ -63,6 +64,8 @@ EXPLOSIVE = re.compile(r"(?:\^|\*\*)\s*[{(]*\s*-?\d{4,}|(?:\^|\*\*)\s*(?:\{[^{}]
 MAX_NUMBER_DIGITS = 100
 # Brackets in brackets, or bars that may open or close, take math-verify's parser seconds from this depth on.
 MAX_NESTING = 12
+MAX_ALGEBRA_S = 2.0
+"""Longest comparison, in seconds of computing time; ordinary ones take hundredths."""
 
 
 class MathAnswer(RewardOptions):
@@ -74,7 +77,7 @@ class MathAnswer(RewardOptions):
     """Count only an answer that is marked: after `####`, in a box, or after "answer is"; not just the last number."""
 
     def reward(self) -> RewardFunction:
-        return RewardFunction(self.score, name="math_answer", version="1", minimum=0.0, maximum=1.0, isolate=True)
+        return RewardFunction(self.score, name="math_answer", version="2", minimum=0.0, maximum=1.0, isolate=True)
 
     def score(self, sample: RewardSample) -> Score:
         wanted = sample.reference.get(self.reference_field)
@@ -151,7 +154,7 @@ def is_equal(reference: str, answer: str) -> bool:
     if EXPLOSIVE.search(_formula(answer)) or _nesting(answer) > MAX_NESTING:
         return False
     parse, verify = _math_verify()
-    return bool(verify(parse(reference), parse(answer)))
+    return bool(within(MAX_ALGEBRA_S, lambda: verify(parse(reference), parse(answer))))
 
 
 def is_text(text: str) -> bool:

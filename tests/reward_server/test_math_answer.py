@@ -170,6 +170,17 @@ def test_an_answer_that_would_keep_algebra_busy_is_wrong_at_once(answer: str) ->
 
 
 @pytest.mark.parametrize(
+    "answer",
+    ["\\int_0^1 \\sin(x^2) e^{x} dx", "(x+y+z)^{999}", "\\binom{9999999}{4999999}"],
+)
+def test_an_answer_that_algebra_does_not_decide_in_time_is_wrong(answer: str) -> None:
+    started = time.process_time()
+
+    assert score(f"\\boxed{{{answer}}}", "x^2 + 1") == 0.0
+    assert time.process_time() - started < BOUND_S
+
+
+@pytest.mark.parametrize(
     "babble",
     ["answer is ", "####1", "\\boxed{", "\\(", "\\[", "$a", "$a ", "1", "1,", "1/", "answer:: ", "\\text{", "|x"],
 )

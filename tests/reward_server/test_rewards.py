@@ -149,9 +149,8 @@ def test_a_pattern_must_match_the_whole_completion() -> None:
     assert required.score(make_sample(completion="The Answer: 42")) == 0.0
 
 
-def test_a_pattern_runs_where_it_can_be_killed() -> None:
-    assert RequiredFormat(pattern="(a+)+b").reward().isolate
-    assert not RequiredFormat(preset="think_answer").reward().isolate
+def test_a_pattern_that_is_sought_without_end_is_worth_nothing() -> None:
+    assert RequiredFormat(pattern="(a|aa)+$").score(make_sample(completion="a" * 100 + "b")) == 0.0
 
 
 @pytest.mark.parametrize("options", [{}, {"preset": "think_answer", "pattern": "a"}, {"pattern": "("}])

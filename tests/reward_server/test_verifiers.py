@@ -15,6 +15,7 @@ from reward_server.rewards.json_schema import JsonSchema
 from reward_server.rewards.language import Language
 from reward_server.rewards.regular_expression import RegularExpression
 from reward_server.rewards.repetition import Repetition, compressible_share, repeated_share
+from reward_server.rewards.required_format import RequiredFormat
 from reward_server.scorer import FunctionScorer
 from services.contracts.records import Failure, FailureCode, Json, Reward
 from tests.reward_server.sentences import SENTENCES
@@ -58,6 +59,7 @@ EVERY_KIND: list[Json] = [
 STRICT: list[RewardOptions] = [
     JsonSchema(fixed_schema={"type": "array", "uniqueItems": True, "items": {"pattern": "^(a+)+$"}}),
     RegularExpression(pattern=r"(?s)(.|..)+$(?<!.)", timeout_s=0.2),
+    RequiredFormat(pattern=r"(.|..)+$(?<!.)"),
     Language(language="en"),
     Repetition(),
     Repetition(unit="characters"),
