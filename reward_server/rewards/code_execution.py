@@ -59,7 +59,7 @@ class CodeExecution(ScorerOptions):
         function = RewardFunction(
             examiner.score,
             name="code_execution",
-            version=f"1-{digest}",  # Servers that differ in their options alone must not pass for one reward.
+            version=f"2-{digest}",  # Servers that differ in their options alone must not pass for one reward.
             minimum=0.0,
             maximum=1.0,
             gives_steps=False,

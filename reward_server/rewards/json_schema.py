@@ -35,7 +35,7 @@ class JsonSchema(RewardOptions):
         return self
 
     def reward(self) -> RewardFunction:
-        return RewardFunction(self.score, name="json_schema", version="1", minimum=0.0, maximum=1.0)
+        return RewardFunction(self.score, name="json_schema", version="2", minimum=0.0, maximum=1.0)
 
     def score(self, sample: RewardSample) -> Score:
         try:

@@ -1,24 +1,26 @@
-"""Finds fenced blocks (three backquotes, then lines, then three backquotes) in a completion, in one pass.
+"""Finds fenced blocks (three or more backquotes, then lines, then as many backquotes) in a completion, in one pass.
 
-It must not know what a block holds. Invariant: only a block that is closed counts, as one that was cut off is not what
-the policy meant to give.
+It must not know what a block holds. Invariants: only a block that is closed counts, as one that was cut off is not what
+the policy meant to give; a line with backquotes behind its first opens none, as in CommonMark.
 """
 
+import re
 from collections.abc import Collection
 
-FENCE = "```"
+FENCE = re.compile(r"(`{3,}+)([^`]*)")
 
 
 def last_fenced_block(text: str, *, languages: Collection[str]) -> str | None:
-    """The last closed block that is marked with one of `languages`, or with none; None where there is no such block."""
-    found, opened, lines = None, None, list[str]()
+    """The last closed block that is marked with one of `languages` (its first word counts), or without one the last
+    that is not marked; None where there is neither."""
+    found, fence, language, lines = dict[str, str](), "", "", list[str]()
     for line in text.split("\n"):
-        mark = line.strip()
-        if opened is None and mark.startswith(FENCE):
-            opened, lines = mark.removeprefix(FENCE).strip().lower(), []
-        elif mark == FENCE:
-            found = "\n".join(lines) if opened == "" or opened in languages else found
-            opened = None
+        mark = FENCE.fullmatch(line.strip())
+        if mark and not fence:
+            fence, language, lines = mark[1], "".join(mark[2].lower().split()[:1]), []
+        elif mark and not mark[2] and len(mark[1]) >= len(fence):
+            found["wanted" if language in languages else language] = "\n".join(lines)
+            fence = ""
         else:
             lines.append(line)
-    return found
+    return found.get("wanted", found.get(""))

@@ -116,7 +116,7 @@ async def test_a_share_counts_what_passes(share: Examiner) -> None:
 
 
 async def test_the_program_is_the_last_block_or_the_completion() -> None:
-    sample = RewardSample(id="a", completion="```python\nprint(1)\n```\n```\nprint(2)\n```\n```json\n{}\n```")
+    sample = RewardSample(id="a", completion="```python\nprint(2)\n```\nOutput:\n```\n2\n```\n```json\n{}\n```")
     strict, lenient = Examiner(CodeExecution(require_fence=True)), Examiner(CodeExecution())
     bare = RewardSample(id="a", completion="print(3)", reference={"tests": "pass"})
     assert strict._program_of(sample) == lenient._program_of(sample) == "print(2)"
