@@ -87,10 +87,19 @@ class Paragraphs(Count):
 
     separator: str | None = Field(default=None, min_length=1)
     """What stands between two, such as `***`; an empty line where it is not given."""
+    distinct: bool = False
+    """Refuse a text two of whose parts are the same."""
+
+    def holds(self, text: str) -> bool:
+        parts = self._parts(text)
+        return super().holds(text) and not (self.distinct and len(set(parts)) < len(parts))
 
     def count(self, text: str) -> int:
+        return len(self._parts(text))
+
+    def _parts(self, text: str) -> list[str]:
         parts = EMPTY_LINE.split(text) if self.separator is None else text.split(self.separator)
-        return sum(1 for part in parts if part.strip())
+        return [part.strip() for part in parts if part.strip()]
 
 
 class Lines(Count):
@@ -176,10 +185,12 @@ class Ends(Constraint):
     """The text ends with a phrase."""
 
     text: Text
-    """The phrase; white space after it and capitals do not matter."""
+    """The phrase; white space, a closing quotation mark after it, and capitals do not matter."""
 
     def holds(self, text: str) -> bool:
-        return text.rstrip()[-2 * len(self.text) :].casefold().endswith(self.text.casefold())
+        phrase, whole = self.text.strip(), text.rstrip()
+        endings = (whole, whole.removesuffix('"').rstrip())
+        return any(ending[-2 * len(phrase) :].casefold().endswith(phrase.casefold()) for ending in endings)
 
 
 class ParagraphStarts(Constraint):
@@ -187,14 +198,15 @@ class ParagraphStarts(Constraint):
 
     paragraph: int = Field(ge=1)
     """Which paragraph, from 1; paragraphs are divided by empty lines."""
+    of: int | None = Field(default=None, ge=1)
+    """How many paragraphs there must be; as many as one likes where it is not given."""
     text: Text
     """The word or phrase; capitals and small letters are the same."""
 
     def holds(self, text: str) -> bool:
         paragraphs = [part for part in EMPTY_LINE.split(text) if part.strip()]
-        return len(paragraphs) >= self.paragraph and bool(
-            _phrase(self.text).match(paragraphs[self.paragraph - 1].lstrip(" \t\n\"'*_#"))
-        )
+        is_number_right = self.of in (None, len(paragraphs)) and len(paragraphs) >= self.paragraph
+        return is_number_right and bool(_phrase(self.text).match(paragraphs[self.paragraph - 1].lstrip(" \t\n\"'*_#")))
 
 
 class Language(Constraint):

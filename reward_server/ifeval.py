@@ -49,7 +49,9 @@ INSTRUCTIONS: Mapping[str, Callable[[Asked], Json]] = {
     "change_case:english_capital": lambda asked: {"kind": "case", "case": "upper"},
     "change_case:english_lowercase": lambda asked: {"kind": "case", "case": "lower"},
     "combination:repeat_prompt": lambda asked: {"kind": "starts", "text": asked["prompt_to_repeat"]},
-    "combination:two_responses": lambda asked: {"kind": "paragraphs", "separator": "******", "exactly": 2},
+    "combination:two_responses": lambda asked: {
+        "kind": "paragraphs", "separator": "******", "exactly": 2, "distinct": True,
+    },
     "detectable_content:number_placeholders": lambda asked: {
         "kind": "marks", "sort": "placeholder", "at_least": asked["num_placeholders"],
     },
@@ -80,7 +82,8 @@ INSTRUCTIONS: Mapping[str, Callable[[Asked], Json]] = {
     },
     "language:response_language": lambda asked: {"kind": "language", "language": asked["language"]},
     "length_constraints:nth_paragraph_first_word": lambda asked: {
-        "kind": "paragraph_starts", "paragraph": asked["nth_paragraph"], "text": asked["first_word"],
+        "kind": "paragraph_starts", "paragraph": asked["nth_paragraph"], "of": asked["num_paragraphs"],
+        "text": asked["first_word"],
     },
     "length_constraints:number_paragraphs": lambda asked: {
         "kind": "paragraphs", "separator": "***", "exactly": asked["num_paragraphs"],

@@ -34,7 +34,7 @@ class InstructionConstraints(RewardOptions):
         return self
 
     def reward(self) -> RewardFunction:
-        return RewardFunction(self.score, name="instruction_constraints", version="1", minimum=0.0, maximum=1.0)
+        return RewardFunction(self.score, name="instruction_constraints", version="2", minimum=0.0, maximum=1.0)
 
     def score(self, sample: RewardSample) -> Score:
         try:

@@ -19,6 +19,7 @@ from tests.reward_server.serving import make_sample
         ({"kind": "sentences", "exactly": 2}, "好。是！", "好。"),
         ({"kind": "paragraphs", "exactly": 2}, "a\nb\n \nc\n\n", "a\nb"),
         ({"kind": "paragraphs", "separator": "***", "exactly": 2}, "a *** b", "a\n\nb"),
+        ({"kind": "paragraphs", "exactly": 2, "distinct": True}, "yes\n\nno", "yes\n\nyes "),
         ({"kind": "lines", "exactly": 2}, "a\n\nb\n", "a"),
         ({"kind": "lines", "sort": "bullet", "exactly": 2}, "- a\n * b\n-c", "- a"),
         ({"kind": "lines", "sort": "numbered", "at_least": 2}, "1. a\n2) b", "1.5 a\n2. b"),
@@ -33,8 +34,11 @@ from tests.reward_server.serving import make_sample
         ({"kind": "excludes", "texts": ["very"]}, "everyone", "Very nice"),
         ({"kind": "starts", "text": "dear"}, "\n Dear all", "Oh dear"),
         ({"kind": "ends", "text": "Is there more?"}, "No. is there more?\n", "Is there more? No"),
+        ({"kind": "ends", "text": "The end. "}, '"So it was. The end."\n', '"The end." So it was'),
+        ({"kind": "ends", "text": 'he said "so"'}, 'Then he said "so"', "Then he said so"),
         ({"kind": "includes", "texts": ["yes", "no"], "at_least": 1}, "My answer is no.", "Maybe"),
         ({"kind": "paragraph_starts", "paragraph": 2, "text": "then"}, 'First\n\n"Then, so', "Then\n\nthence"),
+        ({"kind": "paragraph_starts", "paragraph": 1, "of": 2, "text": "then"}, "Then\n\nso", "Then\n\nso\n\nso"),
         ({"kind": "language", "language": "de"}, SENTENCES["de"], SENTENCES["nl"]),
         ({"kind": "case", "case": "upper"}, "HELLO 7!", "Hello"),
         ({"kind": "case", "case": "lower"}, "hello 7!", "Hello"),
@@ -109,6 +113,28 @@ def test_every_instruction_of_ifeval_becomes_a_constraint() -> None:
         assert InstructionConstraints().score(one) == Reward(
             value=float(name in held), components={"share": float(name in held)}
         ), name
+
+
+@pytest.mark.parametrize(
+    ("instructions", "kwargs", "holds", "fails"),
+    [
+        (["combination:two_responses"], [{}], "yes\n******\nno", "yes\n******\nyes"),
+        (
+            ["length_constraints:nth_paragraph_first_word"],
+            [{"first_word": "so", "nth_paragraph": 2, "num_paragraphs": 2}],
+            "a\n\nso it is",
+            "a\n\nso it is\n\nb",
+        ),
+        (["startend:quotation", "startend:end_checker"], [{}, {"end_phrase": "Bye. "}], '"So. Bye."', '"Bye. So."'),
+    ],
+)
+def test_an_instruction_of_ifeval_asks_for_all_that_it_says(
+    instructions: Json, kwargs: Json, holds: str, fails: str
+) -> None:
+    for completion, is_kept in ((holds, True), (fails, False)):
+        sample = make_sample(completion=completion, instruction_id_list=instructions, kwargs=kwargs)
+        outcome = InstructionConstraints(value="all").score(sample)
+        assert isinstance(outcome, Reward) and outcome.value == float(is_kept)
 
 
 @pytest.mark.parametrize(
