@@ -141,4 +141,5 @@ def to_reward_sample(sample: SampleRecord) -> RewardSample:
         reference=sample.reference,
         policy_version=sample.policy_version,
         finish_reason=sample.finish_reason,
+        turns=tuple(sample.turns),
     )

@@ -1,9 +1,10 @@
 """The queue of fresh pairs: whole steps, each labelled once, best against worst."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from services.contracts.records import Failure, FailureCode, Reward, RewardSample, RolloutGroup, ScoredGroup
+from services.contracts.records import Failure, FailureCode, Message, Reward, RewardSample, RolloutGroup, ScoredGroup
 from services.control.fresh_pairs import PAIRS_FILE, PairQueue, PairsConfig
 from services.control.metrics import SAMPLES_FILE, SampleLog
 from tests.fakes import FakeRewards, make_prompt, make_rollout
@@ -71,6 +72,23 @@ async def test_labels_that_are_too_near_or_missing_make_no_pair_and_people_add_t
 
     assert [pair["prompt"] for pair in queue.newest()] == ["by hand", "prompt 1"]
     assert queue.num_failed == 1
+
+
+async def test_the_turns_of_a_dialogue_are_labelled_as_they_are(tmp_path: Path) -> None:
+    def last_turn(sample: RewardSample) -> Reward:
+        return Reward(value=float(sample.answer))
+
+    group = scored(0, "9 or 1", "0 or 2").group
+    said = [(Message(role="assistant", content=rollout.completion[-1]),) for rollout in group.rollouts]
+    rollouts = tuple(replace(rollout, turns=turns) for rollout, turns in zip(group.rollouts, said, strict=True))
+    dialogue = ScoredGroup(group=replace(group, rollouts=rollouts), rewards=(Reward(value=0.0),) * 2)
+    sample(tmp_path / "run", after=0, steps=[[dialogue], [scored(1, "1", "2")]])
+    queue = PairQueue(tmp_path, tmp_path / "run", PairsConfig())
+
+    await queue.fill(FakeRewards(last_turn))
+    queue.close()
+
+    assert [(pair["chosen"], pair["margin"]) for pair in queue.newest()] == [("0 or 2", 1.0)]
 
 
 async def test_a_queue_that_was_killed_labels_the_torn_step_again_and_no_other(tmp_path: Path) -> None:
