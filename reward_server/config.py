@@ -31,7 +31,8 @@ class RewardServerConfig(ServerSecurity):
     timeout_s: float = Field(default=20.0, gt=0)
     """Longest run of the reward on one sample (or one batch, for a batched reward), in seconds."""
     num_threads: int = Field(default=8, ge=1)
-    """Calls of a reward function at the same time; 1 for a function that is not thread-safe."""
+    """Calls of a reward function at the same time; 1 for a function that is not thread-safe, which is then not called
+    while a call that outlived timeout_s runs still."""
     num_processes: int = Field(default_factory=lambda: min(4, os.cpu_count() or 1), ge=1)
     """Child processes of a reward that is scored in isolation."""
     isolated_memory_bytes: int = Field(default=4 << 30, ge=0)

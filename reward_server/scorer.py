@@ -73,8 +73,10 @@ class FunctionScorer:
     """Scores with a function of this process: async ones on the event loop, others in threads.
 
     Args:
-        function: the reward; may be called by `num_threads` threads at once.
+        function: the reward.
         timeout_s: longest run of one call of the function, in seconds.
+        num_threads: calls at the same time. With 1 the function may not be safe for threads: a call that outlives its
+            timeout is waited for, for as long again, and while it runs still every other call is a `Failure`.
     """
 
     def __init__(self, function: RewardFunction, *, timeout_s: float, num_threads: int) -> None:
@@ -88,7 +90,7 @@ class FunctionScorer:
         self._num_threads = num_threads
         self._slots = asyncio.Semaphore(num_threads)
         self._threads: AbandonableThreads[Any, object] = AbandonableThreads(  # Any: a sample or a sequence of them
-            max_abandoned=ABANDONED_PER_THREAD * num_threads
+            max_abandoned=ABANDONED_PER_THREAD * num_threads if num_threads > 1 else 1
         )
 
     async def start(self) -> None:
@@ -138,6 +140,8 @@ class FunctionScorer:
 
     async def _run_in_thread(self, argument: RewardSample | Sequence[RewardSample]) -> object:
         try:
+            if self._num_threads == 1:
+                await self._threads.wait_for_abandoned(self._timeout_s)
             return await self._within_timeout(self._threads.run(self._call, argument))
         except TooManyAbandoned as error:
             message = f"{error}; restart the server, and set isolate: true for a reward that can hang"

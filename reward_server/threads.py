@@ -8,6 +8,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar
 
@@ -27,6 +28,9 @@ class AbandonableThreads(Generic[Argument, Result]):
     def __init__(self, *, max_abandoned: int) -> None:
         self._max_abandoned = max_abandoned
         self._num_abandoned = 0
+        self._last_abandoned = 0.0
+        self._all_back = asyncio.Event()
+        self._all_back.set()
         self._idle: list[Inbox] = []
         weakref.finalize(self, end_all, self._idle)
 
@@ -45,6 +49,8 @@ class AbandonableThreads(Generic[Argument, Result]):
         def settle(result: Result) -> None:
             if returned.cancelled():
                 self._num_abandoned -= 1
+                if not self._num_abandoned:
+                    self._all_back.set()
                 inbox.put(end)
             else:
                 self._idle.append(inbox)
@@ -63,7 +69,16 @@ class AbandonableThreads(Generic[Argument, Result]):
             return await returned
         except asyncio.CancelledError:
             self._num_abandoned += 1
+            self._last_abandoned = loop.time()
+            self._all_back.clear()
             raise
+
+    async def wait_for_abandoned(self, patience_s: float) -> None:
+        """Until no thread runs that was given up on, but no longer than `patience_s` after the last of these was."""
+        left_s = self._last_abandoned + patience_s - asyncio.get_running_loop().time()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(max(left_s, 0.0)):
+                await self._all_back.wait()
 
     def close(self) -> None:
         """End the threads that do nothing; so does letting go of this."""

@@ -129,13 +129,52 @@ async def test_a_function_that_hangs_becomes_a_timeout_and_blocks_nobody() -> No
             release.wait()
         return float(sample.completion)
 
-    under_test = scorer(hang_on_zero, timeout_s=0.2, num_threads=1)
+    under_test = scorer(hang_on_zero, timeout_s=0.2, num_threads=2)
     first, second = await under_test.score(make_samples(2))
     release.set()
 
     assert isinstance(first, Failure) and first.code is FailureCode.TIMEOUT and first.retryable
     assert "0.2 s" in first.message
     assert second == Reward(value=1.0)
+
+
+async def test_one_thread_is_one_call_at_a_time_also_after_a_timeout() -> None:
+    release, alone = threading.Event(), threading.Lock()
+
+    def score(sample: RewardSample) -> float:
+        assert alone.acquire(blocking=False), "called while another call was under way"
+        if sample.completion == "0":
+            release.wait()
+        alone.release()
+        return 1.0
+
+    under_test = scorer(score, timeout_s=0.5, num_threads=1)
+    earlier = set(threading.enumerate())
+    hung, refused = await under_test.score(make_samples(2))
+    ours = set(threading.enumerate()) - earlier
+    release.set()
+    await until(lambda: not any(thread.is_alive() for thread in ours))
+    waited = await under_test.score(make_samples(2))
+
+    assert isinstance(hung, Failure) and hung.code is FailureCode.TIMEOUT
+    assert isinstance(refused, Failure) and refused.code is FailureCode.UNAVAILABLE and refused.retryable
+    assert waited == [Reward(value=1.0)] * 2
+
+
+async def test_a_late_call_in_the_only_thread_is_waited_for() -> None:
+    release = threading.Event()
+
+    def score(sample: RewardSample) -> float:
+        if sample.completion == "0":
+            release.wait()
+        return 1.0
+
+    under_test = scorer(score, timeout_s=1.0, num_threads=1)
+    (late,) = await under_test.score([make_sample(completion="0")])
+    asyncio.get_running_loop().call_later(0.1, release.set)
+
+    assert isinstance(late, Failure) and late.code is FailureCode.TIMEOUT
+    assert await under_test.score([make_sample(completion="1")]) == [Reward(value=1.0)]
 
 
 async def test_an_async_function_that_hangs_is_cancelled() -> None:
