@@ -49,13 +49,21 @@ async def adapt(config: AdaptConfig, *, tell: Tell) -> None:
         async with open_reward_service(config.labels, log_folder=config.run.dir) as labels:
             if labels.description.needs_token_ids:
                 raise UserError(f"the reward {labels.description.name} needs token ids, which a run's samples lack")
-            await _follow(config, queue, labels, versions)
+            await follow(config, queue, labels, versions)
 
 
-async def _follow(config: AdaptConfig, queue: PairQueue, labels: RewardScorer, versions: RewardVersions) -> None:
+async def follow(config: AdaptConfig, queue: PairQueue, labels: RewardScorer, versions: RewardVersions) -> None:
+    """Label, and make versions, until these are enough or the run has ended.
+
+    Raises:
+        TriremeError: the labelling reward is gone, or the training failed time and again.
+    """
     while versions.number < config.run.num_versions or not config.run.num_versions:
         has_ended = (config.run.follow / run_folder.SUMMARY_FILE).exists() and not run_folder.is_held(config.run.follow)
+        num_failed = queue.num_failed
         await queue.fill(labels)
+        if queue.num_failed > num_failed:
+            versions.tell(f"{queue.num_failed} prompts could not be labelled; the last: {queue.last_failure}")
         if queue.num_pairs - versions.num_pairs >= config.pairs.per_round:
             await versions.make(queue.newest(), num_pairs=queue.num_pairs)
         elif has_ended:

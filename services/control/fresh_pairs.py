@@ -14,7 +14,7 @@ from pydantic import Field
 
 from rollout_workers.rows import Row, read_rows
 from services.contracts.interfaces import RewardScorer
-from services.contracts.records import Reward, RewardSample
+from services.contracts.records import Failure, Reward, RewardSample
 from services.contracts.settings import Section
 from services.control.metrics import SAMPLES_FILE, SampleRecord, to_sample
 from services.control.step_log import LineTail, StepLog, read_lines
@@ -53,6 +53,7 @@ class PairQueue:
     Attributes:
         num_pairs: pairs so far.
         num_failed: prompts that could not be labelled, since this was made.
+        last_failure: why the last of these could not.
     """
 
     def __init__(self, folder: Path, follow: Path, config: PairsConfig) -> None:
@@ -65,6 +66,7 @@ class PairQueue:
         self._unlabelled: defaultdict[int, list[SampleRecord]] = defaultdict(list)
         self.num_pairs = len(read_lines(self._path))
         self.num_failed = 0
+        self.last_failure = ""
 
     async def fill(self, labels: RewardScorer) -> None:
         """Label what the run has sampled since the last time.
@@ -103,12 +105,13 @@ class PairQueue:
     async def _pair(self, group: Sequence[SampleRecord], labels: RewardScorer) -> FreshPair | None:
         """The pair of a prompt; None where its completions do not differ, or cannot be labelled."""
         outcomes = await labels.score([to_reward_sample(sample) for sample in group])
-        labelled = [
-            (outcome, sample) for outcome, sample in zip(outcomes, group, strict=True) if isinstance(outcome, Reward)
-        ]
-        if len(labelled) < len(group):
-            self.num_failed += 1
-            return None
+        labelled: list[tuple[Reward, SampleRecord]] = []
+        for outcome, sample in zip(outcomes, group, strict=True):
+            if isinstance(outcome, Failure):
+                self.num_failed += 1
+                self.last_failure = f"{outcome.code}: {outcome.message}"
+                return None
+            labelled.append((outcome, sample))
         best, chosen = max(labelled, key=lambda one: one[0].value)
         worst, rejected = min(labelled, key=lambda one: one[0].value)
         margin = best.value - worst.value

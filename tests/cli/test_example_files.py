@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from reward_server.__main__ import read_target
+from reward_server.assembly import load_reward
 from services.cli.arguments import load_config
 from services.control.adaptation import AdaptConfig
+from services.control.config import RewardModelRunConfig, RunConfig
 from services.control.constitution import load_constitution
 from services.control.pipeline_config import PipelineConfig, resolve
 from services.control.stage_commands import STAGE_COMMANDS
@@ -64,6 +66,24 @@ def test_every_example_has_a_command() -> None:
     examples = ROOT / "examples"
     found = {str(path.relative_to(examples)) for pattern in ("*.yaml", "*.yml") for path in examples.rglob(pattern)}
     assert found == set(COMMANDS)
+
+
+def test_the_example_of_adapting_can_make_pairs_of_the_run_that_it_follows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    config = load_config(AdaptConfig, ["examples/adapt/adapt.yaml"], prog="", summary="")
+    run = load_config(RunConfig, ["examples/reward_model/policy_ppo.yaml"], prog="", summary="")
+
+    trainer, first = (
+        load_config(RewardModelRunConfig, [path], prog="", summary="")
+        for path in (str(config.run.trainer), "examples/reward_model/train.yaml")
+    )
+
+    assert (config.run.follow, config.run.initial) == (run.run.dir, first.run.dir / "export")
+    assert trainer.data.max_tokens == first.data.max_tokens
+    assert run.metrics.samples_per_step >= 2 * run.train.prompts_per_step
+    assert run.data.reference_field is None
+    (labeller,) = config.labels.services
+    assert load_reward(labeller).name == "judge_pointwise" and "reference_field" not in labeller.options
 
 
 @pytest.mark.parametrize("name", COMMANDS)

@@ -71,7 +71,7 @@ async def test_labels_that_are_too_near_or_missing_make_no_pair_and_people_add_t
     queue.close()
 
     assert [pair["prompt"] for pair in queue.newest()] == ["by hand", "prompt 1"]
-    assert queue.num_failed == 1
+    assert (queue.num_failed, queue.last_failure) == (1, "invalid_sample: no")
 
 
 async def test_the_turns_of_a_dialogue_are_labelled_as_they_are(tmp_path: Path) -> None:
