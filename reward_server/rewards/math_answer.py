@@ -43,8 +43,10 @@ NUMBER = re.compile(
     rf"(?P<sign>[-+−]?)\s*(?:\\?[$£€])?\s*(?P<number>{DIGITS})(?:/(?P<divisor>\d+))?\s*(?P<symbol>{SYMBOL})?"
     rf"(?:\$?[\s.,;:!?)]+{UNIT}[^\d+*^=<>\\_−]*|\$?[\s.,;:!?)]*)",
 )
-# In a sentence a number may be followed by the next sentence, or by words, also behind a dash or a bracket.
+# In a sentence a number may be followed by the next sentence, or by words, also behind a dash or a bracket; but not by
+# "or" and another number.
 NUMBER_IN_PROSE = re.compile(
+    r"(?!.*\bor\W{0,4}\d)"
     rf"(?:\\?\$|\\\()?\s*(?P<alone>[-+−]?\s*(?:\\?[$£€])?{DIGITS}(?:/\d+)?\s*{SYMBOL}?)\s*(?:\$|\\\))?[*_`]*"
     rf"(?:[.!?][*_`]*\s|[\s,;:]+(?:\(|[-–—]\s)?\s*(?!(?i:{NOT_UNITS})\b)(?:[^\W\d_]{{2,}}|a\b)(?!\s*[-+*/^=<>\\])"
     r"|,\s+I\s)"
@@ -54,8 +56,11 @@ BASE = re.compile(r"[\d)]\s*_\s*(?:\{\s*)?(?!10\b)(\d+)")
 WORD = re.compile(r"[A-Za-z]{3,}")
 # Quantities in several units, and times of day: algebra would multiply their letters, as it would those of a word.
 READ_AS_TEXT = re.compile(
-    rf"(?:{DIGITS}\s*[A-Za-z]{{2,}}[\s.,]*(?:and\s+)?){{2,}}|\d{{1,2}}(?::\d\d)?\s*[ap]\.?\s?m\.?", re.IGNORECASE
+    rf"(?:{DIGITS}(?:\s+[A-Za-z]|\s*[A-Za-z]{{2}})[A-Za-z]*[\s.,]*(?:and\s+)?){{2,}}"
+    r"|\d{1,2}(?::\d\d)?\s*[ap]\.?\s?m\.?",
+    re.IGNORECASE,
 )
+MORE = re.compile(r"\W*(?:or|and)\b")
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 ASSIGNED = re.compile(r"[A-Za-z]\w*\s*=(?!=)\s*")
 SPACING = re.compile(r"\\[!,;]|\\ |\{(?=,\})|(?<=,)\}")
@@ -249,7 +254,8 @@ def _math_verify() -> tuple[Callable[[str], list[object]], Callable[[object, obj
 
 
 def _formula(text: str) -> str:
-    """What the text has between the first delimiters of a formula; the whole text where it has none."""
+    """What the text has between the first delimiters of a formula; the whole text where it has none or several."""
     formula = LATEX.search(text)
-    inner = text if formula is None else formula.group(formula.lastgroup or 0)
+    is_one_of_several = formula is not None and MORE.match(text, formula.end())
+    inner = text if formula is None or is_one_of_several else formula.group(formula.lastgroup or 0)
     return inner.strip().rstrip(".")
