@@ -18,7 +18,8 @@ from reward_server.function import RewardFunction, RewardOptions, Score
 from reward_server.time_limit import within
 from services.contracts.records import Failure, FailureCode, RewardSample
 
-# Longer answers are cut or not seen, which keeps every search below linear, whatever a policy writes.
+# Longer answers are cut or not seen, which keeps every search below linear, whatever a policy writes; repetitions that
+# could share the same characters are possessive.
 MAX_ANSWER_CHARACTERS = 1000
 SHORT = f"{{1,{MAX_ANSWER_CHARACTERS}}}"
 # What introduces an answer: GSM8K's mark, and words; `\boxed{` is found by its braces. The answer itself is only looked
@@ -47,8 +48,9 @@ NUMBER = re.compile(
 # "or" and another number.
 NUMBER_IN_PROSE = re.compile(
     r"(?!.*\bor\W{0,4}\d)"
-    rf"(?:\\?\$|\\\()?\s*(?P<alone>[-+−]?\s*(?:\\?[$£€])?{DIGITS}(?:/\d+)?\s*{SYMBOL}?)\s*(?:\$|\\\))?[*_`]*"
-    rf"(?:[.!?][*_`]*\s|[\s,;:]+(?:\(|[-–—]\s)?\s*(?!(?i:{NOT_UNITS})\b)(?:[^\W\d_]{{2,}}|a\b)(?!\s*[-+*/^=<>\\])"
+    rf"(?:\\?\$|\\\()?\s*+(?P<alone>[-+−]?\s*+(?:\\?[$£€])?{DIGITS}(?:/\d+)?(?:\s*+{SYMBOL})?)"
+    r"(?:\s*+(?:\$|\\\)))?+[*_`]*+"
+    rf"(?:[.!?][*_`]*\s|[\s,;:]++(?:\(|[-–—]\s)?+\s*+(?!(?i:{NOT_UNITS})\b)(?:[^\W\d_]{{2,}}|a\b)(?!\s*[-+*/^=<>\\])"
     r"|,\s+I\s)"
 )
 # The base of a number, which algebra leaves out. What has none is in base ten.
@@ -56,7 +58,7 @@ BASE = re.compile(r"[\d)]\s*_\s*(?:\{\s*)?(?!10\b)(\d+)")
 WORD = re.compile(r"[A-Za-z]{3,}")
 # Quantities in several units, and times of day: algebra would multiply their letters, as it would those of a word.
 READ_AS_TEXT = re.compile(
-    rf"(?:{DIGITS}(?:\s+[A-Za-z]|\s*[A-Za-z]{{2}})[A-Za-z]*[\s.,]*(?:and\s+)?){{2,}}"
+    rf"(?:(?>{DIGITS})(?:\s++[A-Za-z]|[A-Za-z]{{2}})[A-Za-z]*+[\s.,]*+(?:and\s++)?+){{2,}}+"
     r"|\d{1,2}(?::\d\d)?\s*[ap]\.?\s?m\.?",
     re.IGNORECASE,
 )

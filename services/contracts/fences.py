@@ -13,14 +13,17 @@ FENCE = re.compile(r"(`{3,}+)([^`]*)")
 def last_fenced_block(text: str, *, languages: Collection[str]) -> str | None:
     """The last closed block that is marked with one of `languages` (its first word counts), or without one the last
     that is not marked; None where there is neither."""
-    found, fence, language, lines = dict[str, str](), "", "", list[str]()
+    marked, unmarked, fence, language, lines = None, None, "", "", list[str]()
     for line in text.split("\n"):
         mark = FENCE.fullmatch(line.strip())
         if mark and not fence:
             fence, language, lines = mark[1], "".join(mark[2].lower().split()[:1]), []
         elif mark and not mark[2] and len(mark[1]) >= len(fence):
-            found["wanted" if language in languages else language] = "\n".join(lines)
+            if language in languages:
+                marked = "\n".join(lines)
+            elif not language:
+                unmarked = "\n".join(lines)
             fence = ""
         else:
             lines.append(line)
-    return found.get("wanted", found.get(""))
+    return unmarked if marked is None else marked

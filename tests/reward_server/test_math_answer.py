@@ -185,7 +185,10 @@ def test_an_answer_that_algebra_does_not_decide_in_time_is_wrong(answer: str) ->
 
 @pytest.mark.parametrize(
     "babble",
-    ["answer is ", "####1", "\\boxed{", "\\(", "\\[", "$a", "$a ", "1", "1,", "1/", "answer:: ", "\\text{", "|x"],
+    [
+        *("answer is ", "####1", "\\boxed{", "\\(", "\\[", "$a", "$a ", "1", "1,", "1/", "answer:: ", "\\text{", "|x"),
+        *("6 aa", "6aa.5 ", "6 feet and ", "6  ", "6 or ", "6 ** ", "6 p.m. "),
+    ],
 )
 def test_repetitive_babble_is_wrong_without_taking_long(babble: str) -> None:
     started = time.process_time()
