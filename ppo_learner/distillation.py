@@ -18,7 +18,7 @@ from ppo_learner.batching import MicroBatch, collate
 from ppo_learner.demonstrations import DemonstrationWork
 from ppo_learner.distillation_head import DistillationHead
 from ppo_learner.engine import Engine, shard_frozen
-from ppo_learner.models import load_network, load_policy, target_states
+from ppo_learner.models import check_head, load_network, load_policy, target_states
 from ppo_learner.publishing import export_network
 from ppo_learner.ranks import Ranks
 from ppo_learner.supervised_config import SupervisedConfig
@@ -55,6 +55,7 @@ class Teacher:
     def __init__(self, learner: SupervisedConfig, model: ModelConfig, ranks: Ranks) -> None:
         network = load_network("AutoModelForCausalLM", model.path, model, learner).requires_grad_(False).eval()
         output = network.get_output_embeddings()
+        check_head(network, OutputLayer(output, network.config), model.path)
         # A head that is also the embedding would be cut up with it.
         output = deepcopy(output) if learner.zero_stage == 3 else output
         self.head = OutputLayer(output, network.config).to(ranks.device)

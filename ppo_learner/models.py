@@ -1,12 +1,12 @@
 """The networks: policy (with or without a value head), critic and frozen reference, read from Hugging Face folders.
 
 They must not know losses or DeepSpeed, and of ranks only that some may share sequences. Invariants: dropout is off
-unless asked for, since trained logprobs must be those that were sampled; no attention mask is passed, so inputs are
-padded at the right or packed; parameter names below `language_model` are the Hugging Face ones. B sequences, T tokens,
-N sampled tokens, n of them those of this rank's part, H hidden size.
+unless asked for, and the noise of routers always, since trained logprobs must be those that were sampled; no attention
+mask is passed, so inputs are padded at the right or packed; parameter names below `language_model` are the Hugging Face
+ones. B sequences, T tokens, N sampled tokens, n of them those of this rank's part, H hidden size.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from ppo_learner.moe import experts_per_token, routing
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import Ranks
 from ppo_learner.sequence_parallel import RowPart, SequenceParallel
-from ppo_learner.token_head import TokenHead
+from ppo_learner.token_head import OutputLayer, TokenHead
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig
 
@@ -27,6 +27,8 @@ LANGUAGE_MODEL = "language_model."
 
 HEAD_TOLERANCE = 0.05
 """Largest mean difference, in nats, of logprobs by head and by model: rounding in bfloat16, on the same states."""
+_LARGE_LOGIT = 50.0
+"""Beyond the soft caps that families put on logits."""
 
 
 class ValueHead(nn.Module):
@@ -91,6 +93,14 @@ class Policy(nn.Module):
         self.token_head = TokenHead(language_model.get_output_embeddings(), config, temperature=temperature)
         self.value_head = ValueHead(config.hidden_size, language_model.dtype) if value_head else None
         self.experts_per_token = experts_per_token(language_model)
+
+    def train(self, mode: bool = True) -> Self:
+        """As torch's, but for the routers of some families, which would draw noise while they learn."""
+        super().train(mode)
+        for module in self.language_model.modules():
+            if any("jitter" in name for name in vars(module)):
+                module.eval()
+        return self
 
     def forward(
         self,
@@ -162,7 +172,7 @@ def load_policy(
         add_adapters(language_model, learner.lora)
     sequences = _sequences(learner, ranks)
     policy = Policy(language_model, temperature=temperature, value_head=value_head, sequences=sequences)
-    check_head(policy, model.path)
+    check_head(language_model, policy.token_head, model.path)
     return policy
 
 
@@ -243,23 +253,30 @@ def load_network(
 
 
 @torch.no_grad()
-def check_head(policy: Policy, path: str) -> None:
-    """Refuse a family that does to its logits what `TokenHead` does not know: it would be trained on wrong ones."""
-    network, head = policy.language_model, policy.token_head
+def check_head(network: Any, head: OutputLayer, path: str) -> None:  # Any: transformers
+    """Refuse a family that does to its logits what `OutputLayer` does not know: it would be trained on wrong ones."""
     # The head alone, on states that no transformer made: whose kernels may want a GPU, and whose size would cost time.
     states = torch.linspace(-1, 1, 4 * head.weight.shape[1], dtype=head.weight.dtype).view(4, -1)
+    # Small logits tell a wrong scale, and large ones a cap, below which they are nearly what they are without.
+    largest = float(functional.linear(states, head.weight, head.bias).abs().max())
+    for scale, tolerance in ((1.0, HEAD_TOLERANCE), (_LARGE_LOGIT / max(largest, 1e-6), _LARGE_LOGIT * HEAD_TOLERANCE)):
+        error = _head_error(network, head, scale * states)
+        if not error < tolerance:
+            raise UserError(
+                f"{path!r} ({type(network).__name__}) makes its logits in a way of its own: from its head alone, its "
+                f"logprobs are off by {error:.2g}; models of this kind cannot be trained"
+            )
+
+
+def _head_error(network: Any, head: OutputLayer, states: Tensor) -> float:  # Any: transformers
+    """How far apart logprobs are that the two make of the same last hidden states."""
     decoder = network.get_decoder()
     decoder.forward = lambda *_, **__: _DecoderOutput(states[None])
     try:
         expected = network(input_ids=torch.zeros(1, 4, dtype=torch.int64)).logits[0].float().log_softmax(dim=-1)
     finally:
         del decoder.forward
-    error = float((head.logits(states).log_softmax(dim=-1) - expected).abs().mean())
-    if not error < HEAD_TOLERANCE:
-        raise UserError(
-            f"{path!r} ({type(network).__name__}) makes its logits in a way of its own: from its head alone, its "
-            f"logprobs are off by {error:.2g}; models of this kind cannot be trained"
-        )
+    return float((head.logits(states).log_softmax(dim=-1) - expected).abs().mean())
 
 
 class _DecoderOutput:

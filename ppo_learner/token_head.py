@@ -24,7 +24,8 @@ class OutputLayer(nn.Module):
 
     Args:
         output: the model's output embedding.
-        config: the model's configuration, for the scale and soft cap that some families put on logits.
+        config: the model's configuration, for the scale and soft cap that some families put on logits; of a model that
+            reads more than text, that of its text is taken.
 
     Attributes:
         logit_elements: most logits in one piece.
@@ -32,6 +33,7 @@ class OutputLayer(nn.Module):
 
     def __init__(self, output: nn.Module, config: Any) -> None:  # Any: transformers
         super().__init__()
+        config = config.get_text_config() if hasattr(config, "get_text_config") else config
         weight, bias = output.weight, getattr(output, "bias", None)
         assert isinstance(weight, nn.Parameter)
         self.weight = weight

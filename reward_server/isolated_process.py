@@ -12,6 +12,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
+from contextlib import AsyncExitStack, contextmanager
 from typing import BinaryIO
 
 from reward_server.assembly import load_reward
@@ -39,11 +40,27 @@ def main() -> int:
     except TriremeError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
-    _write(replies, b"")
-    for frame in frames:
-        sample = decode_sample(reward_pb2.Sample.FromString(frame))
-        _write(replies, encode_result(sample.id, _score(function, sample)).SerializeToString())
+    with _opened(function):
+        _write(replies, b"")
+        for frame in frames:
+            sample = decode_sample(reward_pb2.Sample.FromString(frame))
+            _write(replies, encode_result(sample.id, _score(function, sample)).SerializeToString())
     return 0
+
+
+@contextmanager
+def _opened(function: RewardFunction) -> Iterator[None]:
+    """Around all samples of a function that is not async."""
+    if function.is_async:
+        yield
+        return
+    stack = AsyncExitStack()
+    with asyncio.Runner() as runner:
+        runner.run(stack.enter_async_context(function.opened()))
+        try:
+            yield
+        finally:
+            runner.run(stack.aclose())
 
 
 def _score(function: RewardFunction, sample: RewardSample) -> Reward | Failure:

@@ -41,6 +41,11 @@ def serve(score: ScoreSample | ScoreBatch | RewardFunction, *, batched: bool = F
     set_up_logs(config)
     set_up_tracing("trireme-reward")
     function = score if isinstance(score, RewardFunction) else RewardFunction(score, batched=batched)
+    if function.isolate:
+        raise UserError(
+            "serve() runs a reward in its own process, and this one has isolate: true; put it into a file and start it "
+            "by name, trireme reward serve FILE.py:NAME, which can end its process and start another"
+        )
     serve_until_signal(
         lambda: FunctionScorer(function, timeout_s=config.timeout_s, num_threads=config.num_threads), config
     )

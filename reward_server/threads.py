@@ -68,9 +68,10 @@ class AbandonableThreads(Generic[Argument, Result]):
         try:
             return await returned
         except asyncio.CancelledError:
-            self._num_abandoned += 1
-            self._last_abandoned = loop.time()
-            self._all_back.clear()
+            if returned.cancelled():  # Else it returned in the very moment in which it was given up.
+                self._num_abandoned += 1
+                self._last_abandoned = loop.time()
+                self._all_back.clear()
             raise
 
     async def wait_for_abandoned(self, patience_s: float) -> None:

@@ -63,6 +63,7 @@ READ_AS_TEXT = re.compile(
     re.IGNORECASE,
 )
 MORE = re.compile(r"\W*(?:or|and)\b")
+END_OF_EMPHASIS = re.compile(r"[*_`]++(?=[.,;:!?]*+$)")
 TEXT_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mbox)\{([^{}]*)\}")
 ASSIGNED = re.compile(r"[A-Za-z]\w*\s*=(?!=)\s*")
 SPACING = re.compile(r"\\[!,;]|\\ |\{(?=,\})|(?<=,)\}")
@@ -214,7 +215,7 @@ def as_number(text: str) -> Number | None:
 
 def _without_commands(text: str) -> str:
     """The text without spacing, emphasis, and the commands that mark words in a formula."""
-    return TEXT_COMMAND.sub(r" \1", SPACING.sub("", text)).strip(" \t\n*_`=")
+    return TEXT_COMMAND.sub(r" \1", END_OF_EMPHASIS.sub("", SPACING.sub("", text))).strip(" \t\n*_`=")
 
 
 def _words(text: str) -> str:

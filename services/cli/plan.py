@@ -19,6 +19,7 @@ from services.control.evaluate_config import MAIN
 from services.control.parts import rank_demands, run_demands
 from services.control.placement import Demand
 from services.control.preflight import RunInputs, SupervisedInputs, load_tokenizer
+from services.control.visible_text import visible
 
 
 def print_plan(config: RunConfig, inputs: RunInputs) -> None:
@@ -36,8 +37,8 @@ def print_plan(config: RunConfig, inputs: RunInputs) -> None:
         console.print(f"{len(held_out.prompts)} held-out prompts{of_suite}")
     first = prompts.prompts[0]
     console.print(f"first prompt, {len(first.token_ids)} tokens:")
-    console.print(escape(first.text), style="cyan")
-    console.print(f"reference: {escape(str(dict(first.reference)))}")
+    console.print(escape(visible(first.text)), style="cyan")
+    console.print(f"reference: {escape(visible(str(dict(first.reference))))}")
     if config.demonstrations is not None:
         console.print(
             f"{len(inputs.demonstrations)} demonstrations, {config.demonstrations.rows_per_step} beside the rollouts "

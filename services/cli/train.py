@@ -16,6 +16,7 @@ from services.control.evaluate_config import MAIN
 from services.control.evaluation import Evaluation, GradedCompletion
 from services.control.preflight import check_run
 from services.control.training import Outcome, train
+from services.control.visible_text import visible
 from services.transport.tracing import set_up_tracing
 
 _NUM_EXAMPLES = 5
@@ -85,7 +86,7 @@ def _print_completions(before: Evaluation, after: Evaluation) -> None:
 
 
 def _shown(text: str) -> str:
-    return escape(text if len(text) <= _LONGEST_EXAMPLE else f"…{text[-_LONGEST_EXAMPLE:]}")
+    return escape(visible(text if len(text) <= _LONGEST_EXAMPLE else f"…{text[-_LONGEST_EXAMPLE:]}"))
 
 
 def _mark(graded: GradedCompletion) -> str:

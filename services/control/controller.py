@@ -120,6 +120,7 @@ class Controller:
         self._sync: asyncio.Task[None] | None = None
         self._receipts: list[SyncReceipt] = []
         self._failure: BaseException | None = None
+        self._unpublished: TriremeError | None = None
         self._changed = asyncio.Event()
         self._admits = False
         self._ends_pause = False
@@ -181,11 +182,13 @@ class Controller:
         try:
             await self.publish(version)
         except TriremeError as error:
-            return error
-        return None
+            self._unpublished = error
+        return self._unpublished
 
     async def synced(self) -> None:
-        """Wait until every worker serves what was published last. Raises what kept them from it."""
+        """Wait until every worker serves the newest weights. Raises what kept them from it."""
+        if self._unpublished is not None:
+            raise self._unpublished
         if self._sync is not None:
             await self._sync
 

@@ -66,7 +66,9 @@ class Operator:
         self.message = f"asked for {num_workers} rollout workers"
 
     async def pause(self, *, reason: str = "") -> None:
-        """Implements `RunControl.pause`; a run that pauses itself gives its reason."""
+        """Implements `RunControl.pause`; a run that pauses itself gives its reason, and does not while it drains."""
+        if reason and self._phase == "draining":
+            return
         self._note("paused", **({"reason": reason} if reason else {}))
         self._turn("paused", reason)
 

@@ -76,7 +76,7 @@ def plan(stages: Sequence[Stage], chosen: Sequence[Stage]) -> list[Planned]:
         if record is None:
             _check_inputs(stage, records, {one.name for one in chosen})
             state: State = "begun" if run_folder.has_run(stage.folder) else "new"
-            if state == "begun" and stage.command.resumes:
+            if stage.command.keeps_rows or (state == "begun" and stage.command.resumes):
                 _check_beginning(stage, records)
         else:
             _check_record(stage, record, records)

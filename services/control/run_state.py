@@ -41,6 +41,7 @@ class RunState:
         accuracy_before: held-out accuracy before the first step, for the final summary.
         evaluation_before: every metric of that evaluation and of the suites.
         scores_before: what each of them measured of every prompt, for the regression gates.
+        scores_of: a digest of all that these depend on beside the weights.
         seconds: time spent in the run so far.
         num_samples: completions sampled for the steps so far.
         best_loss: lowest validation loss so far, of a run that keeps the weights that had it.
@@ -55,6 +56,7 @@ class RunState:
     accuracy_before: float | None = None
     evaluation_before: Mapping[str, float] = field(default_factory=dict)
     scores_before: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    scores_of: Mapping[str, str] = field(default_factory=dict)
     seconds: float = 0.0
     num_samples: int = 0
     best_loss: float | None = None

@@ -18,10 +18,11 @@ from services.contracts.records import ScoredGroup, WeightedDemonstrations
 from services.control import run_state
 from services.control.admission import AdmissionRule
 from services.control.alarms import Alarm, Alarms
-from services.control.catalogue import ALARM_FAMILY
+from services.control.catalogue import ALARM_FAMILY, SUITE_FAMILY
 from services.control.config import RunConfig, TrainConfig
 from services.control.controller import Controller, Step
 from services.control.demonstration_mix import DemonstrationMix
+from services.control.evaluate_config import MAIN
 from services.control.event_log import EventLog
 from services.control.filter_metrics import filter_metrics
 from services.control.learner_group import LearnerGroup
@@ -40,7 +41,7 @@ from services.control.run_state import RunState
 from services.control.saved_groups import read_groups
 from services.control.step_metrics import RunTotals, step_metrics
 from services.control.step_tokens import locate_steps
-from services.control.suites import HeldOut, evaluate_all
+from services.control.suites import HeldOut, comparable, evaluate_all, fingerprints
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -119,7 +120,7 @@ class Session:
         )
         rows = [row.metrics for row in read_metrics(config.run.dir)]
         self._alarms = Alarms(config.alarms, [state.evaluation_before, *rows])
-        self.state = state
+        self.state = comparable(state, config, run.inputs)
         self.last_step: Step | None = None
         self.reward_wait = 0.0
         self.raised: Sequence[Alarm] = ()
@@ -172,6 +173,7 @@ class Session:
             accuracy_before=before.main.accuracy if before.main else None,
             evaluation_before=before.metrics(),
             scores_before=before.scores,
+            scores_of=fingerprints(self._run.config, self._run.inputs),
         )
         if before.evaluations:
             self._alarms.check(before.metrics())
@@ -186,7 +188,7 @@ class Session:
     async def _make_up_for_evaluation(self) -> None:
         """Make the evaluation that failed after the step from which the run goes on."""
         rows = [row.metrics for row in read_metrics(self._run.config.run.dir) if row.step == self.state.step]
-        is_missing = rows and not any(name.startswith("evaluation/") for name in rows[0])
+        is_missing = rows and not any(name.startswith((f"{MAIN}/", f"{SUITE_FAMILY}/")) for name in rows[0])
         if self._evaluation_is_due and is_missing:
             held_out = await self._evaluate_apart(f"after step {self.state.step}, where it failed before")
             if held_out.evaluations:
@@ -198,7 +200,8 @@ class Session:
         idle = [name for name, own in settings.items() if own.gate and name not in self.state.scores_before]
         if idle:
             self._run.progress.message(
-                f"no gate is checked on {', '.join(idle)}, which was not measured before the run's first step"
+                f"no gate is checked on {', '.join(idle)}, which was not measured before the run's first step, or on "
+                "other prompts or in another way"
             )
 
     async def evaluate_after(self) -> HeldOut:

@@ -31,6 +31,7 @@ class StageCommand:
         outputs: what it leaves in run.dir for later stages.
         check: finds what is wrong before anything starts, from the configuration; None where nothing can be told.
         resumes: a run that was begun goes on with --resume; any other command is simply started again.
+        keeps_rows: started again, it goes on behind the rows that it has, which it does not make anew.
         keeps_model: `export` has tokenizer, shape and length of model.path.
         summary: file in run.dir with what it found.
     """
@@ -39,6 +40,7 @@ class StageCommand:
     outputs: tuple[str, ...]
     check: Callable[[Any], object] | None = None  # Any: its own configuration
     resumes: bool = False
+    keeps_rows: bool = False
     keeps_model: bool = False
     summary: str = run_folder.SUMMARY_FILE
 
@@ -61,7 +63,9 @@ STAGE_COMMANDS = {
     ),
     "label-pairs": StageCommand(config=LabelConfig, outputs=("preferences.jsonl",)),
     "revise": StageCommand(config=ReviseConfig, outputs=("demonstrations.jsonl", "preferences.jsonl")),
-    "label-steps": StageCommand(config=StepLabelsRunConfig, check=check_run, outputs=("step_labels.jsonl",)),
+    "label-steps": StageCommand(
+        config=StepLabelsRunConfig, check=check_run, outputs=("step_labels.jsonl",), keeps_rows=True
+    ),
     "average": StageCommand(config=AverageConfig, check=check_average, outputs=("export",)),
     "evaluate": StageCommand(
         config=EvaluateRunConfig,

@@ -3,8 +3,10 @@
 It must not know how a policy is trained, nor what is done about the results.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 
 from services.control.catalogue import SUITE_FAMILY
@@ -14,6 +16,10 @@ from services.control.evaluation import Evaluation, evaluate
 from services.control.parts import Parts
 from services.control.preflight import RunInputs
 from services.control.regression_gate import Scores
+from services.control.run_state import RunState
+
+_COUNTS = ("component", "threshold", "num_samples", "temperature", "max_completion_tokens", "metric")
+"""Settings of an evaluation that change its scores on the same prompts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -64,3 +70,22 @@ async def evaluate_all(config: RunConfig, inputs: RunInputs, parts: Parts) -> He
     }
     scores = {name: evaluation.scores(settings[name].metric) for name, evaluation in evaluations.items()}
     return HeldOut(evaluations=evaluations, scores=scores)
+
+
+def fingerprints(config: RunConfig, inputs: RunInputs) -> dict[str, str]:
+    """Of each evaluation a digest of what its scores depend on beside the weights: its prompts, and how each counts."""
+    found = {}
+    for name, own in config.evaluate.by_name.items():
+        if name in inputs.held_out:
+            measured = own.model_dump(mode="json", include=set(_COUNTS))
+            rows = [(prompt.text, dict(prompt.reference)) for prompt in inputs.held_out[name].prompts]
+            found[name] = hashlib.sha256(json.dumps([measured, rows], sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def comparable(state: RunState, config: RunConfig, inputs: RunInputs) -> RunState:
+    """The state with those scores from before the first step that later ones may be compared with: a resumed run may
+    have other prompts, or count them otherwise."""
+    now = fingerprints(config, inputs)
+    kept = {name: scores for name, scores in state.scores_before.items() if now.get(name) == state.scores_of.get(name)}
+    return replace(state, scores_before=kept, scores_of={name: now[name] for name in kept if name in now})

@@ -210,6 +210,19 @@ def test_a_stage_does_not_go_on_from_what_was_made_anew(values: dict[str, Any]) 
     assert commands.ran[1] == "train reason"
 
 
+def test_labels_of_a_model_that_was_made_anew_since_are_not_gone_on_with(values: dict[str, Any], task: Path) -> None:
+    values["stages"][1:] = [{"name": "label", "command": "label-steps", "config": rl(task, "${warmup}/export")}]
+    start(values, FakeCommands(label=130))
+    commands = FakeCommands()
+    shutil.rmtree(Path(values["run"]["dir"]) / "warmup")
+    start(values, commands, last="warmup")
+    with pytest.raises(UserError, match="label is not finished, and was begun from a run of warmup that is no longer"):
+        start(values, commands)
+    shutil.rmtree(Path(values["run"]["dir"]) / "label")
+    assert start(values, commands) is None
+    assert commands.ran == ["sft warmup", "label-steps label"]
+
+
 def test_a_changed_setting_of_a_finished_stage_is_refused_and_may_be_started_after(values: dict[str, Any]) -> None:
     start(values, FakeCommands(), last="reason")
     values["stages"][0]["config"]["learner"] = {"lr": 0.5}

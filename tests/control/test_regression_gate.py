@@ -129,6 +129,24 @@ def test_what_it_was_before_the_first_step_is_known_after_a_resume(tmp_path: Pat
     assert any("regression after step 4: truth: sampled_accuracy 0.75 before, 0.25 after" in m for m in run.messages)
 
 
+@pytest.mark.parametrize("change", [{"threshold": 2.0}, {"metric": "reward"}, {"num_samples": 2}])
+def test_what_was_measured_otherwise_before_is_not_compared(tmp_path: Path, change: dict[str, Any]) -> None:
+    Run(tmp_path, hackable, suites=[truth(max_drop=1.0)], **QUIET).go(stop_after=2)
+    run = Run(tmp_path, hackable, suites=[truth(max_drop=0.0) | change], **QUIET)
+    outcome = run.go(resume=True)
+    assert [one.name for one in outcome.comparisons] == ["evaluation"]
+    assert any("no gate is checked on truth" in text and "in another way" in text for text in run.messages)
+
+
+def test_a_run_with_suites_alone_evaluates_no_step_twice(tmp_path: Path) -> None:
+    for stop_after in (2, 6):
+        run = Run(tmp_path, hackable, suites=[truth(max_drop=1.0)], **QUIET)
+        alone = run._config.evaluate.model_copy(update={"prompts": None})
+        run._config = run._config.model_copy(update={"evaluate": alone})
+        run.go(stop_after=stop_after, resume=stop_after == 6)
+    assert [event["step"] for event in run.events("evaluated")] == [0, 6]
+
+
 def test_a_gate_on_what_was_not_measured_before_is_said_to_be_idle(tmp_path: Path) -> None:
     Run(tmp_path, hackable, **QUIET).go(stop_after=2)
     run = Run(tmp_path, hackable, suites=[truth(max_drop=0.0)], **QUIET)

@@ -5,6 +5,7 @@ is its decoder and its head. The models are drawn at random on the spot.
 """
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +14,11 @@ import transformers
 from torch import nn
 
 from ppo_learner.batching import batch_demonstrations, collate
+from ppo_learner.distillation import Teacher
 from ppo_learner.models import Policy, check_head, load_policy
 from ppo_learner.optimizer_config import OptimizerConfig
+from ppo_learner.supervised_config import SupervisedConfig
+from ppo_learner.token_head import OutputLayer
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig
 from tests.ppo_learner.builders import ALONE, VOCABULARY
@@ -97,7 +101,7 @@ def tiny(family: str) -> Any:  # Any: transformers
 def test_a_policys_logprobs_are_those_of_the_models_own_logits(family: str) -> None:
     model = tiny(family)
     policy = Policy(model, temperature=0.7)
-    check_head(policy, family)
+    check_head(model, policy.token_head, family)
     demonstrations = make_demonstrations(0, count=5)
     batch = batch_demonstrations(demonstrations)
     found = policy(collate(batch, range(5), model.device)).logprobs
@@ -109,6 +113,47 @@ def test_a_policys_logprobs_are_those_of_the_models_own_logits(family: str) -> N
         expected.append(table.gather(1, ids[0, 1:, None])[:, 0][learnt])
     torch.testing.assert_close(found, torch.cat(expected), rtol=1e-4, atol=1e-4)
     assert found.std() > 0.05  # Far from uniform, so that a wrong weight would show.
+
+
+@pytest.mark.parametrize("cap", [2.0, 30.0])
+def test_a_cap_that_the_head_does_not_know_is_found_whatever_it_is(cap: float) -> None:
+    settings = SHAPE | FAMILIES["gemma2"] | {"final_logit_softcapping": cap}
+    config = transformers.AutoConfig.for_model("gemma2", **settings)
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    check_head(model, OutputLayer(model.get_output_embeddings(), config), "gemma2")
+    with pytest.raises(UserError, match="in a way of its own"):
+        check_head(model, OutputLayer(model.get_output_embeddings(), SimpleNamespace()), "gemma2")
+
+
+def test_the_cap_of_a_model_that_reads_more_than_text_is_that_of_its_text() -> None:
+    text = SHAPE | {"final_logit_softcapping": 30.0, "head_dim": 16, "vocab_size_per_layer_input": VOCABULARY}
+    config = transformers.AutoConfig.for_model("gemma4", text_config=text)
+    assert config.get_text_config().final_logit_softcapping == 30.0
+    head = OutputLayer(torch.nn.Linear(32, VOCABULARY, bias=False), config)
+    assert head.logits(torch.full((1, 32), 1e4)).abs().max().item() <= 30.0
+
+
+def test_a_teacher_whose_logits_are_made_otherwise_is_refused_too(tmp_path: Path) -> None:
+    config = transformers.AutoConfig.for_model("hyperclovax", **{"logits_scaling": 0.3} | SHAPE)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"HyperCLOVAXForCausalLM\) makes its logits in a way of its own"):
+        Teacher(SupervisedConfig(), ModelConfig(path=str(tmp_path), dtype="float32"), ALONE)
+
+
+@pytest.mark.parametrize(
+    "noise", [{"family": "mixtral", "router_jitter_noise": 0.5}, {"family": "phimoe", "input_jitter_noise": 0.5}]
+)
+@torch.no_grad()
+def test_no_router_draws_noise_while_a_policy_learns(noise: dict[str, Any]) -> None:
+    family = noise.pop("family")
+    config = transformers.AutoConfig.for_model(family, **SHAPE | EXPERTS | noise)
+    model = transformers.AutoModelForCausalLM.from_config(config)
+    policy = Policy(model, temperature=1.0).eval()
+    batch = collate(batch_demonstrations(make_demonstrations(0, count=5)), range(5), model.device)
+    expected = policy(batch).logprobs
+    policy.train()
+    assert policy.training
+    assert torch.equal(policy(batch).logprobs, expected)
 
 
 def test_a_family_that_makes_its_logits_otherwise_is_refused_when_it_is_loaded(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from reward_server import RewardFunction, serve
 from reward_server.assembly import build_scorer
 from reward_server.config import RewardServerConfig, RewardServiceConfig
 from reward_server.scorer import Scorer
@@ -18,7 +19,8 @@ from tests.reward_server.serving import make_sample, make_samples
 HAZARDS = '''
 """A reward that does to its process whatever the completion says."""
 import os, re, sys
-from collections.abc import Sequence
+from contextlib import asynccontextmanager
+from reward_server import RewardFunction
 
 def score(sample):
     print("noise on standard output")
@@ -34,6 +36,14 @@ def score(sample):
 
 async def coroutine(sample):
     return 2.0
+
+@asynccontextmanager
+async def scale():
+    global FACTOR
+    FACTOR = 3.0
+    yield
+
+opened = RewardFunction(lambda sample: FACTOR, name="opened", opened=scale)
 
 if os.environ.get("REFUSE_TO_LOAD"):
     raise RuntimeError("not here")
@@ -97,6 +107,18 @@ async def test_an_async_reward_can_be_isolated(tmp_path: Path) -> None:
         (outcome,) = await scorer.score([make_sample()])
 
     assert isinstance(outcome, Reward) and outcome.value == 2.0
+
+
+async def test_what_a_reward_opens_is_open_in_its_process(tmp_path: Path) -> None:
+    async with isolated(tmp_path / "hazards.py", "opened") as scorer:
+        outcomes = await scorer.score(make_samples(2))
+
+    assert [outcome.value for outcome in outcomes if isinstance(outcome, Reward)] == [3.0, 3.0]
+
+
+def test_a_reward_that_needs_a_process_of_its_own_is_not_served_by_its_author() -> None:
+    with pytest.raises(UserError, match=r"isolate: true; .* trireme reward serve FILE.py:NAME"):
+        serve(RewardFunction(lambda sample: 1.0, isolate=True))
 
 
 async def test_a_reward_that_does_not_load_in_its_process_stops_the_start(

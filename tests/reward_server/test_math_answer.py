@@ -52,7 +52,7 @@ def test_every_answer_of_gsm8k_is_told_from_its_neighbours(
 @pytest.mark.parametrize(
     ("completion", "answer"),
     [
-        ("The answer is 3. No: the answer is 4.", "4."),
+        ("The answer is 3. No: the answer is 4, not 5.", "4"),
         ("\\boxed{3}, wait, \\boxed{4}", "4"),
         ("#### 3\n#### 4", "4"),
         ("\\boxed{3} The answer is 4", "4"),
@@ -209,3 +209,21 @@ def test_a_sample_without_a_right_answer_fails(reference: object) -> None:
     assert isinstance(outcome, Failure)
     assert outcome.code is FailureCode.INVALID_SAMPLE
     assert "reference.answer" in outcome.message
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("The answer is **1,000**.", "1000"),
+        ("The answer is **$1,000**.", "1000"),
+        ("The answer is **1,000**.\n\nLet me know", "1000"),
+        ("The answer is **$18.00**.", "18"),
+        ("#### **18.0**.", "18"),
+        ("The answer is **25%**.", "25"),
+        ("The answer is **0.5**.", "1/2"),
+        ("The answer is **−3**!", "-3"),
+        ("The answer is **1,000.**", "1000"),
+    ],
+)
+def test_a_number_in_bold_may_end_the_sentence(answer: str, reference: str) -> None:
+    assert score(answer, reference) == 1.0

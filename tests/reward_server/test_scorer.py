@@ -5,6 +5,7 @@ import functools
 import math
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
@@ -174,6 +175,21 @@ async def test_a_late_call_in_the_only_thread_is_waited_for() -> None:
     asyncio.get_running_loop().call_later(0.1, release.set)
 
     assert isinstance(late, Failure) and late.code is FailureCode.TIMEOUT
+    assert await under_test.score([make_sample(completion="1")]) == [Reward(value=1.0)]
+
+
+async def test_a_call_that_returns_in_the_moment_of_its_timeout_is_not_waited_for() -> None:
+    loop = asyncio.get_running_loop()
+
+    def score(sample: RewardSample) -> float:
+        if sample.completion == "0":
+            time.sleep(0.15)
+            # Comes before the answer, and the timeout while it holds the event loop.
+            loop.call_soon_threadsafe(time.sleep, 0.2)
+        return 1.0
+
+    under_test = scorer(score, timeout_s=0.2, num_threads=1)
+    await under_test.score([make_sample(completion="0")])
     assert await under_test.score([make_sample(completion="1")]) == [Reward(value=1.0)]
 
 
