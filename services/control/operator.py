@@ -60,15 +60,17 @@ class Operator:
             message="; ".join(filter(None, (self.message, self._fleet.trouble))),
         )
 
+    @property
+    def is_draining(self) -> bool:
+        return self._phase == "draining"
+
     async def scale(self, num_workers: int) -> None:
         self._fleet.scale(num_workers)
         self._note("scaled", target=num_workers, by="operator")
         self.message = f"asked for {num_workers} rollout workers"
 
     async def pause(self, *, reason: str = "") -> None:
-        """Implements `RunControl.pause`; a run that pauses itself gives its reason, and does not while it drains."""
-        if reason and self._phase == "draining":
-            return
+        """Implements `RunControl.pause`; a run that pauses itself gives its reason."""
         self._note("paused", **({"reason": reason} if reason else {}))
         self._turn("paused", reason)
 

@@ -87,5 +87,6 @@ def comparable(state: RunState, config: RunConfig, inputs: RunInputs) -> RunStat
     """The state with those scores from before the first step that later ones may be compared with: a resumed run may
     have other prompts, or count them otherwise."""
     now = fingerprints(config, inputs)
-    kept = {name: scores for name, scores in state.scores_before.items() if now.get(name) == state.scores_of.get(name)}
+    before = now | dict(state.scores_of)  # A checkpoint of an earlier version does not say.
+    kept = {name: scores for name, scores in state.scores_before.items() if before.get(name) == now.get(name)}
     return replace(state, scores_before=kept, scores_of={name: now[name] for name in kept if name in now})

@@ -207,7 +207,7 @@ class Sessions:
         reasons = {action: "; ".join(a.text for a in alarms if a.action == action) for action in ("stop", "pause")}
         if reasons["stop"]:
             raise RewardAlarm(f"the run was stopped by an alarm: {reasons['stop']}; see docs/reward_hacking.md")
-        if reasons["pause"]:
+        if reasons["pause"] and not operator.is_draining:  # Whoever drains the run wants it to end.
             await operator.pause(reason=reasons["pause"])
             self._run.progress.message(
                 f"paused; `trireme resume {self._config.run.dir}` lets the run go on, `trireme drain` ends it"

@@ -230,6 +230,17 @@ def test_gold_falls_while_the_proxy_rises_and_the_run_is_paused_until_somebody_r
     assert outcome.summary["num_steps"] == NUM_STEPS
 
 
+def test_an_alarm_does_not_hold_a_run_that_is_drained(tmp_path: Path) -> None:
+    async def story(operator: Operator) -> None:
+        await asyncio.sleep(5.5)
+        assert operator.status().step == 2
+        await operator.drain()  # The third step, whose evaluation raises the alarm, is under way.
+
+    outcome = Run(tmp_path, hackable).go(story)
+
+    assert (outcome.drained, outcome.summary["num_steps"]) == (True, 3)
+
+
 def test_a_reward_that_pays_for_what_counts_raises_no_alarm_about_gold(tmp_path: Path) -> None:
     run = Run(tmp_path, gold)
     run.go()
