@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,9 +42,15 @@ QUICK_TO_NOTICE = {
 class Node:
     """One node: `ray start --block` with all that it starts, which stands for a machine."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]", name: str) -> None:
-        self._process = process
+    def __init__(self, name: str, launch: Callable[[], "subprocess.Popen[bytes]"]) -> None:
         self.name = name
+        self._launch = launch
+        self._process = launch()
+
+    def start_again_if_ended(self) -> None:
+        """Ray's own daemon ends now and then when it finds a port taken that it chose a moment before."""
+        if self._process.poll() is not None:
+            self._process = self._launch()
 
     @property
     def node_id(self) -> str:
@@ -159,9 +165,12 @@ def _start(
         *(f"--node-name={name}", f"--num-cpus={num_cpus}", f"--object-store-memory={STORE_BYTES}", *arguments),
         f"--temp-dir={folder / name[-1]}",
     ]
-    with (folder / name).open("w") as output:
-        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
-    return Node(process, name)
+
+    def launch() -> "subprocess.Popen[bytes]":
+        with (folder / name).open("w") as output:
+            return subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+
+    return Node(name, launch)
 
 
 def _own_shared_memory() -> Sequence[str]:
@@ -187,6 +196,8 @@ def _wait_for_nodes(cluster: Nodes) -> None:
         try:
             while sum(node["Alive"] for node in ray.nodes()) < len(cluster.nodes):
                 assert time.monotonic() < deadline, f"waited {START_TIMEOUT_S} s for all nodes: {ray.nodes()}"
+                for node in cluster.nodes[1:]:
+                    node.start_again_if_ended()
                 time.sleep(0.05)
         finally:
             ray.shutdown()

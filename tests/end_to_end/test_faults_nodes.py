@@ -8,6 +8,7 @@ import pytest
 from services.control import run_folder, run_state
 from services.control.ledger_events import Joined, Left, RunStarted
 from tests.end_to_end.command import started, write_config
+from tests.end_to_end.conftest import undisturbed
 from tests.end_to_end.faults import (
     FOUND_OUT_WITHIN_S,
     RESTORED_WITHIN_S,
@@ -23,6 +24,9 @@ from tests.end_to_end.faults import (
 from tests.end_to_end.tiny_run import long_run_sections
 from tests.ray_nodes import Node, Nodes, let_commands_join, ray_nodes
 
+TWO_THREADS = {"cpus_per_learner_rank": 2}
+"""More than there is room for beside the head; with other threads, sums are rounded otherwise."""
+
 
 def home(nodes: Nodes, pid: int) -> Node:
     """The node on which a process runs."""
@@ -35,12 +39,12 @@ def seconds_to_start(run: Path) -> float:
 
 
 def test_a_run_outlives_the_loss_of_two_nodes_and_trains_what_it_would_have(
-    undisturbed_long: Path, task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "undisturbed").mkdir()
+    expected = undisturbed(task, tmp_path / "undisturbed", cluster=TWO_THREADS)
     run = tmp_path / "run"
-    sections = long_run_sections(
-        task, rollout={"num_workers": 2}, cluster={"address": "auto", "cpus_per_learner_rank": 2}
-    )
+    sections = long_run_sections(task, rollout={"num_workers": 2}, cluster=TWO_THREADS | {"address": "auto"})
     with ray_nodes(2, 1, 1, 1) as nodes:  # The learner fits on the head alone, and a worker on each of the others.
         let_commands_join(nodes, monkeypatch)
         with started("train", write_config(tmp_path / "run.yaml", **sections), cwd=tmp_path) as running:
@@ -72,7 +76,7 @@ def test_a_run_outlives_the_loss_of_two_nodes_and_trains_what_it_would_have(
             cut_off.thaw()
             finished = running.finish()
     assert finished.code == 0, finished.output
-    assert weights(run) == weights(undisturbed_long)
+    assert weights(run) == weights(expected)
     assert violations(run) == {}
     saved, _, _ = run_state.newest(run / run_folder.CHECKPOINTS)
     assert (saved / run_state.LEARNER_FOLDER / "policy" / "rank_0.pt").stat().st_size > 0

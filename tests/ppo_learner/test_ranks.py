@@ -24,8 +24,10 @@ from tests.ppo_learner.builders import (
 from tests.ppo_learner.test_supervised import make_demonstrations
 
 DEADLINE_S = 500
+NUM_STEPS, SAVED = 3, 2
+"""Of each case, and the steps before its checkpoint."""
 pytestmark = pytest.mark.timeout(DEADLINE_S + 60)
-"""The first test waits for all cases, which take two and a half minutes on two cores that do nothing else."""
+"""The first test waits for all cases, which take two minutes on two cores that do nothing else."""
 CRITIC = {
     "lr": 1e-3,
     "critic_lr": 1e-3,
@@ -89,25 +91,25 @@ RESHARDED = ["critic_zero_2", "value_head_zero_3", "lora_zero_3"]
 
 
 def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_size: int, ports: list[int]) -> None:
-    """Four steps in one go, and two and two around a checkpoint; leave what came of them in `folder`."""
+    """All steps in one go, and those behind a checkpoint once more; leave what came of them in `folder`."""
     place = {"rank": rank, "world_size": world_size}
     config = LearnerConfig.model_validate(CASES[name])
     learner = start_rank(config, model, port=ports[0], **place)
     start = weights_of(learner)
     reports = []
-    for step in range(4):
+    for step in range(NUM_STEPS):
         reports.append(learner.step(random_groups(step), beside(name, step)))
-        if step == 1:
+        if step + 1 == SAVED:
             learner.save(folder / "checkpoint")
     weights = weights_of(learner)
-    publication = learner.publish(4)
+    publication = learner.publish(NUM_STEPS)
     assert (publication is not None) == (rank == 0)
     learner.export(folder / "export")
     learner.close()
 
     resumed = start_rank(config, model, port=ports[1], **place)
     resumed.load(folder / "checkpoint")
-    reports_after = [resumed.step(random_groups(step), beside(name, step)) for step in (2, 3)]
+    reports_after = [resumed.step(random_groups(step), beside(name, step)) for step in range(SAVED, NUM_STEPS)]
     resumed_weights = weights_of(resumed)
     resumed.close()
     outcome = {
@@ -135,7 +137,7 @@ def finish(name: str, model: Path, folder: Path, **place: int) -> list[dict[str,
     """Go on from another case's checkpoint."""
     learner = start_rank(LearnerConfig.model_validate(CASES[name]), model, **place)
     learner.load(folder / "checkpoint")
-    reports = [learner.step(random_groups(step), beside(name, step)) for step in (2, 3)]
+    reports = [learner.step(random_groups(step), beside(name, step)) for step in range(SAVED, NUM_STEPS)]
     learner.close()
     return [report.metrics for report in reports]
 
@@ -192,7 +194,7 @@ def test_two_ranks_report_what_one_does_and_agree_to_the_bit(
 
 def test_two_ranks_stop_at_the_same_update(outcomes: dict[str, list[dict[str, Any]]]) -> None:
     for rank in (*outcomes["sequence_ratio"], *outcomes["sequence_ratio_zero_1"]):
-        assert [(step["updates"], step["updates_left_out"]) for step in rank["metrics"]] == [(2, 1)] * 4
+        assert [(step["updates"], step["updates_left_out"]) for step in rank["metrics"]] == [(2, 1)] * NUM_STEPS
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -200,8 +202,8 @@ def test_a_resumed_run_is_the_same_to_the_bit(name: str, outcomes: dict[str, lis
     for rank in outcomes[name]:
         assert rank["weights"].keys() == rank["resumed"].keys()
         assert all(torch.equal(weight, rank["resumed"][key]) for key, weight in rank["weights"].items())
-        assert rank["steps"] == [1, 2, 3, 4, 3, 4]
-        for straight, resumed in zip(rank["metrics"][2:], rank["metrics_resumed"], strict=True):
+        assert rank["steps"] == [1, 2, 3, 3]
+        for straight, resumed in zip(rank["metrics"][SAVED:], rank["metrics_resumed"], strict=True):
             assert without_the_machine(straight) == without_the_machine(resumed)
 
 
@@ -222,7 +224,7 @@ def test_the_canary_is_the_one_of_a_single_rank(name: str, outcomes: dict[str, l
 
 @pytest.mark.parametrize("name", RESHARDED)
 def test_two_ranks_go_on_where_one_was(name: str, outcomes: dict[str, list[dict[str, Any]]]) -> None:
-    expected = outcomes[alone(name)][0]["metrics"][2:]
+    expected = outcomes[alone(name)][0]["metrics"][SAVED:]
     for rank in outcomes[name]:
         for found, straight in zip(rank["metrics_resharded"], expected, strict=True):
             assert losses(found) == pytest.approx(losses(straight), rel=0, abs=1e-5)
@@ -233,7 +235,7 @@ def test_one_rank_goes_on_where_two_were(
     name: str, tiny_model: Path, outcomes: dict[str, list[dict[str, Any]]]
 ) -> None:
     resharded = finish(alone(name), tiny_model, outcomes["folder"][0][name])
-    for found, straight in zip(resharded, outcomes[name][0]["metrics"][2:], strict=True):
+    for found, straight in zip(resharded, outcomes[name][0]["metrics"][SAVED:], strict=True):
         assert losses(found) == pytest.approx(losses(straight), rel=0, abs=1e-5)
 
 
