@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ppo_learner.engine import Engine
-from ppo_learner.moe import balance_loss
+from ppo_learner.moe import balance_loss, routing_of_all
 from ppo_learner.ranks import Ranks
 from ppo_learner.task import Part, Questions, Work
 
@@ -50,7 +50,7 @@ def means(
     """
     whole = None
     if descent and descent.router_loss_coefficient:
-        whole = _routing_of_all(work, parts, network, ranks)
+        whole = _routing_of_work(work, parts, network, ranks)
     total, routing = torch.zeros(()), None
     for number, part in enumerate(parts, start=1):
         answer = work.answer(network, part, ranks.device)
@@ -67,10 +67,10 @@ def means(
 
 
 @torch.no_grad()
-def _routing_of_all(work: Work, parts: Sequence[Part], network: Engine, ranks: Ranks) -> Tensor:
+def _routing_of_work(work: Work, parts: Sequence[Part], network: Engine, ranks: Ranks) -> Tensor:
     """(2, L, E) of the parts of all ranks, by the network as it is."""
     own = [_present(work.answer(network, part, ranks.device).routing) for part in parts]
-    return ranks.sum(torch.stack(own).sum(dim=0)).to(ranks.device)
+    return routing_of_all(own, ranks)
 
 
 def _present(routing: Tensor | None) -> Tensor:

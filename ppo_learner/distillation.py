@@ -55,10 +55,11 @@ class Teacher:
     def __init__(self, learner: SupervisedConfig, model: ModelConfig, ranks: Ranks) -> None:
         network = load_network("AutoModelForCausalLM", model.path, model, learner).requires_grad_(False).eval()
         output = network.get_output_embeddings()
-        check_head(network, OutputLayer(output, network.config), model.path)
         # A head that is also the embedding would be cut up with it.
         output = deepcopy(output) if learner.zero_stage == 3 else output
-        self.head = OutputLayer(output, network.config).to(ranks.device)
+        self.head = OutputLayer(output, network.config)
+        check_head(network, self.head, model.path)
+        self.head.to(ranks.device)
         self._transformer = shard_frozen(_Transformer(network.get_decoder()), ranks, learner)
 
     @torch.no_grad()

@@ -3,9 +3,8 @@
 It must not know rewards, nor which demonstrations a step is given. Invariants: an update descends w·L_RL + λ·L, w being
 1 or 1 − λ, where L is the mean cross-entropy over all learnt tokens of its demonstrations, on all ranks, so no split of
 them changes it; each demonstration of a learner step belongs to one update, and is not learnt where `kl_stop` leaves
-that update out. With demonstrations of the pretraining data it
-is PPO-ptx (Ouyang et al. 2022, arXiv 2203.02155, equation 2, whose γ is λ here); with those of earlier tasks it is a
-replay.
+that update out. With demonstrations of the pretraining data it is PPO-ptx (Ouyang et al. 2022, arXiv 2203.02155,
+equation 2, whose γ is λ here); with those of earlier tasks it is a replay.
 """
 
 from collections.abc import Sequence

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ppo_learner.ranks import Ranks
 from services.contracts.errors import UserError
 
 
@@ -46,6 +47,15 @@ def routing(router_logits: Sequence[Tensor], real: Tensor, num_per_token: int) -
         chosen = torch.zeros_like(probabilities).scatter_(1, logits.topk(num_per_token, dim=-1).indices, 1.0)
         layers.append((torch.stack([probabilities, chosen]) * real[:, None]).sum(dim=1))
     return torch.stack(layers, dim=1)
+
+
+def routing_of_all(own: Sequence[Tensor], ranks: Ranks) -> Tensor:
+    """(2, L, E) of the micro-batches of all ranks, on this rank's device. Every rank calls it.
+
+    Args:
+        own: (2, L, E) of each of this rank's.
+    """
+    return ranks.sum(torch.stack(list(own)).sum(dim=0)).to(ranks.device)
 
 
 def balance_loss(part: Tensor, whole: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ppo_learner.engine import Engine, Update, shard_frozen
 from ppo_learner.experience import Evaluation
 from ppo_learner.lora import without_adapters
 from ppo_learner.models import PolicyOutcome, load_critic, load_policy, load_reference
-from ppo_learner.moe import check_experts
+from ppo_learner.moe import check_experts, routing_of_all
 from ppo_learner.ranks import Ranks
 from ppo_learner.sequence_layout import lay_out
 from services.contracts.settings import ModelConfig
@@ -112,7 +112,7 @@ class Networks:
         """
         micro_batches = (collate(batch, part, self._ranks.device, packed=self.packed) for part in parts)
         own = [self.policy(micro_batch, logprobs=False).routing for micro_batch in micro_batches]
-        return self._ranks.sum(torch.stack(own).sum(dim=0)).to(self._ranks.device)
+        return routing_of_all(own, self._ranks)
 
     @torch.no_grad()
     def rescale_values(self, factor: float, shift: float) -> None:

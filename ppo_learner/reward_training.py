@@ -27,10 +27,11 @@ from services.contracts.settings import ModelConfig
 class RewardModelTask:
     """Implements `Task` for a reward model."""
 
+    router_loss_coefficient = 0.0
+
     def __init__(self, learner: RewardModelConfig, model: ModelConfig, ranks: Ranks) -> None:
         self._model = model
         self._objective = learner.parts
-        self.router_loss_coefficient = 0.0
         self.metrics = ("loss", "accuracy") if learner.parts.compares else ("loss",)
         self.network = load_reward_model(model, learner)
 

@@ -1,17 +1,17 @@
 """1 when a regular expression matches the completion, or where `forbid` is set when it does not; 0 otherwise.
 
-Matched by the library `regex`, which lets go of the interpreter's lock and stops after `timeout_s`: an expression that
-backtracks without end costs that long, and the server goes on. It must not know what an expression is for. Invariant:
-what is not decided in time is worth 0, with `forbid` as without it, so that making it slow never pays.
+An expression that backtracks without end costs `timeout_s`, and the server goes on. It must not know what an
+expression is for. Invariant: what is not decided in time is worth 0, with `forbid` as without it, so that making it
+slow never pays.
 """
 
 from typing import Literal, Self
 
-import regex
 from pydantic import Field, model_validator
 
+from reward_server.expressions import compiled, matches
 from reward_server.function import RewardFunction, RewardOptions, Score
-from services.contracts.records import Failure, FailureCode, Json, RewardSample
+from services.contracts.records import Failure, FailureCode, RewardSample
 
 
 class RegularExpression(RewardOptions):
@@ -44,18 +44,5 @@ class RegularExpression(RewardOptions):
         except ValueError as error:
             return Failure(code=FailureCode.INVALID_SAMPLE, message=f"reference.{self.reference_field}: {error}")
         match = expression.fullmatch if self.where == "whole" else expression.search
-        try:
-            found = match(sample.answer, timeout=self.timeout_s, concurrent=True) is not None
-        except TimeoutError:
-            return 0.0
-        return float(found != self.forbid)
-
-
-def compiled(pattern: Json) -> regex.Pattern[str]:
-    """The expression, ready to match (the library remembers hundreds). Raises ValueError where it is none."""
-    if not isinstance(pattern, str):
-        raise ValueError(f"{pattern!r:.80} is no regular expression: it must be a text")
-    try:
-        return regex.compile(pattern)
-    except regex.error as error:
-        raise ValueError(f"{pattern!r:.80} is no regular expression: {error}") from error
+        found = matches(match, sample.answer, timeout_s=self.timeout_s)
+        return 0.0 if found is None else float(found != self.forbid)

@@ -1,8 +1,7 @@
 """1 when the completion has the required form, 0 when it has not.
 
-It must not look at what the form contains. The preset is checked in one pass over its tags; a user's own expression is
-matched by the library `regex`, which lets go of the interpreter's lock and stops in time. Invariant: a form that is not
-found in time is none.
+It must not look at what the form contains. The preset is checked in one pass over its tags. Invariant: a form that is
+not found in time is none.
 """
 
 import re
@@ -11,6 +10,7 @@ from typing import Literal, Self
 import regex
 from pydantic import field_validator, model_validator
 
+from reward_server.expressions import compiled, matches
 from reward_server.function import RewardFunction, RewardOptions
 from services.contracts.records import RewardSample
 
@@ -31,10 +31,7 @@ class RequiredFormat(RewardOptions):
     @field_validator("pattern")
     @classmethod
     def _compiles(cls, pattern: str | None) -> str | None:
-        try:
-            regex.compile(pattern or "", regex.DOTALL)
-        except regex.error as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+        compiled(pattern or "", flags=regex.DOTALL)
         return pattern
 
     @model_validator(mode="after")
@@ -49,11 +46,8 @@ class RequiredFormat(RewardOptions):
     def score(self, sample: RewardSample) -> float:
         if self.pattern is None:
             return float(is_think_answer(sample.answer))
-        form = regex.compile(self.pattern, regex.DOTALL)  # The library remembers it.
-        try:
-            return float(form.fullmatch(sample.answer, timeout=MAX_SEARCH_S, concurrent=True) is not None)
-        except TimeoutError:
-            return 0.0
+        form = compiled(self.pattern, flags=regex.DOTALL)
+        return float(matches(form.fullmatch, sample.answer, timeout_s=MAX_SEARCH_S) or False)
 
 
 def is_think_answer(completion: str) -> bool:

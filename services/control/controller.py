@@ -17,6 +17,7 @@ and weight loads overlap, and the machine keeps the bound.
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -149,7 +150,8 @@ class Controller:
                         report = await self._learner.step(groups, beside)
                     filtered, staleness = self._machine.filtered, self._machine.trained(groups)
                     self.learner_is_sound = True
-                    failure = await self._failure_to_publish(self._machine.trained_steps)
+                    with suppress(TriremeError):  # What was trained is yielded first.
+                        await self.publish(self._machine.trained_steps)
                     receipts, self._receipts = self._receipts, []
                     yield Step(
                         number=self._machine.trained_steps,
@@ -161,29 +163,29 @@ class Controller:
                         seconds=self._clock.lap(),
                     )
                     self._clock.lap()  # What the caller does between two steps belongs to neither.
-                if failure is not None:
-                    raise failure
+                if self._unpublished is not None:
+                    raise self._unpublished
             await self.synced()
         finally:
             self._admits = False
             await self._cancel()
 
     async def publish(self, version: int) -> None:
-        """Publish the learner's weights as `version`; the workers load them in the background, one at a time."""
-        await self.synced()
-        with self._clock.phase("sync"):
-            publication = await self._learner.publish(version)
+        """Publish the learner's weights as `version`; the workers load them in the background, one at a time.
+
+        Raises:
+            TriremeError: why they are not published; `synced` raises it from then on.
+        """
+        try:
+            await self.synced()
+            with self._clock.phase("sync"):
+                publication = await self._learner.publish(version)
+        except TriremeError as error:
+            self._unpublished = error
+            raise
         manifest = publication.manifest
         self._note("published", version=version, generation=manifest.generation, checksums=list(manifest.checksums))
         self._sync = self._spawn(self._load(publication), name=f"sync of version {version}")
-
-    async def _failure_to_publish(self, version: int) -> TriremeError | None:
-        """Publish; returns why that failed, so that the step before it is not lost."""
-        try:
-            await self.publish(version)
-        except TriremeError as error:
-            self._unpublished = error
-        return self._unpublished
 
     async def synced(self) -> None:
         """Wait until every worker serves the newest weights. Raises what kept them from it."""

@@ -35,6 +35,15 @@ def restore_point(folder: Path, progress: Progress, *, resume: bool) -> tuple[Pa
     return checkpoint, state
 
 
+def point_to_go_back_to(folder: Path, progress: Progress) -> tuple[Path | None, RunState]:
+    """Where a run that lost its learner goes on: at its newest whole checkpoint or, before there is one, the beginning.
+
+    Raises:
+        CheckpointError: there are checkpoints, and none is whole.
+    """
+    return restore_point(folder, progress, resume=bool(run_state.committed(folder / run_folder.CHECKPOINTS)))
+
+
 class Recorder:
     """Records the steps of one run.
 

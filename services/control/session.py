@@ -118,8 +118,9 @@ class Session:
             demonstrations=_demonstrations_beside(run),
             now=run.now,
         )
-        rows = [row.metrics for row in read_metrics(config.run.dir)]
-        self._alarms = Alarms(config.alarms, [state.evaluation_before, *rows])
+        rows = read_metrics(config.run.dir)
+        self._newest_row = rows[-1] if rows else None
+        self._alarms = Alarms(config.alarms, [state.evaluation_before, *(row.metrics for row in rows)])
         self.state = comparable(state, config, run.inputs)
         self.last_step: Step | None = None
         self.reward_wait = 0.0
@@ -187,9 +188,10 @@ class Session:
 
     async def _make_up_for_evaluation(self) -> None:
         """Make the evaluation that failed after the step from which the run goes on."""
-        rows = [row.metrics for row in read_metrics(self._run.config.run.dir) if row.step == self.state.step]
-        is_missing = rows and not any(name.startswith((f"{MAIN}/", f"{SUITE_FAMILY}/")) for name in rows[0])
-        if self._evaluation_is_due and is_missing:
+        row, families = self._newest_row, (f"{MAIN}/", f"{SUITE_FAMILY}/")
+        if row is None or row.step != self.state.step or any(name.startswith(families) for name in row.metrics):
+            return
+        if self._evaluation_is_due:
             held_out = await self._evaluate_apart(f"after step {self.state.step}, where it failed before")
             if held_out.evaluations:
                 self.raised = self._alarms.check(held_out.metrics())

@@ -21,7 +21,7 @@ from services.control.interrupts import StopRequest, catch_interrupts
 from services.control.learner_group import LearnerGroup
 from services.control.parts import start_supervised_learner
 from services.control.progress import Progress, open_progress
-from services.control.recorder import Recorder, is_due, restore_point
+from services.control.recorder import Recorder, is_due, point_to_go_back_to, restore_point
 from services.control.run_state import RunState
 from services.control.step_clock import StepClock
 from services.control.versions import package_versions
@@ -118,8 +118,7 @@ async def _run(
                     if num_losses > config.train.max_learner_restarts:
                         raise
                     progress.message(f"{error}; starting all ranks anew from the last checkpoint")
-                    is_saved = bool(run_state.committed(config.run.dir / run_folder.CHECKPOINTS))
-                    checkpoint, state = restore_point(config.run.dir, progress, resume=is_saved)
+                    checkpoint, state = point_to_go_back_to(config.run.dir, progress)
                     learner = await restart(learner)
 
 

@@ -30,10 +30,10 @@ from services.control.operator import Operator
 from services.control.parts import TrainingParts, start_parts
 from services.control.preflight import RunInputs
 from services.control.progress import open_progress
-from services.control.recorder import restore_point
+from services.control.recorder import point_to_go_back_to, restore_point
 from services.control.regression_gate import Comparison
 from services.control.run_events import RunEvents
-from services.control.run_state import RunState, committed
+from services.control.run_state import RunState
 from services.control.session import RunContext, Session, check_open_work
 from services.control.step_metrics import RunTotals
 from services.control.suites import HeldOut
@@ -234,8 +234,7 @@ class Sessions:
         if self._num_losses > self._config.train.max_learner_restarts:
             raise error
         self._run.progress.message(f"{error}; starting all ranks anew from the last checkpoint")
-        if committed(self._config.run.dir / run_folder.CHECKPOINTS):
-            self._checkpoint, self._state = restore_point(self._config.run.dir, self._run.progress, resume=True)
+        self._checkpoint, self._state = point_to_go_back_to(self._config.run.dir, self._run.progress)
         self._run.totals.num_samples = self._state.num_samples
         new = await parts.restart_learner(learner)
         self._run.events.note("learner_restarted", step=self._state.step)
