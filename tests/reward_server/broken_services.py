@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Callable
 from typing import Any
+from zlib import crc32
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -197,3 +198,45 @@ class Silent(Slow):
         self.draining = True
         await until(lambda: not self.under_way)
         await server.stop(0.2)
+
+
+def scored_by(completion: str) -> float:
+    """Another score for each text."""
+    return crc32(completion.encode()) / 2**32
+
+
+def mirrored(request: Request) -> Response:
+    """Each sample gets the score of its mirror image, as of a service that takes scores from the end of a list."""
+    scores = [scored_by(sample.completion) for sample in request.samples]
+    answer = response(request, results(request))
+    for result in answer.results:
+        result.reward.value = scores.pop()
+    return answer
+
+
+def rotated(request: Request) -> Response:
+    """An exact match whose samples get their neighbours' scores."""
+    scores = [float(sample.completion == "The answer is 42.") for sample in request.samples]
+    answer = response(request, results(request))
+    for result, score in zip(answer.results, [*scores[1:], *scores[:1]], strict=True):
+        result.reward.value = score
+    return answer
+
+
+def of_two_versions(request: Request) -> Response:
+    answer = response(request, results(request))
+    for number, result in enumerate(answer.results):
+        result.reward.version = f"v{number % 2}"
+    return answer
+
+
+class SharedScore(Conforming):
+    """Keeps its last score where the next call overwrites it; ids are each call's own."""
+
+    score = 0.0
+
+    async def answer(self, request: Request) -> Response:
+        for sample in request.samples:
+            self.score = scored_by(sample.completion)
+        await asyncio.sleep(0.05)
+        return response(request, results(request, value=self.score))

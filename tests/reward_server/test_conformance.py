@@ -13,6 +13,7 @@ from tests.reward_server.broken_services import (
     Immortal,
     Overrun,
     Rude,
+    SharedScore,
     SharedState,
     Silent,
     Slow,
@@ -24,15 +25,19 @@ from tests.reward_server.broken_services import (
     describing,
     failing_on,
     merging,
+    mirrored,
+    of_two_versions,
     refusing,
     renamed,
+    rotated,
+    scored_by,
     strict_about_fields,
     unguarded,
     valued,
     with_attributes,
     without,
 )
-from tests.reward_server.conforming import MAX_SAMPLES, Conforming, Response, running
+from tests.reward_server.conforming import MAX_SAMPLES, Conforming, Request, Response, running
 from tests.reward_server.serving import response, results
 
 TIMEOUT_S = 1.0
@@ -56,6 +61,21 @@ async def test_a_service_that_keeps_the_contract_passes_every_check() -> None:
 async def test_a_call_that_waited_unread_and_is_turned_away_was_not_dropped() -> None:
     finding = await finding_of(Unread(), "drain")
     assert finding.verdict == "passed", finding.text
+
+
+async def test_a_check_says_where_equal_scores_would_hide_a_fault() -> None:
+    for check in ("order and ids", "calls at once"):
+        assert "all alike (value 0.5), so it would not show" in (await finding_of(Conforming(), check)).text
+
+
+async def test_scores_that_change_a_little_with_the_batch_are_no_fault() -> None:
+    def answer(request: Request) -> Response:
+        answer = response(request, results(request))
+        for sample, result in zip(request.samples, answer.results, strict=True):
+            result.reward.value = scored_by(sample.completion) + 1e-3 * len(request.samples)
+        return answer
+
+    assert (await finding_of(answering(answer), "order and ids")).verdict == "passed"
 
 
 async def test_a_check_that_is_skipped_is_not_run_and_an_unknown_one_is_refused() -> None:
@@ -96,6 +116,9 @@ BROKEN: dict[str, tuple[Callable[[], Conforming], str, str, str]] = {
         lambda: answering(lambda request: renamed(request, lambda name: name + "?")),
         "one sample", "failed", "foreign: 'sample/0?'"),
     "samples mixed up": (lambda: answering(by_place), "order and ids", "warning", "does it mix samples up?"),
+    "scores mirrored": (lambda: answering(mirrored), "order and ids", "warning", "one by one have other scores"),
+    "scores of neighbours": (lambda: answering(rotated), "order and ids", "warning", "one by one have other scores"),
+    "two versions": (lambda: answering(of_two_versions), "order and ids", "failed", "are of versions v0, v1; score"),
     "ids made tidy": (
         lambda: answering(lambda request: renamed(request, str.strip)), "odd ids", "failed", "missing: ' '"),
     "strict about the reference": (
@@ -128,6 +151,7 @@ BROKEN: dict[str, tuple[Callable[[], Conforming], str, str, str]] = {
         lambda: with_attributes(max_receive_bytes=-1, answer=failing_on(lambda text: len(text) > 1e7).answer),
         "request too large", "failed", "a request of 20 MB: the whole call failed with UNKNOWN"),
     "calls share state": (SharedState, "calls at once", "failed", "copy request_id"),
+    "calls share scores": (SharedScore, "calls at once", "warning", "calls at once have other scores than one by one"),
     "wedged by a deadline": (Wedged, "deadline", "failed", "leave off the work for a call that was given up"),
     "overload is a crash": (
         lambda: Overrun(StatusCode.INTERNAL), "overload", "failed", "failed with INTERNAL; refuse what is"),

@@ -1,18 +1,27 @@
 """Checks of the shape of answers: one result for each sample under its id, whatever their order, number or ids.
 
-They must not judge scores. Invariant: each check sends what the contract allows, or what a service must refuse.
+They must not judge what a score is, only whether it is the sample's own. Invariant: each check sends what the contract
+allows, or what a service must refuse.
 """
 
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 
 import grpc
 
-from services.contracts.records import Failure, Json, Reward, RewardSample
-from services.transport.reward_checks.session import Session, Status, Violation, Warn, in_words, outcome_in_words
+from services.contracts.records import Failure, Json
+from services.transport.reward_checks.session import (
+    Session,
+    Status,
+    Violation,
+    Warn,
+    differ,
+    in_words,
+    outcome_in_words,
+    unless_all_alike,
+)
 
-NUM_SAMPLES = 16
+NUM_SAMPLES = 8
 MOST_SAMPLES_TRIED = 4096
 MOST_BYTES_TRIED = 16 << 20
 BYTES_PER_SAMPLE = 65536
@@ -37,12 +46,13 @@ async def scores_one(session: Session) -> str:
 
 
 async def keeps_ids(session: Session) -> str:
-    samples = _different(session, min(NUM_SAMPLES, session.description.max_batch_samples))
-    outcomes = await session.score(samples)
-    turned = await session.score(samples[::-1])
-    if [_value(outcome) for outcome in outcomes] != [_value(outcome) for outcome in turned[::-1]]:
+    samples = session.different(min(NUM_SAMPLES, session.description.max_batch_samples))
+    found = await session.score(samples)
+    if differ(found, await session.alone(samples)):
+        raise Warn("the same samples one by one have other scores; is it random, or does it mix samples up?")
+    if differ(found, (await session.score(samples[::-1]))[::-1]):
         raise Warn("the same samples in another order have other scores; is it random, or does it mix samples up?")
-    return f"{len(samples)} samples have one result each, whatever their order"
+    return f"{len(samples)} samples have one result each, together, alone and turned round{unless_all_alike(found)}"
 
 
 async def takes_odd_ids(session: Session) -> str:
@@ -82,7 +92,7 @@ async def takes_a_full_call(session: Session) -> str:
     if limit > MOST_SAMPLES_TRIED:
         raise Warn(f"Describe declares {limit} samples a call, more than is tried here; the client will send as many")
     try:
-        await session.score(_different(session, limit))
+        await session.score(session.different(limit))
     except grpc.aio.AioRpcError as error:
         raise Violation(
             f"{limit} samples in one call, the most that Describe declares: {in_words(error, session.timeout_s)}; or "
@@ -112,7 +122,7 @@ async def refuses_too_many_samples(session: Session) -> str:
     if limit > MOST_SAMPLES_TRIED:
         raise Warn(f"Describe declares {limit} samples a call, more than is tried here")
     try:
-        await session.score(_different(session, limit + 1))
+        await session.score(session.different(limit + 1))
     except grpc.aio.AioRpcError as error:
         return _refusal(error, session, f"one sample more than the {limit} that Describe declares")
     return f"one sample more than the {limit} that Describe declares is answered as well"
@@ -122,11 +132,3 @@ def _refusal(error: grpc.aio.AioRpcError, session: Session, what: str) -> str:
     if error.code() is not Status.INVALID_ARGUMENT:
         raise Violation(f"{what}: {in_words(error, session.timeout_s)}; refuse the call with INVALID_ARGUMENT")
     return f"{what}: refused with INVALID_ARGUMENT"
-
-
-def _different(session: Session, count: int) -> Sequence[RewardSample]:
-    return session.samples([f"The answer is {number}." for number in range(count)])
-
-
-def _value(outcome: Reward | Failure) -> float | str:
-    return outcome.value if isinstance(outcome, Reward) else outcome.code

@@ -9,7 +9,15 @@ from collections import Counter
 import grpc
 
 from services.contracts.records import FailureCode
-from services.transport.reward_checks.session import Session, Status, Violation, Warn, in_words
+from services.transport.reward_checks.session import (
+    Session,
+    Status,
+    Violation,
+    Warn,
+    differ,
+    in_words,
+    unless_all_alike,
+)
 
 NUM_CALLS = 8
 NUM_CALLS_OF_OVERLOAD = 128
@@ -19,9 +27,12 @@ HONEST_REFUSALS = (Status.RESOURCE_EXHAUSTED, Status.UNAVAILABLE)
 
 
 async def keeps_calls_apart(session: Session) -> str:
-    calls = [session.score(session.samples([f"The answer is {number}."])) for number in range(NUM_CALLS)]
-    await asyncio.gather(*calls)
-    return f"{NUM_CALLS} calls at once are answered, each with its own request id"
+    samples = session.different(NUM_CALLS)
+    alone = await session.alone(samples)
+    found = [outcome for (outcome,) in await asyncio.gather(*(session.score([sample]) for sample in samples))]
+    if differ(found, alone):
+        raise Warn("calls at once have other scores than one by one; is it random, or does it mix calls up?")
+    return f"{NUM_CALLS} calls at once have the answers that they have one by one{unless_all_alike(found)}"
 
 
 async def survives_deadlines(session: Session) -> str:

@@ -11,12 +11,14 @@ from typing import Any
 
 import grpc
 
-from services.contracts.records import Failure, Json, Reward, RewardDescription, RewardSample
+from services.contracts.records import Failure, Json, Reward, RewardDescription, RewardSample, reward_versions
 from services.protos.reward.v1 import reward_pb2, reward_pb2_grpc
 from services.transport.reward_codec import SERVICE_NAME, decode_outcome, encode_sample
 from services.transport.reward_validation import fault_in_reply, fault_in_reward
 
 Status = grpc.StatusCode
+SHARE_OF_SPREAD = 0.05
+"""By how much of the spread of scores two of one sample may differ."""
 
 
 class Warn(Exception):
@@ -59,6 +61,14 @@ class Session:
             for index, completion in enumerate(completions)
         ]
 
+    def different(self, count: int) -> list[RewardSample]:
+        """Answers that count up from 41, so that a rule that looks for 42 tells one of them from the others."""
+        return self.samples([f"The answer is {41 + number}." for number in range(count)])
+
+    async def alone(self, samples: Sequence[RewardSample]) -> list[Reward | Failure]:
+        """As `score`, each sample in a call of its own, one after the other."""
+        return [outcome for sample in samples for outcome in await self.score([sample])]
+
     async def send(self, samples: Sequence[RewardSample], timeout_s: float | None = None) -> reward_pb2.ScoreResponse:
         """The unchecked response, but to this request. Raises grpc's errors."""
         messages = [encode_sample(sample, with_token_ids=self.description.needs_token_ids) for sample in samples]
@@ -84,10 +94,17 @@ class Session:
         if fault is not None:
             raise Violation(f"{fault}; answer each sample of the request exactly once, under its own id")
         results = {result.sample_id: result for result in response.results}
-        return [self._outcome(results[sample.id], sample) for sample in samples]
+        outcomes = [self._outcome(results[sample.id], sample) for sample in samples]
+        versions = reward_versions(outcomes)
+        if len(versions) > 1:
+            raise Violation(
+                f"the rewards of one response are of versions {', '.join(versions)}; score all samples of a call with "
+                "one version, because they are compared with one another"
+            )
+        return outcomes
 
     def _outcome(self, result: reward_pb2.Result, sample: RewardSample) -> Reward | Failure:
-        outcome = decode_outcome(result)
+        outcome = decode_outcome(result, version=self.description.version)
         if outcome is None:
             raise Violation(f"the result of {sample.id!r} has neither a reward nor a failure; set one of the two")
         fault = None
@@ -117,6 +134,26 @@ def in_words(error: grpc.aio.AioRpcError, timeout_s: float) -> str:
         f"the whole call failed with {code.name} ({details}); answer a sample that cannot be scored with a failure of "
         "its own, beside the results of the others"
     )
+
+
+def differ(outcomes: Sequence[Reward | Failure], others: Sequence[Reward | Failure]) -> bool:
+    """Whether the same samples have other scores. What a model computes changes a little with its batch."""
+    values = [outcome.value for outcome in outcomes if isinstance(outcome, Reward)]
+    tolerance = SHARE_OF_SPREAD * (max(values) - min(values)) if values else 0.0
+    return any(not _alike(one, other, tolerance) for one, other in zip(outcomes, others, strict=True))
+
+
+def unless_all_alike(outcomes: Sequence[Reward | Failure]) -> str:
+    """What to add where equal scores would hide that samples have each other's."""
+    if len(outcomes) < 2 or differ(outcomes, [outcomes[0]] * len(outcomes)):
+        return ""
+    return f"; all alike ({outcome_in_words(outcomes[0])}), so it would not show if they had each other's"
+
+
+def _alike(one: Reward | Failure, other: Reward | Failure, tolerance: float) -> bool:
+    if isinstance(one, Reward) and isinstance(other, Reward):
+        return abs(one.value - other.value) <= tolerance
+    return isinstance(one, Failure) and isinstance(other, Failure) and one.code is other.code
 
 
 def outcome_in_words(outcome: Reward | Failure) -> str:
