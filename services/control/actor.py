@@ -59,15 +59,26 @@ class Actor:
         # Asked first of all, so that the answer does not queue behind a long call.
         self._located = handle.__ray_call__.remote(_settle, Path.cwd())
 
-    async def call(self, method: str, *args: object, timeout_s: float) -> Any:  # Any: what the method returns
+    async def call(
+        self, method: str, *args: object, timeout_s: float, cancels: bool = False
+    ) -> Any:  # Any: what the method returns
         """Call `method` of the object in the process, which is made first if need be.
+
+        Args:
+            cancels: whether cancelling the call cancels the method there, a coroutine, which goes on otherwise.
 
         Raises:
             DeadlineExceeded: no answer within `timeout_s`.
             WorkerLost: the process died, or its machine was lost.
             TriremeError: whatever typed error the method, or the constructor, raised.
         """
-        return await self._answer(self._handle.call.remote(method, *args), method, timeout_s)
+        reference = self._handle.call.remote(method, *args)
+        try:
+            return await self._answer(reference, method, timeout_s)
+        except asyncio.CancelledError:
+            if cancels and ray.is_initialized():
+                ray.cancel(reference)
+            raise
 
     async def make(self, *, timeout_s: float) -> None:
         """Wait until the process has made what it hosts. Raises as `call` does."""
@@ -130,7 +141,8 @@ class Actor:
 
     async def _answer(self, reference: Any, method: str, timeout_s: float) -> Any:  # Any: as in `call`
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s)
+            async with asyncio.timeout(timeout_s):  # `wait_for` can lose a cancellation that comes with the answer.
+                return await asyncio.wrap_future(reference.future())
         except RayTaskError as error:
             raise original(error, self.name, method) from error
         except RayError as error:

@@ -139,7 +139,8 @@ class Cluster:
         task = ray.remote(_free_address).options(num_cpus=0, scheduling_strategy=room.strategy()).remote()
         name = f"a free port beside {room.demand.name}"
         try:
-            host, port = await asyncio.wait_for(asyncio.wrap_future(task.future()), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                host, port = await asyncio.wrap_future(task.future())
         except RayTaskError as error:
             raise original(error, name, "search") from error
         except RayError as error:
@@ -165,8 +166,9 @@ async def _granted(group: PlacementGroup, demands: Sequence[Demand], timeout_s: 
     settle_s = min(timeout_s, _SETTLE_S)
     for wait_s in (settle_s, timeout_s - settle_s):
         with suppress(TimeoutError):
-            await asyncio.wait_for(asyncio.wrap_future(group.ready().future()), wait_s)
-            return
+            async with asyncio.timeout(wait_s):
+                await asyncio.wrap_future(group.ready().future())
+                return
         free = await asyncio.to_thread(_free_resources)
         if unplaced(demands, free):
             has = total(node["Resources"] for node in ray.nodes() if node["Alive"])

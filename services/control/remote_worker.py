@@ -46,7 +46,7 @@ class RemoteWorker:
 
     async def sample(self, request: SampleRequest) -> RolloutGroup:
         group: RolloutGroup = await self._actor.call(
-            "sample", request, timeout_s=self._rollout.sample_timeout_s + _MARGIN_S
+            "sample", request, timeout_s=self._rollout.sample_timeout_s + _MARGIN_S, cancels=True
         )
         return group
 

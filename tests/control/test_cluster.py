@@ -3,7 +3,7 @@
 import asyncio
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import psutil
 import pytest
@@ -30,6 +30,23 @@ class Sleeper:
 
     async def miss(self) -> None:
         raise DeadlineExceeded(waited_for="the weights", waited_s=7, advice="publish them again")
+
+
+class Sampler:
+    """Samples for a minute, unless it is told to stop."""
+
+    def __init__(self) -> None:
+        self.under_way = 0
+
+    async def sample(self) -> None:
+        self.under_way += 1
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.under_way -= 1
+
+    async def count(self) -> int:
+        return self.under_way
 
 
 class Worker:
@@ -108,6 +125,35 @@ async def test_a_process_has_a_pulse_while_it_is_busy_and_none_while_it_is_froze
     with pytest.raises(WorkerLost):
         await working
     cluster.release(room)
+
+
+@pytest.mark.parametrize("cancels", [True, False])
+async def test_what_a_cancelled_call_asked_for_ends_where_that_is_wanted(cluster: Cluster, cancels: bool) -> None:
+    room = await cluster.reserve(WORKER, timeout_s=10)
+    actor = cluster.spawn(Sampler, room, {}, environment={}, concurrency=10)
+    sampling = [asyncio.ensure_future(actor.call("sample", timeout_s=50, cancels=cancels)) for _ in range(4)]
+
+    async def counts(wanted: int) -> bool:
+        return bool(await actor.call("count", timeout_s=20) == wanted)
+
+    await reached(lambda: counts(4))
+    for call in sampling:
+        call.cancel()
+    await asyncio.wait(sampling)
+    if cancels:
+        await reached(lambda: counts(0))
+    else:
+        assert await counts(4)
+    await actor.kill(timeout_s=20)
+    cluster.release(room)
+
+
+async def reached(condition: Callable[[], Awaitable[bool]]) -> None:
+    """Wait until the condition holds; fail where it does not within ten seconds."""
+    deadline = time.monotonic() + 10
+    while not await condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
 
 
 async def test_a_deadline_is_told_by_whoever_missed_it(cluster: Cluster) -> None:
