@@ -7,7 +7,7 @@ those variables a span costs two random numbers, and nothing that is traced wait
 
 import os
 import secrets
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from typing import Any
@@ -80,26 +80,31 @@ def set_up_tracing(service: str) -> None:
         UserError: the exporter is not installed.
     """
     default = "otlp" if any(map(os.environ.get, _ENDPOINTS)) else "none"
-    name = os.environ.get("OTEL_TRACES_EXPORTER", default)
-    if name == "none" or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or is_recorded():
+    names = [name.strip() for name in (os.environ.get("OTEL_TRACES_EXPORTER") or default).split(",")]
+    if names == ["none"] or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true" or is_recorded():
         return
-    exporters = metadata.entry_points(group=_EXPORTERS, name=name)
-    if not exporters:
+    _record(service, [_exporter(name) for name in names])
+
+
+def _exporter(name: str) -> Any:  # Any: a class of whichever exporter there is
+    found = metadata.entry_points(group=_EXPORTERS, name=name)
+    if not found:
         raise UserError(
             f"OTEL_TRACES_EXPORTER asks for the exporter {name!r}, which is not installed: pip install "
             "'trireme-rlhf[tracing]', or set OTEL_TRACES_EXPORTER=none"
         )
-    _record(service, next(iter(exporters)).load())
+    return next(iter(found)).load()
 
 
-def _record(service: str, exporter: Any) -> None:  # Any: a class of whichever exporter there is
+def _record(service: str, exporters: Sequence[Any]) -> None:  # Any: as above
     from opentelemetry.sdk.resources import SERVICE_NAME, Resource
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
     named = os.environ.get("OTEL_SERVICE_NAME", service)
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: named}))
-    provider.add_span_processor(BatchSpanProcessor(exporter()))
+    for exporter in exporters:
+        provider.add_span_processor(BatchSpanProcessor(exporter()))
     trace.set_tracer_provider(provider)
 
 

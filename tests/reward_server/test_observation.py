@@ -123,6 +123,21 @@ def test_an_exporter_that_is_not_installed_is_said_to_be_missing() -> None:
     assert "asks for the exporter 'nonsense', which is not installed" in ended.stderr
 
 
+@pytest.mark.parametrize(("asked", "number"), [("", 0), ("none", 0), ("console", 1), ("console, console", 2)])
+def test_exporters_are_named_as_opentelemetry_has_them_named(asked: str, number: int) -> None:
+    program = (
+        "from services.transport.tracing import set_up_tracing, span\n"
+        "set_up_tracing('test')\n"
+        "with span('work'):\n    pass\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT), "OTEL_TRACES_EXPORTER": asked},
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert ended.stdout.count('"name": "work"') == number
+
+
 def traced_server(reward: Path) -> AbstractContextManager[tuple["subprocess.Popen[str]", str]]:
     """A server that writes its spans to standard output and its log, as JSON, to standard error."""
     command = [sys.executable, "-m", "reward_server", f"{reward}:score", "--port", "0"]
