@@ -39,7 +39,7 @@ from services.contracts.records import (
 from services.control.ledger import Note
 from services.control.reward_samples import to_reward_samples
 from services.control.run_machine import RunMachine
-from services.control.step_clock import StepClock
+from services.control.step_clock import PAUSED, StepClock
 from services.transport.tasks import all_or_cancel
 from services.transport.tracing import span
 
@@ -138,6 +138,7 @@ class Controller:
         """
         try:
             self._admits = True
+            self._clock.lap()  # What was before the first step is no part of it.
             self._take_up_open_work()
             while self._machine.trained_steps < num_steps:
                 groups = await self._next_batch()
@@ -206,17 +207,17 @@ class Controller:
 
     async def _next_batch(self) -> list[ScoredGroup] | None:
         """The groups to train next; None when a draining run has no more, or a pause is the end."""
-        with self._clock.phase("waiting"):
-            while True:
-                if self._failure is not None:
-                    raise self._failure
-                groups = self._machine.next_batch()
-                is_over = self._machine.is_drained or (self._ends_pause and self._machine.phase == "paused")
-                if groups is not None or is_over:
-                    return groups
-                self._changed.clear()
-                self._admit()
-                assert self._tasks or self._machine.phase == "paused", "nothing is under way, and nothing may be"
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            groups = self._machine.next_batch()
+            is_paused = self._machine.phase == "paused"
+            if groups is not None or self._machine.is_drained or (self._ends_pause and is_paused):
+                return groups
+            self._changed.clear()
+            self._admit()
+            assert self._tasks or is_paused, "nothing is under way, and nothing may be"
+            with self._clock.phase(PAUSED if is_paused else "waiting"):
                 await self._changed.wait()  # No deadline: each task under way has its own, and a pause has none.
 
     def _take_up_open_work(self) -> None:

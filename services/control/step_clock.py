@@ -1,12 +1,15 @@
 """How long each phase of a step took.
 
-It must not know what a phase does. Invariant: a phase's time is the length of the union of its intervals, so that a
-hundred samplings at the same time count the seconds once.
+It must not know what a phase does. Invariants: a phase's time is the length of the union of its intervals, so that a
+hundred samplings at the same time count the seconds once; a pause is no part of a step.
 """
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+PAUSED = "paused"
+"""The phase in which nothing is to happen."""
 
 
 class StepClock:
@@ -42,7 +45,8 @@ class StepClock:
             if count:
                 self._add(name)
                 self._since[name] = now
-        seconds = {**self._seconds, "step": now - self._started}
+        paused = self._seconds.pop(PAUSED, 0.0)
+        seconds = {**self._seconds, "step": now - self._started - paused}
         self._seconds, self._started = {}, now
         return seconds
 

@@ -13,7 +13,7 @@ from services.control.admission import AdmissionRule
 from services.control.ledger import Ledger
 from services.control.rollout_buffer import RolloutBuffer, Waiting
 from services.control.run_machine import RunMachine
-from services.control.step_clock import StepClock
+from services.control.step_clock import PAUSED, StepClock
 from tests.fakes import make_prompt, make_rollout
 
 
@@ -199,6 +199,16 @@ def test_phases_that_overlap_are_counted_once() -> None:
         _spend(0.02)
     seconds = clock.lap()
     assert 0.02 <= seconds["sampling"] <= seconds["step"]
+
+
+def test_a_pause_is_no_part_of_a_step() -> None:
+    times = iter([0.0, 1.0, 4.0, 4.0, 610.0, 612.0])  # Started; waits for 3 s; is paused for 606 s; the lap.
+    clock = StepClock(lambda: next(times))
+    with clock.phase("waiting"):
+        pass
+    with clock.phase(PAUSED):
+        pass
+    assert clock.lap() == {"waiting": 3.0, "step": 6.0}
 
 
 def test_a_lap_starts_the_clock_anew() -> None:
