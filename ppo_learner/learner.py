@@ -15,14 +15,17 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import torch
+
 from ppo_learner import checkpoints
 from ppo_learner.batching import Batch, batch_rollouts
 from ppo_learner.checkpoints import LearnerState
 from ppo_learner.config import LearnerConfig
 from ppo_learner.engine import leave, prepare_deepspeed
-from ppo_learner.experience import make_experience
+from ppo_learner.experience import Evaluation, make_experience
 from ppo_learner.kl import next_kl_coefficient
 from ppo_learner.metrics import (
+    PolicyAtStart,
     Stopwatch,
     as_floats,
     experience_metrics,
@@ -40,7 +43,7 @@ from ppo_learner.publishing import default_canary, export_network, make_transpor
 from ppo_learner.ranks import join, seed_everything
 from ppo_learner.return_moments import ReturnMoments
 from ppo_learner.schedule import learning_rate_factor
-from ppo_learner.updates import Rates, Updater
+from ppo_learner.updates import Rates, Trace, Updater
 from services.contracts.errors import UserError
 from services.contracts.records import LearnerReport, Publication, ScoredGroup, WeightedDemonstrations
 from services.contracts.settings import ModelConfig
@@ -140,12 +143,12 @@ class LearnerRank:
         with clock.measure("train"):
             trace = self._updater.train(experience, rates, step=self._step, beside=beside)
             self._networks.policy.average()
-        logprobs = trace.logprobs if evaluation.logprobs is None else evaluation.logprobs
+        start = _policy_at_start(evaluation, trace)
         measured = (
             group_metrics(groups)
             | overlong_metrics(groups, self._config)
-            | experience_metrics(experience, logprobs)
-            | importance_metrics(experience, logprobs, self._config)
+            | experience_metrics(experience, start)
+            | importance_metrics(experience, start, self._config)
             | trace_metrics(trace, has_critic=self._config.parts.needs_critic, trained_policy=rates.train_policy)
             | rate_metrics(rates, has_critic=self._config.parts.needs_critic)
             | mix_metrics(demonstrations, trace)
@@ -217,7 +220,8 @@ class LearnerRank:
     def _needs_logprobs(self, rates: Rates) -> bool:
         """Whether the policy must be evaluated before it is trained.
 
-        With a single update the trained forward pass itself gives the policy at the step's start.
+        The first update's forward pass itself gives the policy at the step's start, of what it trains: of all with a
+        single update, else of some completions, drawn at random, which is enough for metrics.
         """
         kl_in_reward = self._networks.has_reference and self._config.kl_placement == "reward"
         ratio_needs_them = self._config.updates_per_step > 1 and self._config.proximal in (None, "recomputed")
@@ -233,6 +237,13 @@ class LearnerRank:
                 horizon=self._config.kl_horizon,
                 num_completions=num_completions,
             )
+
+
+def _policy_at_start(evaluation: Evaluation, trace: Trace) -> PolicyAtStart:
+    """Of the whole batch where it was evaluated, else of what the first update trained."""
+    if evaluation.logprobs is None:
+        return PolicyAtStart(logprobs=trace.logprobs, known=trace.known)
+    return PolicyAtStart(logprobs=evaluation.logprobs, known=torch.ones_like(trace.known))
 
 
 def _nonempty(batch: Batch) -> Batch:

@@ -8,6 +8,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from resource import RUSAGE_SELF, getrusage
 from statistics import fmean
 from time import perf_counter
@@ -26,6 +27,19 @@ from ppo_learner.objective import SUMS
 from ppo_learner.ranks import Ranks
 from ppo_learner.updates import Rates, Trace
 from services.contracts.records import ScoredGroup, WeightedDemonstrations
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyAtStart:
+    """What the learner's policy said of the batch before the first update of the step.
+
+    Attributes:
+        logprobs: (A,); those of other completions than the known ones mean nothing.
+        known: (B,) False on completions that it was not asked of before they were first trained on.
+    """
+
+    logprobs: Tensor
+    known: Tensor
 
 
 class Stopwatch:
@@ -77,16 +91,13 @@ def group_metrics(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     )
 
 
-def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, float]:
-    """Of learnt tokens, advantages and the critic's fit; of all, the KL to the reference, and how far the sampler's
-    logprobs are from the learner's.
-
-    Args:
-        logprobs: (A,) the learner's, before the update.
-    """
-    learnt = experience.batch.learnt_actions
+def experience_metrics(experience: Experience, start: PolicyAtStart) -> dict[str, float]:
+    """Of learnt tokens, advantages and the critic's fit; of all that the policy at the step's start is known of, the KL
+    to the reference, and how far the sampler's logprobs are from the learner's."""
+    batch, logprobs = experience.batch, start.logprobs
+    learnt, known = batch.learnt_actions, torch.repeat_interleave(start.known, batch.counts)
     advantages = experience.raw_advantages[learnt]
-    gap = (logprobs - experience.behaviour_logprobs).abs()
+    gap = (logprobs - experience.behaviour_logprobs)[known].abs()
     metrics = {
         "advantage/mean": float(advantages.mean()),
         "advantage/std": float(advantages.std(correction=0)),
@@ -96,8 +107,8 @@ def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, fl
         "sampler_gap/max": float(gap.max()),
     }
     if experience.reference_logprobs is not None:
-        metrics["kl/reference"] = float(k3(logprobs, experience.reference_logprobs).mean())
-        metrics["kl/completion"] = kl_per_completion(experience.batch, logprobs, experience.reference_logprobs)
+        metrics["kl/reference"] = float(k3(logprobs, experience.reference_logprobs)[known].mean())
+        metrics["kl/completion"] = kl_per_completion(batch, start, experience.reference_logprobs)
     if experience.returns is not None and experience.values is not None:
         returns, values = experience.returns[learnt], experience.values[learnt]
         residual = (returns - values).var(correction=0)
@@ -109,26 +120,25 @@ def experience_metrics(experience: Experience, logprobs: Tensor) -> dict[str, fl
     return metrics
 
 
-def importance_metrics(experience: Experience, logprobs: Tensor, config: LearnerConfig) -> dict[str, float]:
-    """How far the learner's policy is from the one that sampled, and the weights with which the loss made up for it.
-
-    Args:
-        logprobs: (A,) the learner's, before the update.
-    """
+def importance_metrics(experience: Experience, start: PolicyAtStart, config: LearnerConfig) -> dict[str, float]:
+    """How far the learner's policy is from the one that sampled, and the weights with which the loss makes up for it,
+    where the policy at the step's start is known."""
     batch, behaviour = experience.batch, experience.behaviour_logprobs
-    log_ratio = logprobs - behaviour
-    sequences = batch.pad(log_ratio.double()).sum(dim=1)[batch.counts > 0]
+    known = torch.repeat_interleave(start.known, batch.counts)
+    sequences = batch.pad((start.logprobs - behaviour).double()).sum(dim=1)[start.known & (batch.counts > 0)]
+    logprobs = start.logprobs[known]
+    log_ratio = logprobs - behaviour[known]
     metrics = {
         "importance/ratio_max": float(bounded_ratio(log_ratio.max())),
-        "importance/ratio_kl": float(k3(behaviour, logprobs).mean()),
+        "importance/ratio_kl": float(k3(behaviour[known], logprobs).mean()),
         "importance/ratio_ess": effective_sample_size(bounded_ratio(log_ratio)),
         "importance/ratio_sequence_ess": effective_sample_size(bounded_ratio(sequences)),
     }
     if config.importance_correction == "none":
         return metrics
-    proximal = experience.proximal_logprobs(logprobs, torch.arange(len(logprobs)), config)
-    rows = torch.repeat_interleave(batch.counts)
-    weights, clipped = IMPORTANCE_CORRECTIONS[config.importance_correction](proximal - behaviour, rows, config)
+    proximal = experience.proximal_logprobs(logprobs, known.nonzero()[:, 0], config)
+    rows = torch.repeat_interleave(batch.counts * start.known)
+    weights, clipped = IMPORTANCE_CORRECTIONS[config.importance_correction](proximal - behaviour[known], rows, config)
     return metrics | {
         "importance/mean": float(weights.mean()),
         "importance/ess": effective_sample_size(weights),
@@ -136,9 +146,9 @@ def importance_metrics(experience: Experience, logprobs: Tensor, config: Learner
     }
 
 
-def kl_per_completion(batch: Batch, logprobs: Tensor, reference_logprobs: Tensor) -> float:
-    """Mean over completions of Σ (log π − log π_ref), in nats: what an adaptive coefficient steers."""
-    return float(batch.pad(k1(logprobs, reference_logprobs)).double().sum(dim=1).mean())
+def kl_per_completion(batch: Batch, start: PolicyAtStart, reference_logprobs: Tensor) -> float:
+    """Mean over known completions of Σ (log π − log π_ref), in nats: what an adaptive coefficient steers."""
+    return float(batch.pad(k1(start.logprobs, reference_logprobs)).double().sum(dim=1)[start.known].mean())
 
 
 def trace_metrics(trace: Trace, *, has_critic: bool, trained_policy: bool) -> dict[str, float]:

@@ -44,7 +44,8 @@ class Trace:
 
     Attributes:
         sums: (len(SUMS),) means over each update, added up over updates.
-        logprobs: (A,) of each token when it was first trained on.
+        logprobs: (A,) of the tokens of the first update, from the policy at the step's start; 0 of all others.
+        known: (B,) True on the completions of that update.
         ratio_range: (2,) how far any token's logarithm of the probability ratio went below 0, and above.
         gradient_norms: of each network, and of each kind of module in it, one per update.
         num_updates: optimizer steps, skipped ones included.
@@ -57,6 +58,7 @@ class Trace:
 
     sums: Tensor
     logprobs: Tensor
+    known: Tensor
     ratio_range: Tensor
     mixed_loss: Tensor
     gradient_norms: dict[str, list[float]] = field(default_factory=dict)
@@ -94,21 +96,23 @@ class Updater:
         trace = Trace(
             sums=torch.zeros(len(SUMS), dtype=torch.float64, device=device),
             logprobs=torch.zeros(experience.batch.num_actions, device=device),
+            known=torch.zeros(len(experience.batch.token_ids), dtype=torch.bool),
             ratio_range=torch.zeros(2, device=device),
             mixed_loss=torch.zeros((), dtype=torch.float64, device=device),
         )
         self._networks.train()
         updates = [
-            (epoch, sequences)
+            sequences
             for epoch in range(self._config.num_epochs)
             for sequences in self._minibatches(len(experience.batch.token_ids), step=step, epoch=epoch)
         ]
+        trace.known[updates[0]] = True
         mixed = shares(beside.demonstrations, len(updates)) if beside else []
         rates = replace(rates, policy_weight=beside.policy_weight) if beside else rates
-        for number, (epoch, sequences) in enumerate(updates, start=1):
+        for number, sequences in enumerate(updates, start=1):
             if beside:
                 self._mix(mixed[number - 1], beside.coefficient, trace)
-            sums = self._update(experience, sequences, rates, trace, first_sight=epoch == 0)
+            sums = self._update(experience, sequences, rates, trace)
             trace.sums += sums
             if self._strayed(sums):
                 trace.num_left_out = len(updates) - number
@@ -140,9 +144,7 @@ class Updater:
         kl_stop = self._config.kl_stop
         return kl_stop is not None and float(self._ranks.sum_shares(sums)[SUMS.index("kl/old")]) > kl_stop
 
-    def _update(
-        self, experience: Experience, sequences: Tensor, rates: Rates, trace: Trace, *, first_sight: bool
-    ) -> Tensor:
+    def _update(self, experience: Experience, sequences: Tensor, rates: Rates, trace: Trace) -> Tensor:
         """One optimizer step of each network on some sequences of the batch; returns this rank's part of the means."""
         sums = torch.zeros_like(trace.sums)
         weights = self._weight_column(experience.batch, sequences)
@@ -157,7 +159,7 @@ class Updater:
                 said, objective = self._descend_policy(batch, experience, here, rates, routing, last=last)
                 sums += objective.sums
                 trace.ratio_range = torch.maximum(trace.ratio_range, objective.ratio_range)
-                if first_sight:
+                if trace.num_updates == 0:
                     trace.logprobs[batch.actions] = said.logprobs.detach()
                 if said.routing is not None:
                     trace.routing = said.routing.detach() + (0.0 if trace.routing is None else trace.routing)

@@ -9,7 +9,7 @@ import torch
 
 from ppo_learner.config import LearnerConfig
 from ppo_learner.experience import Experience
-from ppo_learner.metrics import experience_metrics, group_metrics, importance_metrics, trace_metrics
+from ppo_learner.metrics import PolicyAtStart, experience_metrics, group_metrics, importance_metrics, trace_metrics
 from ppo_learner.objective import SUMS
 from ppo_learner.updates import Trace
 from services.contracts.records import Message
@@ -17,7 +17,8 @@ from tests.ppo_learner.builders import make_group
 from tests.ppo_learner.columns import columns_of, logs, tokens
 
 LN2 = math.log(2)
-LEARNER = logs(0.5, 0.5, 0.1, 0.4)
+LEARNER = PolicyAtStart(logprobs=logs(0.5, 0.5, 0.1, 0.4), known=torch.tensor([True, True]))
+SECOND = PolicyAtStart(logprobs=logs(1e-9, 1e-9, 0.1, 0.4), known=torch.tensor([False, True]))
 
 
 def experience_of(**columns: Any) -> Experience:
@@ -29,6 +30,7 @@ def trace_of(**fields: Any) -> Trace:
     given: dict[str, Any] = {
         "sums": torch.arange(1.0, len(SUMS) + 1, dtype=torch.float64),
         "logprobs": torch.zeros(0),
+        "known": torch.zeros(0, dtype=torch.bool),
         "ratio_range": tokens(2 * LN2, math.log(1.5)),
         "mixed_loss": torch.zeros(()),
         "num_updates": 4,
@@ -94,6 +96,27 @@ def test_the_weights_of_a_correction_are_told_as_they_were_used() -> None:
     assert metrics["importance/mean"] == pytest.approx(15 / 16)
     assert metrics["importance/ess"] == pytest.approx(3.75**2 / (4 * 4.3125))
     assert metrics["importance/clipped"] == 0.25
+
+
+def test_what_is_not_known_of_the_policy_at_the_start_counts_nowhere() -> None:
+    # The ratios of the second completion alone are ¼ and 1, that to the reference is 2 and ¼.
+    metrics = experience_metrics(experience_of(reference_logprobs=logs(0.25, 0.5, 0.2, 0.1)), SECOND)
+    assert metrics["sampler_gap/mean"] == pytest.approx(LN2)
+    assert metrics["sampler_gap/max"] == pytest.approx(2 * LN2)
+    assert metrics["kl/reference"] == pytest.approx((LN2 + 0.25) / 2)
+    assert metrics["kl/completion"] == pytest.approx(LN2)
+    config = LearnerConfig(importance_correction="sequence_tis", importance_cap=1.5)
+    assert importance_metrics(experience_of(), SECOND, config) == pytest.approx(
+        {
+            "importance/ratio_max": 1.0,
+            "importance/ratio_kl": (2 * LN2 - 0.75) / 2,
+            "importance/ratio_ess": 1.25**2 / (2 * 1.0625),
+            "importance/ratio_sequence_ess": 1.0,
+            "importance/mean": 0.25,
+            "importance/ess": 1.0,
+            "importance/clipped": 0.0,
+        }
+    )
 
 
 def test_a_trace_gives_means_over_updates_and_the_extremes_of_the_ratio() -> None:

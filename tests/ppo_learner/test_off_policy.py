@@ -105,6 +105,18 @@ def test_a_sampler_that_agrees_has_the_full_effective_sample_size(tiny_model: Pa
     assert metrics["importance/clipped"] == 0 and metrics["importance/ratio_kl"] == pytest.approx(0, abs=1e-6)
 
 
+@pytest.mark.parametrize("options", [{}, {"proximal": "interpolated", "importance_correction": "token_tis"}], ids=str)
+def test_what_is_told_of_the_sampler_is_of_the_policy_at_the_start_also_with_many_updates(
+    options: dict[str, Any], tiny_model: Path
+) -> None:
+    groups = with_the_learners_logprobs(random_groups(0), tiny_model)
+    with running(tiny_model, **{"proximal": "sampler", "num_minibatches": 2, "num_epochs": 2} | options) as rank:
+        metrics = rank.step(groups).metrics
+    assert metrics["ratio/max"] > 1.01, "the updates moved nothing"
+    assert metrics["sampler_gap/max"] < 1e-5
+    assert metrics["importance/ratio_sequence_ess"] == pytest.approx(1.0, abs=1e-4)
+
+
 @pytest.mark.parametrize(
     ("config", "evaluates"),
     [
