@@ -16,7 +16,7 @@ from ppo_learner import checkpoints
 from ppo_learner.checkpoints import LearnerState
 from ppo_learner.descent import Descent, means, own_parts
 from ppo_learner.engine import Engine, leave, prepare_deepspeed
-from ppo_learner.metrics import Stopwatch, as_floats
+from ppo_learner.metrics import Stopwatch, as_floats, peak_memory_bytes
 from ppo_learner.moe import router_metrics
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.ranks import join, seed_everything
@@ -98,7 +98,9 @@ class SupervisedRank:
             **metrics,
             "learning_rate": lr,
             "gradient_norm/policy": update.gradient_norm,
+            **{f"gradient_norm/policy/{kind}": norm for kind, norm in update.norms.items()},
             "updates_skipped": float(not update.applied),
+            "learner/memory_bytes": peak_memory_bytes(self._ranks),
         } | clock.metrics(num_tokens=work.num_tokens)
         return LearnerReport(step=self._step, metrics=as_floats(measured))
 

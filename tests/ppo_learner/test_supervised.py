@@ -66,6 +66,16 @@ def test_demonstrations_are_learnt_and_the_export_has_learnt_them(tiny_model: Pa
     again.close()
 
 
+def test_a_step_tells_of_each_kind_of_module_and_of_memory(tiny_model: Path) -> None:
+    rank = start(tiny_model)
+    metrics = rank.step(make_demonstrations(0)).metrics
+    rank.close()
+    kinds = {name: norm for name, norm in metrics.items() if name.startswith("gradient_norm/policy/")}
+    assert {"attention", "mlp", "embedding", "norm"} <= {name.rpartition("/")[2] for name in kinds}
+    assert math.hypot(*kinds.values()) == pytest.approx(metrics["gradient_norm/policy"], rel=1e-4)
+    assert metrics["learner/memory_bytes"] > 1e6
+
+
 def test_demonstrations_in_one_row_teach_what_they_teach_side_by_side(tiny_model: Path) -> None:
     outcomes = []
     for packing in ("off", "on"):
