@@ -49,7 +49,7 @@ class Launcher(Protocol):
 
 
 class FleetWatcher(Protocol):
-    """Who wants to know which workers come and go."""
+    """Who wants to know which workers come and go. A `TriremeError` from it ends every request to the pool."""
 
     def on_joined(self, number: int, worker: LaunchedWorker) -> None:
         """A worker's process is ready; it does not serve yet."""
@@ -153,12 +153,14 @@ class Fleet:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for number in sorted(self._workers):
-            if self._watcher is not None:
-                self._watcher.on_left(number, "the run ended")
-        await asyncio.gather(*(worker.stop() for worker in self._stopping))
-        self._workers.clear()
-        self._phases.clear()
+        try:
+            for number in sorted(self._workers):
+                if self._watcher is not None:
+                    self._watcher.on_left(number, "the run ended")
+        finally:
+            await asyncio.gather(*(worker.stop() for worker in self._stopping))
+            self._workers.clear()
+            self._phases.clear()
 
     def _new_number(self) -> int:
         number = self._num_ever
@@ -169,7 +171,7 @@ class Fleet:
     def _reconcile(self) -> None:
         """Start what is missing, drain what is too much: those that do not serve yet first, then the newest."""
         present = [number for number, phase in self._phases.items() if phase != "draining"]
-        for _ in range(self.target - len(present)):
+        for _ in range(self.target - len(present) if self.pool.failure is None else 0):
             number = self._new_number()
             self._starts[number] = self._in_background(self._start_later(number, self._budget.pause_s))
         surplus = sorted(present, key=lambda number: (self._phases[number] == "serving", -number))
@@ -181,7 +183,8 @@ class Fleet:
             worker = self._workers[number] = await self._launcher.launch(number)
             self._phases[number] = "loading"
             if self._watcher is not None:
-                self._watcher.on_joined(number, worker)
+                with self.pool.must_be_told():
+                    self._watcher.on_joined(number, worker)
             await self.pool.add(number, worker)
         self._phases[number] = "serving"
         self._budget.came_up()
@@ -257,10 +260,11 @@ class Fleet:
             probe.cancel()
         worker = self._workers.pop(number, None)
         if worker is not None:
-            if self._watcher is not None:
-                self._watcher.on_left(number, reason)
             self._stopping.add(worker)  # At once, so that `stop` ends it if its task never gets to run.
             self._in_background(self._stop_worker(worker))
+            if self._watcher is not None:
+                with self.pool.must_be_told():
+                    self._watcher.on_left(number, reason)
 
     async def _stop_worker(self, worker: LaunchedWorker) -> None:
         await worker.stop()

@@ -2,12 +2,13 @@
 
 It must not know Ray, engines, how workers start or what a prompt says; `dispatch` decides, this carries out.
 Invariants: a request ends exactly once, with a group or a typed error; the requests of a lost worker go to others; a
-worker serves only with the pool's newest weights; no wait here is longer than the deadline of a worker's own call, or
-of the fleet that brings workers up.
+worker serves only with the pool's newest weights; what the watcher cannot take down ends every request; no wait here is
+longer than the deadline of a worker's own call, or of the fleet that brings workers up.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -35,7 +36,7 @@ class Worker(Protocol):
 
 
 class PoolWatcher(Protocol):
-    """Who wants to know what happens in a pool."""
+    """Who wants to know what happens in a pool. A `TriremeError` from it ends every request."""
 
     def on_attempt(self, event: str, prompt_id: str, assignment: Assignment, detail: int | str | None) -> None:
         """An attempt was `dispatched` (detail: the worker's version), `requeued` (the reason) or `fenced`."""
@@ -74,6 +75,7 @@ class RolloutPool:
     Attributes:
         on_lost: called with number and reason when a worker was lost.
         awaits_workers: whether more may come when none is left; else requests fail at once then.
+        failure: what every request fails with, now and later; None while all is well.
     """
 
     def __init__(
@@ -93,9 +95,9 @@ class RolloutPool:
         self._tasks: set[asyncio.Task[None]] = set()
         self._newest: Publication | None = None
         self._drained: dict[int, asyncio.Event] = {}
-        self._end: TriremeError | None = None
         self.on_lost: Callable[[int, str], None] = lambda number, reason: None
         self.awaits_workers = False
+        self.failure: TriremeError | None = None
         for number, worker in enumerate(workers):
             self._join(number, worker, version=NOT_SAMPLED)
 
@@ -128,8 +130,8 @@ class RolloutPool:
             WorkerLost: too many workers were lost over this request, or none is left and none will come.
             DeadlineExceeded: a worker that is alive gave no group in time.
         """
-        if self._end is not None:
-            raise self._end
+        if self.failure is not None:
+            raise self.failure
         order = _Order(request, asyncio.get_running_loop().create_future())
         number = self._dispatcher.submit()
         self._orders[number] = order
@@ -152,10 +154,14 @@ class RolloutPool:
         Raises:
             WeightSyncError: every worker refused the weights.
             WorkerLost: no worker is left, and none will come.
+            TriremeError: what the watcher could not take down.
         """
         self._newest = publication
         numbers = [number for number in self._workers if self._dispatcher.is_serving(number)]
         outcomes = await asyncio.gather(*(self._load(number, publication) for number in numbers))
+        # Without a worker, a learner that has all its groups may still come to the end.
+        if self.failure is not None and not isinstance(self.failure, WorkerLost):
+            raise self.failure
         receipts = [outcome for outcome in outcomes if isinstance(outcome, SyncReceipt)]
         refusals = [outcome for outcome in outcomes if isinstance(outcome, WeightSyncError)]
         if refusals and not receipts:
@@ -172,7 +178,10 @@ class RolloutPool:
 
         Raises:
             WeightSyncError, DeadlineExceeded, WorkerLost: the worker did not join.
+            TriremeError: what every request fails with.
         """
+        if self.failure is not None:
+            raise self.failure
         receipt = None
         while (newest := self._newest) is not None and (
             receipt is None or (receipt.generation, receipt.version) < newest.manifest.age
@@ -212,10 +221,18 @@ class RolloutPool:
             self.fail(_nobody_left())
 
     def fail(self, error: TriremeError) -> None:
-        """No worker is left and none will come: every request fails with this error, now and later."""
-        self._end = error
+        """Every request fails with this error, now and later, unless an earlier one came first."""
+        self.failure = self.failure or error
         for order in self._orders.values():
-            order.settle(error)
+            order.settle(self.failure)
+
+    @contextmanager
+    def must_be_told(self) -> Iterator[None]:
+        """For what a watcher is told: nobody would see the error of the task in which that fails."""
+        try:
+            yield
+        except TriremeError as error:
+            self.fail(error)
 
     def _join(self, number: int, worker: Worker, *, version: int) -> None:
         self._workers[number] = worker
@@ -235,9 +252,12 @@ class RolloutPool:
         self._hand_out()
 
     def _hand_out(self) -> None:
-        while (assignment := self._dispatcher.next_assignment()) is not None:
+        while self.failure is None and (assignment := self._dispatcher.next_assignment()) is not None:
             order = self._orders[assignment.request]
             self._attempt_is("dispatched", assignment, self._versions[assignment.worker])
+            if self.failure is not None:
+                self._dispatcher.forget(assignment.request)  # It was not taken down, so it must not happen.
+                break
             order.task = asyncio.create_task(self._attempt(assignment, order, self._workers[assignment.worker]))
             # A lost attempt goes on until its call ends, so that a late answer is seen, and ignored.
             self._tasks.add(order.task)
@@ -276,14 +296,16 @@ class RolloutPool:
 
     def _synced(self, receipt: SyncReceipt, publication: Publication) -> None:
         if self._watcher is not None:
-            self._watcher.on_synced(receipt, publication)
+            with self.must_be_told():
+                self._watcher.on_synced(receipt, publication)
 
     def _attempt_is(
         self, event: str, assignment: Assignment, detail: int | str | None, *, prompt_id: str | None = None
     ) -> None:
         if self._watcher is not None:
             prompt_id = prompt_id or self._orders[assignment.request].request.prompt.id
-            self._watcher.on_attempt(event, prompt_id, assignment, detail)
+            with self.must_be_told():
+                self._watcher.on_attempt(event, prompt_id, assignment, detail)
 
 
 def _nobody_left() -> WorkerLost:

@@ -10,7 +10,7 @@ from rollout_workers.config import RolloutConfig
 from rollout_workers.fleet import Fleet, LaunchedWorker
 from rollout_workers.pool import RolloutPool
 from rollout_workers.sleeping import all_asleep
-from services.contracts.errors import DeadlineExceeded, TriremeError, UserError, WorkerLost
+from services.contracts.errors import DeadlineExceeded, RunFolderError, TriremeError, UserError, WorkerLost
 from services.contracts.records import Publication, RolloutGroup, SampleRequest, Sampling, SyncReceipt
 from tests.fakes import FakeLearner, FakeWorker, make_prompt
 from tests.simulation.virtual_time import VirtualTimeLoop
@@ -51,7 +51,7 @@ class Machine(FakeWorker):
 
 
 class Setting:
-    """A fleet whose launches fail as `errors` says, in order; it keeps what happened, and when."""
+    """A fleet whose launches fail as `errors` says, in order; it keeps what happened, while the disk has room."""
 
     def __init__(self, *, gpu: asyncio.Lock | None = None, **config: object) -> None:
         settings = {"num_workers": 1, "max_workers": 4, "max_restarts": 10} | config
@@ -61,6 +61,7 @@ class Setting:
         self.launches: list[float] = []
         self.launch_s: dict[int, float] = {}
         self.left: dict[int, str] = {}
+        self.disk_is_full = False
         self.pool = RolloutPool()
         self.fleet = Fleet(self.pool, self, self.config, watcher=self, gpu=gpu)
 
@@ -73,10 +74,15 @@ class Setting:
         return self.machines[number]
 
     def on_joined(self, number: int, worker: LaunchedWorker) -> None:
-        """Joining shows in the status."""
+        self._write()
 
     def on_left(self, number: int, reason: str) -> None:
+        self._write()
         self.left[number] = reason
+
+    def _write(self) -> None:
+        if self.disk_is_full:
+            raise RunFolderError("events.jsonl cannot be written")
 
     @property
     def phases(self) -> dict[int, str]:
@@ -220,6 +226,55 @@ def test_a_number_out_of_bounds_is_refused_with_both_bounds(wanted: int) -> None
         with pytest.raises(UserError, match=rf"{wanted} rollout workers .*min_workers is 1 .*max_workers 4"):
             setting.fleet.scale(wanted)
         assert setting.fleet.target == 1
+
+    play(setting, story)
+
+
+def test_a_lost_worker_is_ended_where_that_cannot_be_written_down_and_so_are_all_requests() -> None:
+    setting = Setting(num_workers=2)
+
+    async def story() -> None:
+        await setting.fleet.start(2)
+        group = asyncio.create_task(setting.pool.sample(request()))
+        setting.machines[1].error = WorkerLost("killed")
+        setting.disk_is_full = True
+        with pytest.raises(RunFolderError):
+            await asyncio.wait_for(group, 60.0)
+        setting.disk_is_full = False
+        await asyncio.sleep(60.0)
+        assert setting.machines[1].was_stopped
+        assert (setting.phases, len(setting.launches)) == ({0: "serving"}, 2)
+
+    play(setting, story)
+
+
+def test_a_worker_whose_coming_cannot_be_written_down_does_not_serve() -> None:
+    setting = Setting()
+
+    async def story() -> None:
+        await setting.fleet.start(1)
+        setting.fleet.scale(2)
+        setting.disk_is_full = True
+        await asyncio.sleep(60.0)
+        setting.disk_is_full = False
+        assert setting.machines[1].was_stopped
+        assert (setting.phases, len(setting.launches)) == ({0: "serving"}, 2)
+        with pytest.raises(RunFolderError):
+            await setting.pool.sample(request())
+
+    play(setting, story)
+
+
+def test_the_end_of_a_run_ends_what_was_being_ended_though_it_cannot_be_written_down() -> None:
+    setting = Setting(num_workers=2)
+
+    async def story() -> None:
+        await setting.fleet.start(2)
+        setting.pool.lose(1, "killed")
+        setting.disk_is_full = True
+        with pytest.raises(RunFolderError):
+            await setting.fleet.stop()
+        assert setting.machines[1].was_stopped
 
     play(setting, story)
 

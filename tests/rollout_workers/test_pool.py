@@ -6,7 +6,7 @@ import pytest
 
 from rollout_workers.dispatch import Assignment
 from rollout_workers.pool import RolloutPool
-from services.contracts.errors import CanaryMismatch, DeadlineExceeded, WorkerLost
+from services.contracts.errors import CanaryMismatch, DeadlineExceeded, RunFolderError, WorkerLost
 from services.contracts.records import Canary, Publication, SampleRequest, Sampling, SyncReceipt, WeightManifest
 from tests.fakes import FakeWorker, make_prompt
 
@@ -19,6 +19,22 @@ def publication(version: int) -> Publication:
     canary = Canary(sequences=(), logprobs=(), tolerance=1.0)
     manifest = WeightManifest(version=version, tensors=(), bucket_bytes=(), checksums=(), canary=canary)
     return Publication(transport="fake", manifest=manifest, locations=())
+
+
+class FullDisk:
+    """A watcher that cannot write down the events of this name, from the second on, and `synced` at all."""
+
+    def __init__(self, event: str) -> None:
+        self._event = event
+        self._num_seen = 0
+
+    def on_attempt(self, event: str, prompt_id: str, assignment: Assignment, detail: int | str | None) -> None:
+        self._num_seen += event == self._event
+        if self._num_seen > 1:
+            raise RunFolderError("events.jsonl cannot be written")
+
+    def on_synced(self, receipt: SyncReceipt, publication: Publication) -> None:
+        raise RunFolderError("events.jsonl cannot be written")
 
 
 def rows(worker: FakeWorker) -> list[int]:
@@ -116,6 +132,51 @@ async def test_a_late_answer_of_a_worker_that_was_lost_is_ignored() -> None:
     await turns_of_the_loop()
 
     assert seen == ["dispatched 0 0", "requeued 0 0", "dispatched 1 1", "fenced 0 0"]
+
+
+async def test_an_attempt_that_cannot_be_written_down_is_not_made_and_ends_every_request() -> None:
+    worker = FakeWorker()
+    pool = RolloutPool([worker], max_outstanding=1, watcher=FullDisk("dispatched"))
+    tasks = [asyncio.create_task(pool.sample(request(row))) for row in range(3)]
+
+    ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+
+    assert [type(one) for one in ended[1:]] == [RunFolderError, RunFolderError]
+    with pytest.raises(RunFolderError):
+        await pool.sample(request(3))
+    assert (rows(worker), pool.outstanding(0)) == ([0], 0)
+
+
+async def test_a_worker_is_lost_as_any_other_where_that_cannot_be_written_down() -> None:
+    worker = FakeWorker(0, open=False)
+    lost: list[int] = []
+    pool = RolloutPool([worker, FakeWorker(1, open=False)], watcher=FullDisk("requeued"))
+    pool.on_lost = lambda number, reason: lost.append(number)
+    tasks = [asyncio.create_task(pool.sample(request(row))) for row in range(4)]
+    await turns_of_the_loop()
+
+    worker.error = WorkerLost("killed")
+    worker.release()
+
+    ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 10)
+    assert [type(one) for one in ended] == [RunFolderError] * 4
+    assert (lost, pool.outstanding(1)) == ([0], 0)
+
+
+async def test_where_a_load_cannot_be_written_down_that_is_told_once_every_worker_has_answered() -> None:
+    quick, slow = FakeWorker(0), FakeWorker(1, open=False)
+    pool = RolloutPool([quick, slow], watcher=FullDisk("none"))
+    task = asyncio.create_task(pool.load_weights(publication(3)))
+    await turns_of_the_loop()
+    assert not task.done()
+
+    slow.release()
+
+    with pytest.raises(RunFolderError):
+        await task
+    with pytest.raises(RunFolderError):
+        await pool.add(2, FakeWorker(2))
+    assert len(pool.workers) == 2
 
 
 async def test_without_a_worker_the_error_says_so() -> None:
