@@ -27,7 +27,7 @@ class Worker(Protocol):
         ...
 
     async def load_weights(self, publication: Publication) -> SyncReceipt:
-        """Load and verify a version, then serve it. Raises `WeightSyncError`, `WorkerLost`."""
+        """Load and verify a version, then serve it. Raises `WorkerLost`, and any other `TriremeError` to refuse it."""
         ...
 
     async def health(self) -> int:
@@ -148,13 +148,12 @@ class RolloutPool:
     async def load_weights(self, publication: Publication) -> Sequence[SyncReceipt]:
         """Have every serving worker load a version; receipts come in the order of the workers.
 
-        Workers that die, do not answer in time, or refuse what others accept, are lost. Where all refuse, their error
-        is raised once every worker has answered, so that none is still loading when this returns.
+        Workers that die, do not answer in time, or refuse what others accept, for whatever reason, are lost. Where all
+        refuse, their error is raised once every worker has answered, so that none is still loading when this returns.
 
         Raises:
-            WeightSyncError: every worker refused the weights.
             WorkerLost: no worker is left, and none will come.
-            TriremeError: what the watcher could not take down.
+            TriremeError: why the first worker refused the weights, where all did; what the watcher could not take down.
         """
         self._newest = publication
         numbers = [number for number in self._workers if self._dispatcher.is_serving(number)]
@@ -163,7 +162,7 @@ class RolloutPool:
         if self.failure is not None and not isinstance(self.failure, WorkerLost):
             raise self.failure
         receipts = [outcome for outcome in outcomes if isinstance(outcome, SyncReceipt)]
-        refusals = [outcome for outcome in outcomes if isinstance(outcome, WeightSyncError)]
+        refusals = [o for o in outcomes if not isinstance(o, SyncReceipt | WorkerLost | DeadlineExceeded)]
         if refusals and not receipts:
             raise refusals[0]
         for number, outcome in zip(numbers, outcomes, strict=True):
@@ -287,7 +286,7 @@ class RolloutPool:
     async def _load(self, number: int, publication: Publication) -> SyncReceipt | TriremeError:
         try:
             receipt = await self._workers[number].load_weights(publication)
-        except (WorkerLost, WeightSyncError, DeadlineExceeded) as error:
+        except TriremeError as error:
             return error
         if number in self._workers:
             self._versions[number] = receipt.version

@@ -6,7 +6,7 @@ import pytest
 
 from rollout_workers.dispatch import Assignment
 from rollout_workers.pool import RolloutPool
-from services.contracts.errors import CanaryMismatch, DeadlineExceeded, RunFolderError, WorkerLost
+from services.contracts.errors import CanaryMismatch, DeadlineExceeded, RunFolderError, TriremeError, WorkerLost
 from services.contracts.records import Canary, Publication, SampleRequest, Sampling, SyncReceipt, WeightManifest
 from tests.fakes import FakeWorker, make_prompt
 
@@ -231,6 +231,30 @@ async def test_a_worker_that_refuses_what_others_accept_is_lost() -> None:
     receipts = await pool.load_weights(publication(3))
 
     assert ([receipt.worker for receipt in receipts], lost, list(pool.workers)) == ([1], [0], [other])
+
+
+async def test_a_worker_that_fails_in_a_way_without_a_name_is_lost_once_every_other_has_loaded() -> None:
+    failing = FakeWorker(0, error=TriremeError("load_weights failed: [Errno 116] Stale file handle"))
+    slow = FakeWorker(1, open=False)
+    pool = RolloutPool([failing, slow])
+    task = asyncio.create_task(pool.load_weights(publication(3)))
+    await turns_of_the_loop()
+    assert not task.done()
+
+    slow.release()
+
+    assert ([receipt.worker for receipt in await task], list(pool.workers)) == ([1], [slow])
+
+
+async def test_where_every_worker_fails_in_such_a_way_none_is_lost_and_the_first_error_is_raised() -> None:
+    workers = [FakeWorker(number, error=TriremeError(f"worker {number}: stale file handle")) for number in range(2)]
+    pool = RolloutPool(workers)
+    pool.awaits_workers = True
+
+    with pytest.raises(TriremeError, match="worker 0"):
+        await pool.load_weights(publication(3))
+
+    assert list(pool.workers) == workers
 
 
 async def test_a_worker_found_dead_while_loading_leaves_and_the_others_serve() -> None:
