@@ -87,19 +87,19 @@ class RolloutWorker:
         Raises:
             VersionMismatch: it is older than what is served; nothing changes.
             WeightSyncError: it did not arrive as published, or does not fit, or fails the canary; nothing is served
-                until a later version loads.
+                until a later version loads, unless one did meanwhile.
             DeadlineExceeded: after `sync_timeout_s`.
         """
-        version = publication.manifest.version
-        what = f"version {version} of the weights to be served"
+        manifest = publication.manifest
+        what = f"version {manifest.version} of the weights to be served"
         try:
             async with self._deadline(what, self._rollout.sync_timeout_s, "raise it, or see the learner's log"):
                 return await self._fetch_and_load(publication)
         except VersionMismatch:
             raise
         except (WeightSyncError, DeadlineExceeded) as error:
-            reason = f"nothing is served since version {version} failed to load: {error}"
-            self._engine.call(lambda engine: engine.refuse(reason))
+            reason = f"nothing is served since version {manifest.version} failed to load: {error}"
+            self._engine.call(lambda engine: _refuse(engine, reason, unless_newer_than=manifest.age))
             raise
 
     async def health(self) -> int:
@@ -184,6 +184,12 @@ class RolloutWorker:
             raise DeadlineExceeded(
                 waited_for=f"{waited_for} (rollout worker {self._worker})", waited_s=timeout_s, advice=advice
             ) from error
+
+
+def _refuse(engine: Engine, reason: str, *, unless_newer_than: tuple[int, int]) -> None:
+    """A load that was given up for a newer one may still fail, long after that is served."""
+    if (engine.generation, engine.version) <= unless_newer_than:
+        engine.refuse(reason)
 
 
 def _show_progress(engine: Engine) -> int:
