@@ -17,9 +17,9 @@ from reward_server.judges.judge import Counts, Judge
 from services.contracts.errors import TriremeError, UserError
 from services.contracts.records import FailureCode, Json
 from services.contracts.settings import Section
-from services.control import run_folder
 from services.control.candidates import PromptValue
-from services.control.event_log import EventLog, read_events
+from services.control.event_log import EventLog
+from services.control.job_log import open_job_log
 from services.control.worklist import work_off
 
 Result = Mapping[str, Any]  # Any: JSON that the job's own work made
@@ -118,23 +118,20 @@ def open_job(config: JobConfig, *, work: str) -> Iterator[Job]:
         work: what is done, with everything that shapes the results.
 
     Raises:
-        UserError: another process holds the folder, or results of other work are in it.
+        UserError: another process holds the folder, or a run, another job or results of other work are in it.
     """
-    with run_folder.hold(config.dir, resume=False), EventLog(config.dir, resume=True) as log:
+    with open_job_log(config.dir, "work", work) as (log, events):
         job = Job(config=config, log=log)
-        events = read_events(config.dir)
+        if (before := events[0]["work"]) != work:
+            raise UserError(
+                f"{config.dir} holds {before}, and this would add {work}: model, question or settings differ; set "
+                "run.dir to a new folder"
+            )
         for event in events:
-            if event["event"] == "began" and event["work"] != work:
-                raise UserError(
-                    f"{config.dir} holds {event['work']}, and this would add {work}: model, question or settings "
-                    "differ; set run.dir to a new folder"
-                )
             if event["event"] == "judged":
                 job.results[event["item"]] = event["result"]
             if event["event"] == "asked":
                 job.counts += Counts(**{name: event[name] for name in asdict(job.counts)})
-        if not events:
-            log.note("began", work=work)
         yield job
 
 

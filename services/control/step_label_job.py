@@ -15,9 +15,9 @@ from pydantic import model_validator
 
 from services.contracts.errors import SampleNotScorable, UserError
 from services.contracts.records import Prompt, Rollout
-from services.control import run_folder
 from services.control.config import RunConfig
-from services.control.event_log import EventLog, read_events
+from services.control.event_log import EventLog
+from services.control.job_log import open_job_log
 from services.control.json_rows import write_rows
 from services.control.labelled_completions import Completions
 from services.control.step_labels import StepLabel, StepLabeller, StepLabelsConfig
@@ -130,17 +130,13 @@ def open_step_label_job(config: StepLabelsRunConfig) -> Iterator[StepLabelJob]:
     """Hold the job's folder, and read what is done there.
 
     Raises:
-        UserError: another process holds the folder, a run is in it, or labels made with other settings.
+        UserError: another process holds the folder, or a run, another job or labels made with other settings are in it.
     """
-    folder, settings = config.run.dir, _decisive_settings(config)
-    with run_folder.hold(folder, resume=False), EventLog(folder, resume=True) as log:
+    settings = _decisive_settings(config)
+    with open_job_log(config.run.dir, "settings", settings) as (log, events):
         job = StepLabelJob(config=config, log=log)
-        events = read_events(folder)
-        if not events:
-            log.note("began", settings=settings)
+        _refuse_other(events[0]["settings"], settings, config.run.dir)
         for event in events:
-            if event["event"] == "began":
-                _refuse_other(event["settings"], settings, folder)
             if event["event"] == "labelled":
                 job.rows[event["completion"]] = event["row"]
         yield job

@@ -24,6 +24,7 @@ from services.control.controller import Step
 from services.control.evaluation import Evaluation
 from services.control.event_log import EventLog
 from services.control.interrupts import StopRequest, catch_interrupts
+from services.control.job_log import refuse_job
 from services.control.learner_group import LearnerGroup
 from services.control.memory import MemoryWatch
 from services.control.operator import Operator
@@ -70,6 +71,7 @@ def train(config: RunConfig, inputs: RunInputs, *, resume: bool, started: float)
         KeyboardInterrupt: a second Ctrl-C, or the first before there was a step to finish.
     """
     with ExitStack() as stack:
+        refuse_job(config.run.dir)
         memory = stack.enter_context(MemoryWatch())
         progress = stack.enter_context(open_progress(config.train.num_steps, title=config.run.name))
         checkpoint, state = restore_point(config.run.dir, progress, resume=resume)

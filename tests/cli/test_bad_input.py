@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from services.cli.__main__ import main
+from services.control.event_log import read_events
+from services.control.judging import JobConfig, open_job
 from services.control.run_folder import METRICS_FILE
 from tests.end_to_end.command import write_config
 from tests.end_to_end.tiny_run import run_sections
@@ -121,6 +123,16 @@ def test_a_folder_with_a_run_in_it_is_not_written_over(
     (tmp_path / "run" / METRICS_FILE).write_text('{"step": 1, "time_s": 1.0}\n')
     error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
     assert "already holds a run; go on with --resume" in error
+
+
+def test_a_folder_with_the_verdicts_of_a_judge_is_not_written_over(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with open_job(JobConfig(dir=tmp_path / "run"), work="verdicts"):
+        pass
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
+    assert "holds the work of a job that labels or revises; set run.dir" in error
+    assert [event["event"] for event in read_events(tmp_path / "run")] == ["began"]
 
 
 def test_a_cluster_that_is_not_there_is_named(
