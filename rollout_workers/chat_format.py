@@ -18,7 +18,7 @@ def to_messages(value: object, *, system: str | None, where: str) -> tuple[Messa
     """A prompt column as a chat: a string is one user turn; a list holds {role, content} turns.
 
     Raises:
-        UserError: naming `where` the value stands, when it is neither.
+        UserError: naming `where` the value stands, when it is neither, or not Unicode.
     """
     if isinstance(value, str):
         turns: tuple[Message, ...] = (Message(role="user", content=value),)
@@ -26,7 +26,7 @@ def to_messages(value: object, *, system: str | None, where: str) -> tuple[Messa
         turns = tuple(Message(role=turn["role"], content=turn["content"]) for turn in value)
     else:
         raise UserError(f"{where}: a prompt is a string or a list of {{role, content}} turns, not {value!r:.80}")
-    return (Message(role="system", content=system), *turns) if system else turns
+    return _begun(turns, system, where)
 
 
 def parse_transcript(text: str, *, system: str | None, where: str) -> tuple[Message, ...]:
@@ -41,7 +41,7 @@ def parse_transcript(text: str, *, system: str | None, where: str) -> tuple[Mess
     turns = tuple(
         Message(role=_ROLES[who], content=content.strip()) for who, content in zip(parts[::2], parts[1::2], strict=True)
     )
-    return (Message(role="system", content=system), *turns) if system else turns
+    return _begun(turns, system, where)
 
 
 def check_encodable(text: str, where: str) -> None:
@@ -52,6 +52,14 @@ def check_encodable(text: str, where: str) -> None:
         raise UserError(
             f"{where}: the text has a lone surrogate at character {error.start} and is not Unicode"
         ) from error
+
+
+def _begun(turns: tuple[Message, ...], system: str | None, where: str) -> tuple[Message, ...]:
+    """The chat, with the system's turn where there is one. Raises `UserError`: a turn is not Unicode."""
+    chat = (Message(role="system", content=system), *turns) if system else turns
+    for message in chat:
+        check_encodable(message.content, where)
+    return chat
 
 
 def _is_turn(turn: object) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from rollout_workers.chat_format import parse_transcript, to_messages
+from rollout_workers.chat_format import check_encodable, parse_transcript, to_messages
 from rollout_workers.rows import Row
 from services.contracts.errors import UserError
 from services.contracts.records import Message
@@ -91,12 +91,12 @@ class AnswerReader:
         """A completion, or a transcript that ends with one. Raises `UserError` naming `place`."""
         if self.data.prompt_field is None:
             return self._transcript(value, place)
-        prompt = self.column(self.data.prompt_field)
+        prompt, prompt_place = self.column(self.data.prompt_field), f"{self.where}, column {self.data.prompt_field!r}"
         completion = _last_turn(value, place) if isinstance(value, list) else to_text(value, place)
         if self.data.template == "chat":
-            messages = to_messages(prompt, system=self.data.system, where=self.where)
+            messages = to_messages(prompt, system=self.data.system, where=prompt_place)
             return Answer(messages=messages, completion=completion)
-        return Answer(prompt=to_text(prompt, f"{self.where}, column {self.data.prompt_field!r}"), completion=completion)
+        return Answer(prompt=to_text(prompt, prompt_place), completion=completion)
 
     def _transcript(self, value: object, place: str) -> Answer:
         if self.data.template == "plain":
@@ -114,10 +114,7 @@ def to_text(value: object, place: str) -> str:
     if not isinstance(value, str):
         hint = "; a list of turns needs data.template: chat" if isinstance(value, list) else ""
         raise UserError(f"{place}: expected a string, found {type(value).__name__}{hint}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place}: a lone surrogate at character {error.start}; the text is not Unicode") from error
+    check_encodable(value, place)
     return value
 
 

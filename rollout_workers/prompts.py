@@ -189,7 +189,7 @@ def text_column(data: DataConfig, row: Row, field: str, number: int) -> str:
     value = column(row, field, where)
     if not isinstance(value, str):
         raise UserError(f"{where}, column {field!r}: expected a string, found {type(value).__name__}")
-    check_encodable(value, where)
+    check_encodable(value, f"{where}, column {field!r}")
     return value
 
 
@@ -202,19 +202,20 @@ def column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
 
 def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Prompt:  # Any: transformers
     where = f"{data.prompts}, row {number}"
+    place = where if data.prompt_format else f"{where}, column {data.prompt_field!r}"
     value = _format(data.prompt_format, row, where) if data.prompt_format else column(row, data.prompt_field, where)
     messages: tuple[Message, ...] = ()
     if data.template == "chat":
-        messages = to_messages(value, system=data.system, where=where)
+        messages = to_messages(value, system=data.system, where=place)
         text = chat_text(tokenizer, messages)
     elif isinstance(value, str):
         text = value
+        check_encodable(text, place)
     else:
         raise UserError(
-            f"{where}, column {data.prompt_field!r}: a plain prompt is a string, not {type(value).__name__}; "
-            "a list of turns needs data.template: chat"
+            f"{place}: a plain prompt is a string, not {type(value).__name__}; a list of turns needs "
+            "data.template: chat"
         )
-    check_encodable(text, where)
     # A chat template writes its own special tokens.
     token_ids = tokenizer.encode(text, add_special_tokens=data.template == "plain")
     if not token_ids:

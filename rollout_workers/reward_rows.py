@@ -4,7 +4,7 @@ It must not know tokenizers, losses or models. Invariant: a row that was read is
 with one is told by file, row and column.
 """
 
-import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -142,7 +142,7 @@ def _span_ends(steps: Sequence[Mapping[str, Any]], places: Sequence[str], *, len
 
 
 def _number(value: object, place: str) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise UserError(f"{place}: expected a finite number, found {value!r:.80}")
     return float(value)
 

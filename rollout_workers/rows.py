@@ -14,7 +14,7 @@ Row = Mapping[str, Any]  # Any: rows are JSON of the user's own shape
 
 
 def read_rows(source: str, *, subset: str | None = None, split: str = "train") -> Sequence[Row]:
-    """The rows of a JSONL, JSON or Parquet file, or of a data set on the Hugging Face hub.
+    """The rows of a JSONL, JSON or Parquet file, or of a data set on the Hugging Face hub; blank lines are no rows.
 
     Args:
         source: a file, by its ending, or else a hub name.
@@ -37,14 +37,14 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
 
 
 def _read_json_lines(path: Path) -> list[Row]:
-    lines = path.read_bytes().splitlines()
-    return [_parse_row(line, f"{path}, row {number}") for number, line in enumerate(lines) if line.strip()]
+    lines = [line for line in path.read_bytes().splitlines() if line.strip()]
+    return [_parse_row(line, f"{path}, row {number}") for number, line in enumerate(lines)]
 
 
 def _parse_row(line: bytes, where: str) -> Row:
     try:
         row = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not valid JSON ({error}); each line is one object") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: expected an object with named columns, found {type(row).__name__}")
@@ -54,7 +54,7 @@ def _parse_row(line: bytes, where: str) -> Row:
 def _read_json(path: Path) -> list[Row]:
     try:
         rows = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise UserError(f"{path}: expected a list of objects; one object a line goes into a .jsonl file")
@@ -67,7 +67,7 @@ def _read_parquet(path: Path) -> list[Row]:
 
     try:
         return list(pyarrow.parquet.read_table(path).to_pylist())
-    except pyarrow.ArrowException as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # Damaged pages, and text that is not UTF-8.
         raise UserError(f"{path}: not a readable Parquet file ({error})") from error
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 
 from pydantic import Field
 
+from rollout_workers.chat_format import check_encodable
 from rollout_workers.rows import Row, read_rows
 from services.contracts.errors import UserError
 from services.contracts.records import Json
@@ -118,10 +119,12 @@ def _draw_pairs(drafts: Sequence[Draft], count: int, seed: int) -> Iterator[Pair
 
 
 def _prompt(row: Row, config: DraftsConfig, where: str) -> PromptValue:
-    prompt = _column(row, config.prompt_field, where)
-    if isinstance(prompt, str) or (isinstance(prompt, list) and prompt and all(map(_is_turn, prompt))):
-        return prompt
-    raise UserError(f"{where}, column {config.prompt_field!r}: expected a string or a list of {{role, content}} turns")
+    prompt: PromptValue = _column(row, config.prompt_field, where)
+    place = f"{where}, column {config.prompt_field!r}"
+    if not isinstance(prompt, str) and not (isinstance(prompt, list) and prompt and all(map(_is_turn, prompt))):
+        raise UserError(f"{place}: expected a string or a list of {{role, content}} turns")
+    check_encodable(shown_prompt(prompt), place)
+    return prompt
 
 
 def _completions(row: Row, config: DraftsConfig, where: str) -> Sequence[str]:
@@ -131,6 +134,8 @@ def _completions(row: Row, config: DraftsConfig, where: str) -> Sequence[str]:
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
         wanted = "a list of strings" if config.completions_field else "a string"
         raise UserError(f"{where}, column {field!r}: expected {wanted}, found {value!r:.80}")
+    for text in completions:
+        check_encodable(text, f"{where}, column {field!r}")
     return completions
 
 

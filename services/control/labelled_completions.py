@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from rollout_workers.chat_format import check_encodable
 from rollout_workers.prompts import DataConfig
 from rollout_workers.rows import read_rows
 from services.contracts.errors import UserError
@@ -83,6 +84,8 @@ def _texts(value: object, where: str) -> Sequence[str]:
     texts = [text for text in values if isinstance(text, str)]
     if len(texts) < len(values):
         raise UserError(f"{where}: expected a completion or a list of completions, found {value!r:.80}")
+    for text in texts:
+        check_encodable(text, where)
     return texts
 
 

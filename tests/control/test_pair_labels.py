@@ -203,6 +203,12 @@ async def test_the_command_tells_what_it_found_and_how_it_goes_on(
         ({"prompt": 7, "completion": "x"}, r"column 'prompt': expected a string or a list"),
         ({"prompt": [{"role": "user"}], "completion": "x"}, r"column 'prompt': expected a string or a list"),
         ({"prompt": "Why?", "completion": ["x"]}, "column 'completion': expected a string"),
+        ({"prompt": "\ud800", "completion": "x"}, "column 'prompt': the text has a lone surrogate at character 0"),
+        (
+            {"prompt": [{"role": "user", "content": "\ud800"}], "completion": "x"},
+            "column 'prompt': the text has a lone",
+        ),
+        ({"prompt": "Why?", "completion": "x\ud800"}, "column 'completion': the text has a lone surrogate"),
         ({"prompt": "Why?", "completion": "x"}, "none of 1 prompts has two completions that differ"),
     ],
 )

@@ -351,6 +351,7 @@ async def test_completions_of_the_data_are_labelled_too(tmp_path: Path) -> None:
     [
         (["ok", None], "row 1, column 'solution': expected a completion or a list of completions, found None"),
         ([["ok", 7]], "row 0, column 'solution': expected a completion or a list of completions, found ['ok', 7]"),
+        (["x\ud800"], "row 0, column 'solution': the text has a lone surrogate at character 1"),
         (["ÄB"], "row 0, column 'solution': the tokenizer gives '' back for 'ÄB'"),
         (["a" * 13], "the completion has 13 tokens and rollout.max_completion_tokens is 12"),
     ],

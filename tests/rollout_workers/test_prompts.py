@@ -8,6 +8,7 @@ import pytest
 
 from rollout_workers.demonstrations import load_demonstrations
 from rollout_workers.prompts import DataConfig, PromptStream, RowOrder, load_prompts
+from rollout_workers.rows import read_rows
 from services.contracts.errors import UserError
 from services.contracts.records import Message
 from tests.fakes import make_prompt
@@ -102,7 +103,18 @@ def test_long_prompts_follow_the_policy_and_are_counted(
     [
         ([{"question": "x"}], {}, r"row 0: no column 'prompt'; the row has \['question'\]"),
         ([{"prompt": "x"}, {"prompt": 7}], {}, "row 1, column 'prompt': a plain prompt is a string, not int"),
-        ([{"prompt": "x\ud800"}], {}, "row 0: the text has a lone surrogate at character 1"),
+        ([{"prompt": "x\ud800"}], {}, "row 0, column 'prompt': the text has a lone surrogate at character 1"),
+        (
+            [{"prompt": "x\ud800"}],
+            {"template": "chat"},
+            "column 'prompt': the text has a lone surrogate at character 1",
+        ),
+        (
+            [{"prompt": [{"role": "user", "content": "\ud800"}]}],
+            {"template": "chat"},
+            "column 'prompt': the text has a lone surrogate at character 0",
+        ),
+        ([{"prompt": "x"}], {"template": "chat", "system": "\ud800"}, "lone surrogate at character 0"),
         ([{"prompt": "123456"}], {}, "row 0: the prompt has 6 tokens and 5 fit; raise model.max_length"),
         ([{"prompt": ""}], {}, "row 0: the prompt is empty"),
         ([], {}, "the data set is empty"),
@@ -121,7 +133,11 @@ def test_a_bad_row_is_named_by_file_row_and_column(
 ) -> None:
     source = write_rows(tmp_path, *rows)
     with pytest.raises(UserError, match=message) as raised:
-        load_prompts(DataConfig(prompts=source, template="plain", **changes), tokenizer, max_prompt_tokens=5)
+        load_prompts(
+            DataConfig.model_validate({"prompts": source, "template": "plain"} | changes),
+            tokenizer,
+            max_prompt_tokens=5,
+        )
     assert source in str(raised.value)
 
 
@@ -134,6 +150,33 @@ def test_bad_files_are_refused(tmp_path: Path, tokenizer: Any) -> None:
         load_prompts(DataConfig(prompts=str(tmp_path / "no.parquet")), tokenizer, max_prompt_tokens=5)
     with pytest.raises(UserError, match=r"missing.jsonl' does not exist"):
         load_prompts(DataConfig(prompts="missing.jsonl"), tokenizer, max_prompt_tokens=5)
+
+
+@pytest.mark.parametrize(
+    ("compression", "whole", "damaged"),
+    [("none", b"question", b"\xff\xff\xff\xff\xff\xff\xff\xff"), ("zstd", b"\x28\xb5\x2f\xfd", bytes(4))],
+)
+def test_a_parquet_file_with_damaged_texts_or_pages_is_refused(
+    tmp_path: Path, compression: str, whole: bytes, damaged: bytes
+) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    path = tmp_path / "rows.parquet"
+    table = pyarrow.table({"prompt": [f"question {number}" for number in range(99)]})
+    pyarrow.parquet.write_table(table, path, compression=compression, use_dictionary=False)
+    assert whole in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(whole, damaged))
+    with pytest.raises(UserError, match=r"rows.parquet: not a readable Parquet file"):
+        read_rows(str(path))
+
+
+def test_every_fault_counts_rows_alike(tmp_path: Path, tokenizer: Any) -> None:
+    path = tmp_path / "rows.jsonl"
+    for row, fault in (('{"prompt":', "not valid JSON"), ("[" * 100_000, "not valid JSON"), ("{}", "no column")):
+        path.write_text(f'{{"prompt": "1"}}\n\n  \n{row}\n')
+        with pytest.raises(UserError, match=rf"rows\.jsonl, row 1: {fault}"):
+            load_prompts(DataConfig(prompts=str(path), template="plain"), tokenizer, max_prompt_tokens=5)
 
 
 def test_a_chat_without_a_template_names_the_remedy(tmp_path: Path) -> None:
