@@ -10,8 +10,8 @@ from itertools import groupby
 from typing import Any
 
 from rollout_workers.conversations import encode_conversation, to_turns
-from rollout_workers.prompts import DataConfig, column, load_prompts, text_column
-from rollout_workers.rows import Row, read_rows
+from rollout_workers.prompts import DataConfig, load_prompts, text_column
+from rollout_workers.rows import Row, column, read_rows
 from services.contracts.errors import UserError
 from services.contracts.records import Demonstration
 

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import Field
 
 from rollout_workers.chat_format import check_encodable, parse_transcript, to_messages
-from rollout_workers.rows import Row
+from rollout_workers.rows import Row, column
 from services.contracts.errors import UserError
 from services.contracts.records import Message
 from services.contracts.reward_text import Template
@@ -79,9 +79,7 @@ class AnswerReader:
 
     def column(self, field: str) -> Any:  # Any: the user's JSON
         """What a column holds. Raises `UserError` where there is nothing."""
-        if self.row.get(field) is None:
-            raise UserError(f"{self.where}: no column {field!r}; the row has {sorted(self.row)}")
-        return self.row[field]
+        return column(self.row, field, self.where)
 
     def answer(self, field: str) -> Answer:
         """The completion in a column. Raises `UserError`."""

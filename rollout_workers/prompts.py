@@ -9,13 +9,14 @@ import random
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from rollout_workers.chat_format import check_encodable, to_messages
 from rollout_workers.conversations import ConversationConfig
-from rollout_workers.rows import Row, read_rows
+from rollout_workers.prompt_format import check_format, format_prompt
+from rollout_workers.rows import Row, column, read_rows
 from services.contracts.errors import UserError
 from services.contracts.records import Json, Message, Prompt
 from services.contracts.reward_text import chat_text
@@ -32,7 +33,7 @@ class DataConfig(ConversationConfig):
     """Split of a hub data set."""
     prompt_field: str = "prompt"
     """Column with the prompt: a string, or a list of {role, content} turns."""
-    prompt_format: str | None = None
+    prompt_format: Annotated[str, AfterValidator(check_format)] | None = None
     """Text made of the row's columns, such as "Question: {question}\\nAnswer:"; goes before prompt_field."""
     reference_field: str | None = None
     """Column that rewards read as reference["answer"]; a column of objects becomes the reference itself."""
@@ -193,17 +194,12 @@ def text_column(data: DataConfig, row: Row, field: str, number: int) -> str:
     return value
 
 
-def column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
-    """A column's value. Raises `UserError` where the row has none."""
-    if row.get(field) is None:
-        raise UserError(f"{where}: no column {field!r}; the row has {sorted(row)}")
-    return row[field]
-
-
 def _to_prompt(data: DataConfig, tokenizer: Any, row: Row, number: int) -> Prompt:  # Any: transformers
     where = f"{data.prompts}, row {number}"
-    place = where if data.prompt_format else f"{where}, column {data.prompt_field!r}"
-    value = _format(data.prompt_format, row, where) if data.prompt_format else column(row, data.prompt_field, where)
+    if data.prompt_format:
+        value, place = format_prompt(data.prompt_format, row, where), where
+    else:
+        value, place = column(row, data.prompt_field, where), f"{where}, column {data.prompt_field!r}"
     messages: tuple[Message, ...] = ()
     if data.template == "chat":
         messages = to_messages(value, system=data.system, where=place)
@@ -236,12 +232,3 @@ def _reference(data: DataConfig, row: Row, where: str) -> Mapping[str, Json]:
         return columns
     value = column(row, data.reference_field, where)
     return {**(value if isinstance(value, dict) else {"answer": value}), **columns}
-
-
-def _format(template: str, row: Row, where: str) -> str:
-    try:
-        return template.format_map(row)
-    except KeyError as error:
-        raise UserError(
-            f"{where}: data.prompt_format names the column {error}, and the row has {sorted(row)}"
-        ) from error

@@ -36,6 +36,13 @@ def read_rows(source: str, *, subset: str | None = None, split: str = "train") -
     return rows
 
 
+def column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
+    """A column's value. Raises `UserError` where the row has none."""
+    if row.get(field) is None:
+        raise UserError(f"{where}: no column {field!r}; the row has {sorted(row)}")
+    return row[field]
+
+
 def _read_json_lines(path: Path) -> list[Row]:
     lines = [line for line in path.read_bytes().splitlines() if line.strip()]
     return [_parse_row(line, f"{path}, row {number}") for number, line in enumerate(lines)]

@@ -10,12 +10,12 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from pydantic import Field
 
 from rollout_workers.chat_format import check_encodable
-from rollout_workers.rows import Row, read_rows
+from rollout_workers.rows import Row, column, read_rows
 from services.contracts.errors import UserError
 from services.contracts.records import Json
 from services.contracts.settings import Section
@@ -119,7 +119,7 @@ def _draw_pairs(drafts: Sequence[Draft], count: int, seed: int) -> Iterator[Pair
 
 
 def _prompt(row: Row, config: DraftsConfig, where: str) -> PromptValue:
-    prompt: PromptValue = _column(row, config.prompt_field, where)
+    prompt: PromptValue = column(row, config.prompt_field, where)
     place = f"{where}, column {config.prompt_field!r}"
     if not isinstance(prompt, str) and not (isinstance(prompt, list) and prompt and all(map(_is_turn, prompt))):
         raise UserError(f"{place}: expected a string or a list of {{role, content}} turns")
@@ -129,7 +129,7 @@ def _prompt(row: Row, config: DraftsConfig, where: str) -> PromptValue:
 
 def _completions(row: Row, config: DraftsConfig, where: str) -> Sequence[str]:
     field = config.completions_field or config.completion_field
-    value = _column(row, field, where)
+    value = column(row, field, where)
     completions = value if config.completions_field else [value]
     if not isinstance(completions, list) or not all(isinstance(text, str) for text in completions):
         wanted = "a list of strings" if config.completions_field else "a string"
@@ -137,12 +137,6 @@ def _completions(row: Row, config: DraftsConfig, where: str) -> Sequence[str]:
     for text in completions:
         check_encodable(text, f"{where}, column {field!r}")
     return completions
-
-
-def _column(row: Row, field: str, where: str) -> Any:  # Any: the user's JSON
-    if row.get(field) is None:
-        raise UserError(f"{where}: no column {field!r}; the row has {sorted(row)}")
-    return row[field]
 
 
 def _is_turn(turn: object) -> bool:

@@ -42,6 +42,11 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--model.path", "/nowhere/model"], ["model.path '/nowhere/model' is no folder with a config.json"]),
         (["--data.prompts", "nowhere.jsonl"], ["data file 'nowhere.jsonl' does not exist"]),
         (["--data.prompt_field", "prompt"], ["row 0: no column 'prompt'; the row has ['answer', 'question']"]),
+        (
+            ["--data.prompt_format", "{question"],
+            ["data.prompt_format", "'{question': expected '}' before end of string"],
+        ),
+        (["--data.prompt_format", "{answer:d}"], ["row 0: data.prompt_format '{answer:d}' does not suit the row"]),
         (["--data.template", "chat"], ["has no chat template; set data.template to plain"]),
         (["--data.max_prompt_tokens", "3"], ["row 0: the prompt has 4 tokens and 3 fit", "data.long_prompts"]),
         (["--model.max_length", "12"], ["rollout.max_completion_tokens is 12", "at most 12 tokens"]),

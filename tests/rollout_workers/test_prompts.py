@@ -1,6 +1,7 @@
 """From data rows to prompts: templates, lengths, order, and every kind of bad row."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,25 @@ def test_long_prompts_follow_the_policy_and_are_counted(
         ([[1]], {}, "row 0: expected an object with named columns, found list"),
         ([{"prompt": "x"}], {"reference_field": "gold"}, "no column 'gold'"),
         ([{"prompt": "x"}], {"reference_columns": ("kind",)}, "no column 'kind'"),
+        ([{"prompt": "x"}], {"prompt_format": "{y}"}, r"row 0: no column 'y'; the row has \['prompt'\]"),
+        ([{"q": "x"}, {"q": None}], {"prompt_format": "{q}"}, r"row 1: no column 'q'; the row has \['q'\]"),
         (
-            [{"prompt": "x"}],
-            {"prompt_format": "{y}"},
-            r"data.prompt_format names the column 'y', and the row has \['prompt'\]",
+            [{"q": {"a": 1}}],
+            {"prompt_format": "{q}"},
+            r"row 0, column 'q': .* writes \{q\}, which is \{'a': 1\} and no",
         ),
+        ([{"q": ["a"]}], {"prompt_format": "{q!s}"}, "row 0, column 'q': .* and no text or number"),
+        ([{"q": {"a": None}}], {"prompt_format": "{q[a]}"}, r"row 0, column 'q': .* writes \{q\[a\]\}, which is None"),
+        ([{"q": {"a": 1}}], {"prompt_format": "{q[b]}"}, r"prompt_format '\{q\[b\]\}' does not suit the row: KeyError"),
+        ([{"q": "x"}], {"prompt_format": "{q[a]}"}, "does not suit the row: TypeError.*string indices"),
+        ([{"q": "x"}], {"prompt_format": "{q[9]}"}, "does not suit the row: IndexError"),
+        (
+            [{"q": "x"}],
+            {"prompt_format": "{q:.2f}"},
+            "row 0: data.prompt_format '{q:.2f}' does not suit .*format code 'f'",
+        ),
+        ([{"q": "x", "w": 1}], {"prompt_format": "{q:{w.x}}"}, "does not suit the row: AttributeError"),
+        ([{"q": "\ud800"}], {"prompt_format": "Q: {q}"}, "row 0: the text has a lone surrogate at character 3"),
     ],
 )
 def test_a_bad_row_is_named_by_file_row_and_column(
@@ -139,6 +154,28 @@ def test_a_bad_row_is_named_by_file_row_and_column(
             max_prompt_tokens=5,
         )
     assert source in str(raised.value)
+
+
+def test_a_format_writes_columns_and_what_objects_in_them_have(tmp_path: Path, tokenizer: Any) -> None:
+    source = write_rows(tmp_path, {"two words": "a", "n": 0.5, "o": {"p": [{"q": False}]}})
+    data = DataConfig(prompts=source, template="plain", prompt_format="{{{two words:>2}}} {n:.2f} {o[p][0][q]!r}")
+    assert load_prompts(data, tokenizer, max_prompt_tokens=99).prompts[0].text == "{ a} 0.50 False"
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{q} }", "Single '}' encountered in format string; write a brace of the text itself twice"),
+        ("{q", "expected '}' before end of string"),
+        ("{}", "{} is no column"),
+        ("{0}", "{0} is no column"),
+        ("{1[a]}", "{1[a]} is no column"),
+        ("{q.lower}", "{q.lower} is no column; write {column}, or {column[name]} of an object"),
+    ],
+)
+def test_a_format_that_suits_no_row_is_refused_with_the_configuration(template: str, message: str) -> None:
+    with pytest.raises(ValueError, match=f"prompt_format(.|\n)*{re.escape(message)}"):
+        DataConfig(prompts="rows.jsonl", prompt_format=template)
 
 
 def test_bad_files_are_refused(tmp_path: Path, tokenizer: Any) -> None:
