@@ -37,7 +37,8 @@ class PairsConfig(Section):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FreshPair:
-    """The best and the worst completion of one prompt, by their labels; a row that `trireme reward-model` reads."""
+    """The best and the worst completion of one prompt, by their labels; a row that `trireme reward-model` reads with
+    template: plain, so that it learns the text that it is served: the one that the policy continued."""
 
     step: int
     prompt: str
@@ -140,6 +141,7 @@ def to_reward_sample(sample: SampleRecord) -> RewardSample:
     return RewardSample(
         id=f"{sample.prompt_id}/{sample.sample_index}",
         prompt=sample.prompt,
+        messages=tuple(sample.messages),
         completion=sample.completion,
         reference=sample.reference,
         policy_version=sample.policy_version,

@@ -118,12 +118,18 @@ def _number(value: float | None) -> float:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SampleRecord:
-    """One completion as people read it: what it answers, what it earned, and who sampled it."""
+    """One completion as people read it: what it answers, what it earned, and who sampled it.
+
+    Attributes:
+        prompt: the text that the policy continued.
+        messages: the chat behind it; empty for a plain-text prompt.
+    """
 
     step: int
     prompt_id: str
     sample_index: int
     prompt: str
+    messages: Sequence[Message] = ()
     completion: str
     reward: float
     components: Mapping[str, float] = field(default_factory=dict)
@@ -136,7 +142,8 @@ class SampleRecord:
 
 
 class SampleLog:
-    """Writes some completions of each step to `samples.jsonl`.
+    """Writes some completions of each step to `samples.jsonl`: the prompt as whatever learns from data reads it, a
+    chat's as its turns, with the text that the policy continued as prompt_text.
 
     Args:
         folder: the run's folder.
@@ -157,7 +164,7 @@ class SampleLog:
     def record(self, step: int, groups: Sequence[ScoredGroup]) -> None:
         """Write the first completion of each group, then the second of each, until there are enough."""
         for rollout, reward, group in islice(_by_sample_index(groups), self._samples_per_step):
-            self._log.append(asdict(_to_record(step, rollout, reward, group)))
+            self._log.append(_to_line(_to_record(step, rollout, reward, group)))
 
     def close(self) -> None:
         self._log.close()
@@ -170,15 +177,24 @@ def read_samples(folder: Path) -> list[SampleRecord]:
 
 def to_sample(line: Line) -> SampleRecord:
     """The completion in a line of `samples.jsonl`."""
+    prompt = line["prompt"]
     return SampleRecord(
         **{
-            **line,
+            **{name: value for name, value in line.items() if name != "prompt_text"},
+            "prompt": line.get("prompt_text", prompt),
+            "messages": () if isinstance(prompt, str) else [Message(**turn) for turn in prompt],
             "reward": _number(line["reward"]),
             "components": _numbers(line["components"]),
             "turns": [Message(**turn) for turn in line.get("turns", ())],
             "steps": [StepReward(**step | {"value": _number(step["value"])}) for step in line.get("steps", ())],
         }
     )
+
+
+def _to_line(record: SampleRecord) -> Line:
+    line = asdict(record)
+    messages = line.pop("messages")
+    return line | {"prompt": messages, "prompt_text": record.prompt} if messages else line
 
 
 def _by_sample_index(groups: Sequence[ScoredGroup]) -> Iterator[tuple[Rollout, Reward, ScoredGroup]]:
@@ -194,6 +210,7 @@ def _to_record(step: int, rollout: Rollout, reward: Reward, group: ScoredGroup) 
         prompt_id=rollout.prompt_id,
         sample_index=rollout.sample_index,
         prompt=group.group.prompt.text,
+        messages=group.group.prompt.messages,
         completion=rollout.completion,
         reward=reward.value,
         components=dict(reward.components),

@@ -92,7 +92,7 @@ class RewardVersions:
         target = (self._latest if self._latest.is_symlink() else self._config.initial).resolve()
         if read_card(target).template == "chat":
             raise UserError(
-                f"the reward model {target} reads chats, and a run's samples hold the text that its policy continued; "
+                f"the reward model {target} reads chats, and versions learn the text that the policy continued; "
                 "train one with data.template: plain"
             )
         if not self._latest.is_symlink():

@@ -91,6 +91,24 @@ async def test_the_turns_of_a_dialogue_are_labelled_as_they_are(tmp_path: Path) 
     assert [(pair["chosen"], pair["margin"]) for pair in queue.newest()] == [("0 or 2", 1.0)]
 
 
+async def test_a_chat_is_labelled_by_its_turns_and_learnt_as_the_text_that_was_continued(tmp_path: Path) -> None:
+    def by_turns(sample: RewardSample) -> Reward | Failure:
+        assert (sample.prompt, sample.messages) == ("user: hi assistant:", turns)
+        return digits(sample)
+
+    turns = (Message(role="user", content="hi"),)
+    group = scored(0, "1", "a").group
+    prompt = replace(group.prompt, text="user: hi assistant:", messages=turns)
+    chat = ScoredGroup(group=replace(group, prompt=prompt), rewards=(Reward(value=0.0),) * 2)
+    sample(tmp_path / "run", after=0, steps=[[chat], [scored(1, "1", "2")]])
+    queue = PairQueue(tmp_path, tmp_path / "run", PairsConfig())
+
+    await queue.fill(FakeRewards(by_turns))
+    queue.close()
+
+    assert [(pair["prompt"], pair["chosen"]) for pair in queue.newest()] == [("user: hi assistant:", "1")]
+
+
 async def test_a_queue_that_was_killed_labels_the_torn_step_again_and_no_other(tmp_path: Path) -> None:
     run = tmp_path / "run"
     sample(

@@ -14,9 +14,9 @@ from tensorboard.backend.event_processing.event_accumulator import (  # has no t
 )
 
 from services.contracts.errors import UserError
-from services.contracts.records import Reward, RolloutGroup, ScoredGroup, StepReward
+from services.contracts.records import Message, Reward, RolloutGroup, ScoredGroup, StepReward
 from services.control.metric_sinks import SINKS
-from services.control.metrics import MetricsConfig, MetricsWriter, SampleLog, read_metrics, read_samples
+from services.control.metrics import SAMPLES_FILE, MetricsConfig, MetricsWriter, SampleLog, read_metrics, read_samples
 from tests.fakes import make_prompt, make_rollout
 
 HOSTILE = '</pre><script>alert(1)</script>\n\x1b[31m\u2028\ud800 "quoted"'
@@ -189,6 +189,25 @@ def test_samples_are_spread_over_the_groups_and_read_back_whole(tmp_path: Path) 
     assert hostile.reference == {"answer": "1"}
     assert hostile.components == {"exact_match": 1.0}
     assert (hostile.policy_version, hostile.finish_reason, hostile.reward_version) == (4, "stop", "b")
+
+
+def test_a_chats_prompt_is_written_as_its_turns_and_as_the_text_that_was_continued(tmp_path: Path) -> None:
+    turns = (Message(role="system", content="be kind"), Message(role="user", content="hi"))
+    group = scored(0, num_samples=1).group
+    chat = replace(group, prompt=replace(group.prompt, messages=turns, text="<system>be kind<user>hi<assistant>"))
+    with SampleLog(tmp_path, samples_per_step=2) as log:
+        log.record(1, [ScoredGroup(group=chat, rewards=(Reward(value=1.0),)), scored(1, num_samples=1)])
+
+    in_chat, plain = (json.loads(line) for line in (tmp_path / SAMPLES_FILE).read_text().splitlines())
+    assert in_chat["prompt"] == [{"role": "system", "content": "be kind"}, {"role": "user", "content": "hi"}]
+    assert in_chat["prompt_text"] == "<system>be kind<user>hi<assistant>"
+    assert plain["prompt"] == "prompt 1"
+    assert "prompt_text" not in plain
+    samples = read_samples(tmp_path)
+    assert [(sample.prompt, tuple(sample.messages)) for sample in samples] == [
+        ("<system>be kind<user>hi<assistant>", turns),
+        ("prompt 1", ()),
+    ]
 
 
 def test_a_sample_without_a_token_is_kept(tmp_path: Path) -> None:

@@ -8,16 +8,21 @@ import pytest
 
 from reward_server.judges.comparison import Comparison
 from reward_server.judges.faults import JudgeFault
+from rollout_workers.preference_data import PreferenceDataConfig, load_preferences
+from rollout_workers.prompts import DataConfig, load_prompts
 from rollout_workers.reward_rows import RewardDataConfig, read_judged_row
 from rollout_workers.rows import read_rows
 from services.cli.__main__ import main
 from services.cli.arguments import load_config
 from services.contracts.errors import TriremeError, UserError
+from services.contracts.records import Reward, RolloutGroup, ScoredGroup
 from services.control.candidates import CandidatesConfig, Pair, load_pairs
 from services.control.event_log import EVENTS_FILE
+from services.control.metrics import SAMPLES_FILE, SampleLog
 from services.control.pair_labels import LabelConfig, Labelled, label
 from services.control.pair_statistics import Judged, Share, pair_statistics
 from tests.end_to_end.command import json_lines, write_config
+from tests.fakes import make_rollout
 from tests.reward_server.fake_judge import (
     Answer,
     Body,
@@ -29,6 +34,7 @@ from tests.reward_server.fake_judge import (
     prefers,
     texts_of,
 )
+from tests.tiny import tiny_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "label_pairs.yaml"
 ROWS = [
@@ -126,6 +132,34 @@ async def test_verdicts_of_another_judge_are_not_mixed_in(sections: dict[str, di
             UserError, match=r"holds verdicts of fake-judge@\w+, and this would add verdicts of fake-judge@\w+"
         ):
             await label(to_config(sections, endpoint), tell=print)
+
+
+async def test_pairs_of_a_chat_run_are_learnt_behind_the_prompt_that_it_sampled(
+    sections: dict[str, dict[str, object]], tmp_path: Path
+) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}assistant:"
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "1+2="}')
+    data = DataConfig(prompts=str(tmp_path / "prompts.jsonl"), system="add")
+    (prompt,) = load_prompts(data, tokenizer, max_prompt_tokens=99).prompts
+    rollouts = tuple(
+        make_rollout(prompt, sample_index=index, completion=text) for index, text in enumerate(("3", "12"))
+    )
+    group = ScoredGroup(group=RolloutGroup(prompt=prompt, rollouts=rollouts), rewards=(Reward(value=0.0),) * 2)
+    with SampleLog(tmp_path / "run", samples_per_step=2) as log:
+        log.record(1, [group])
+    sections["candidates"]["rows"] = str(tmp_path / "run" / SAMPLES_FILE)
+
+    await labelled(sections, prefers(len))
+
+    preferences = PreferenceDataConfig(
+        examples=str(tmp_path / "labels" / "preferences.jsonl"), template="chat", validation_share=0.0
+    )
+    found = load_preferences(preferences, tokenizer, form="pairs", max_tokens=99, seed=0)
+    (pair,) = found.training
+    assert [list(completion.token_ids) for completion in pair.completions] == [
+        [*prompt.token_ids, *tokenizer.encode(text), tokenizer.eos_token_id] for text in ("12", "3")
+    ]
 
 
 async def test_a_pair_without_a_verdict_is_left_out_and_asked_about_again(

@@ -125,7 +125,8 @@ def test_gsm8k_is_loaded_templated_sampled_scored_and_trained_on(tmp_path: Path)
     assert [row["step"] for row in metrics] == [1, 2]
     assert all("reward/math_answer" in row for row in metrics)
     sample = json_lines(tmp_path / "run" / "samples.jsonl")[0]
-    assert str(sample["prompt"]).startswith("system: Reason step by step")
+    assert str(sample["prompt_text"]).startswith("system: Reason step by step")
+    assert [turn["role"] for turn in sample["prompt"]] == ["system", "user"]  # type: ignore[attr-defined] # JSON
     assert "####" in str(sample["reference"])
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["data"]["subset"] == "main"
 
