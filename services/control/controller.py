@@ -181,11 +181,11 @@ class Controller:
             await self.synced()
             with self._clock.phase("sync"):
                 publication = await self._learner.publish(version)
+            manifest = publication.manifest
+            self._note("published", version=version, generation=manifest.generation, checksums=list(manifest.checksums))
         except TriremeError as error:
             self._unpublished = error
             raise
-        manifest = publication.manifest
-        self._note("published", version=version, generation=manifest.generation, checksums=list(manifest.checksums))
         self._sync = self._spawn(self._load(publication), name=f"sync of version {version}")
 
     async def synced(self) -> None:
@@ -227,8 +227,9 @@ class Controller:
     def _admit(self) -> None:
         for _ in range(self._machine.room() if self._admits else 0):
             position = self._prompts.position
-            prompt = self._prompts.draw()
+            prompt = self._prompts.at(position)
             self._machine.admit(position, prompt)
+            self._prompts.draw()
             self._produce_later(position, prompt)
 
     def _produce_later(self, position: int, prompt: Prompt) -> None:

@@ -1,7 +1,7 @@
 """The ledger: what becomes of every prompt, as pure state that tells each change to whoever writes it down.
 
-It must not know files or why anything happens. Invariant: each prompt ends exactly once, as trained, filtered or
-failed; an event that would break this is a bug and raises at once.
+It must not know files or why anything happens. Invariants: each prompt ends exactly once, as trained, filtered or
+failed; an event that would break this is a bug and raises at once; one that cannot be written down has not happened.
 """
 
 from collections import Counter
@@ -51,13 +51,12 @@ class Ledger:
 
     def admit(self, prompt_id: str, *, position: int, version: int) -> None:
         assert prompt_id not in self._open, f"prompt {prompt_id} is already under way"
-        self._open[prompt_id] = "admitted"
         self._count("admitted", prompt=prompt_id, position=position, version=version)
+        self._open[prompt_id] = "admitted"
 
     def accept(self, prompt_id: str, *, lowest_version: int, rewards: list[float], reward_version: str = "") -> None:
         """The group of this prompt is sampled and scored, whole."""
         assert self._open.get(prompt_id) == "admitted", f"prompt {prompt_id} was not admitted"
-        self._open[prompt_id] = "accepted"
         self._count(
             "accepted",
             prompt=prompt_id,
@@ -65,14 +64,15 @@ class Ledger:
             rewards=[*rewards],
             reward_version=reward_version,
         )
+        self._open[prompt_id] = "accepted"
 
     def end(self, prompt_id: str, how: str, **fields: Json) -> None:
         """The prompt is done: trained at a `step`, or filtered or failed for a `reason`."""
         assert how in ENDS, how
         assert prompt_id in self._open, f"prompt {prompt_id} ended already or was never admitted"
-        del self._open[prompt_id]
         self._count(how, prompt=prompt_id, **fields)
+        del self._open[prompt_id]
 
     def _count(self, event: str, **fields: Json) -> None:
-        self.counts[event] += 1
         self._note(event, **fields)
+        self.counts[event] += 1

@@ -105,7 +105,7 @@ class RunMachine:
     def accept(self, position: int, group: ScoredGroup) -> None:
         """The group of this prompt is sampled and scored, whole."""
         lowest = group.group.lowest_policy_version
-        deadline = self._deadlines.pop(position)
+        deadline = self._deadlines[position]
         admitted = deadline - self._rule.max_staleness
         assert lowest == NOT_SAMPLED or admitted <= lowest <= self.trained_steps, (
             f"prompt {group.group.prompt.id}, admitted at version {admitted}, has a token of version {lowest}"
@@ -116,12 +116,13 @@ class RunMachine:
             rewards=[reward.value for reward in group.rewards],
             reward_version=group.reward_version,
         )
+        del self._deadlines[position]
         self._buffer.put(Waiting(deadline=deadline, position=position, group=group))
 
     def fail(self, position: int, prompt: Prompt, reason: str) -> int:
         """This prompt cannot be scored, for good; returns how many there are."""
-        del self._deadlines[position]
         self._ledger.end(prompt.id, "failed", reason=reason)
+        del self._deadlines[position]
         return self._ledger.counts["failed"]
 
     def next_batch(self) -> list[ScoredGroup] | None:

@@ -186,6 +186,30 @@ def test_a_prompt_ends_once() -> None:
     assert ledger.open_prompts == {}
 
 
+def test_what_cannot_be_written_down_has_not_happened() -> None:
+    refused: set[str] = set()
+
+    def note(event: str, **fields: Json) -> None:
+        if event in refused:
+            raise OSError("no space left")
+
+    ledger = Ledger(note)
+    machine = RunMachine(AdmissionRule(prompts_per_step=4, max_staleness=0), ledger)
+    machine.admit(0, make_prompt(0))
+    machine.admit(1, make_prompt(1))
+    before = (dict(ledger.open_prompts), Counter(ledger.counts), machine.open_work)
+
+    refused.update({"admitted", "accepted", "failed"})
+    for change in (
+        lambda: machine.admit(2, make_prompt(2)),
+        lambda: machine.accept(0, scored(0)),
+        lambda: machine.fail(1, make_prompt(1), "no answer"),
+    ):
+        with pytest.raises(OSError, match="no space left"):
+            change()
+        assert (dict(ledger.open_prompts), Counter(ledger.counts), machine.open_work) == before
+
+
 def test_a_group_is_scored_whole_or_refused() -> None:
     prompt = make_prompt(0)
     group = RolloutGroup(prompt=prompt, rollouts=(make_rollout(prompt), make_rollout(prompt, sample_index=1)))
