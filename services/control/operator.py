@@ -116,6 +116,8 @@ class Operator:
 
 async def _checkpoint(session: Session) -> Path:
     async with session.controller.learner_is_free:
+        if session.machine.trained_steps == 0:
+            raise CheckpointError("the run has not made a step yet, so there is nothing to save; ask again later")
         if not session.controller.learner_is_sound:
             raise CheckpointError("the learner failed in the middle of a step, which cannot be saved; resume the run")
         return await session.checkpoint()

@@ -222,7 +222,9 @@ class Session:
         await self._learner.export(folder)
 
     async def checkpoint(self) -> Path:
-        """Commit the last whole step with what is under way now. The caller keeps the learner from going on.
+        """Commit the last whole step, if there is one, with what is under way now.
+
+        The caller keeps the learner from going on.
 
         Raises:
             CheckpointError: the disk refuses.
@@ -231,7 +233,8 @@ class Session:
             open_work = self.machine.open_work
             state = self._snapshot(open_work)
             folder = await self._recorder.checkpoint(state, self._learner, waiting=open_work.waiting)
-            self._run.events.note("checkpoint", step=state.step)
+            if state.step > 0:  # Before, nothing was committed.
+                self._run.events.note("checkpoint", step=state.step)
             return folder
 
     async def _record(self, step: Step) -> None:

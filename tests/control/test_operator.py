@@ -25,7 +25,7 @@ class FakeSession:
     def __init__(self, *, error: CheckpointError | None = None) -> None:
         self.woken = 0
         self.saved = 0
-        self.machine = SimpleNamespace(phase="running", trained_steps=0, version=0, num_running=0, num_waiting=0)
+        self.machine = SimpleNamespace(phase="running", trained_steps=1, version=1, num_running=0, num_waiting=0)
         self.controller = SimpleNamespace(learner_is_free=asyncio.Lock(), learner_is_sound=True, wake=self._wake)
         self._error = error
 
@@ -34,7 +34,7 @@ class FakeSession:
         if self._error is not None:
             raise self._error
         self.saved += 1
-        return Path("step_0")
+        return Path("step_1")
 
     def _wake(self) -> None:
         self.woken += 1
@@ -102,6 +102,18 @@ def test_a_late_checkpoint_that_fails_is_told_of_in_the_status() -> None:
             await operator.checkpoint(timeout_s=5.0)
         await asyncio.sleep(SAVE_S)
         assert "the disk is full" in operator.status().message
+
+    on_virtual_time(story())
+
+
+def test_before_the_first_step_there_is_no_checkpoint_to_name() -> None:
+    async def story() -> None:
+        operator, session = make_operator([]), FakeSession()
+        take_over(operator, session)
+        session.machine.trained_steps = 0
+        with pytest.raises(CheckpointError, match="has not made a step yet"):
+            await operator.checkpoint(timeout_s=5.0)
+        assert session.saved == 0
 
     on_virtual_time(story())
 

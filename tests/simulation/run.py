@@ -35,7 +35,7 @@ from services.control.run_events import RunEvents
 from services.control.session import RunContext, check_open_work
 from services.control.step_metrics import RunTotals
 from services.control.training import Outcome, Sessions
-from services.control.verification import verify_events
+from services.control.verification import verify_run
 from tests.fakes import make_prompt
 from tests.simulation.filtering import check_filtering
 from tests.simulation.learnt import check_learnt
@@ -57,7 +57,6 @@ class Result:
     endings: list[str] = field(default_factory=list)
     faults: Counter[str] = field(default_factory=Counter)
     events: list[Event] = field(default_factory=list)
-    num_events: int = 0
     trained_tokens: list[int] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
@@ -116,33 +115,35 @@ class _SimulatedRun:
             self._result.endings.append(ending)
             if in_peace and ending != "finished":
                 self._result.wrong.append(f"a process to which nothing happened did not finish: {ending}")
-            if not self._has_run():
-                self._check()
-                if not self._result.wrong:
-                    shutil.rmtree(self._folder)  # Nothing can be resumed: the run starts anew.
-        self._check()
+            self._check()
+            if not self._result.wrong and not self._has_run():
+                shutil.rmtree(self._folder)  # Nothing can be resumed: the run starts anew.
         for change in ("more", "fewer"):
             told = sum(f"workers, one {change}" in message for message in self._result.messages)
             self._result.faults[f"autoscaler: one {change}"] += told
 
     def _check(self) -> None:
-        """The ledger's promises, and those that only the learner can show."""
+        """The promises of what the process left, and those that only the learner can show."""
         result = self._result
         result.events = [parse_event(line) for line in (self._folder / EVENTS_FILE).read_bytes().splitlines()]
-        result.num_events += len(result.events)
         if result.wrong:
             return
-        report = verify_events(result.events)
+        report = verify_run(self._folder)
         violations = report.violations
         if result.endings[-1] == "killed":
-            violations.pop("I7", None)  # Nothing was committed, so nothing could be resumed.
-        result.faults["late reply fenced"] += report.totals.fenced
-        result.faults["attempt requeued"] += report.totals.requeued
+            violations.pop("I7", None)  # The next process resumes, if anything was committed.
         result.wrong += [f"{invariant}: {facts}" for invariant, facts in violations.items()]
         result.wrong += check_filtering(result.events, self._scenario.max_filtered_per_step)
-        result.faults["prompt filtered"] += report.totals.filtered
+        totals = report.totals  # Of all processes so far.
+        result.faults |= Counter(
+            {
+                "late reply fenced": totals.fenced,
+                "attempt requeued": totals.requeued,
+                "prompt filtered": totals.filtered,
+            }
+        )
         if result.endings[-1] == "finished":
-            result.wrong += [] if not report.totals.num_open else [f"prompts are open: {report.totals.open_prompts}"]
+            result.wrong += [] if not totals.num_open else [f"prompts are open: {totals.open_prompts}"]
             self._result.trained_tokens, wrong = check_learnt(self._folder, self._scenario, SAMPLES_PER_PROMPT)
             result.wrong += wrong
 
