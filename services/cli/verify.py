@@ -68,7 +68,9 @@ def _lines(totals: Totals) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="trireme verify", description="Check that a run kept its promises; a live run, as far as it went."
+        prog="trireme verify",
+        description="Check that a run kept its promises; a live run, as far as it went. Among them: each prompt that "
+        "was drawn ended once, or the newest checkpoint holds it; a finished run leaves none open.",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the folder of a run (run.dir)")
     parser.add_argument(

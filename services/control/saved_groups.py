@@ -27,6 +27,11 @@ def read_groups(path: Path, prompt_at: Callable[[int], Prompt]) -> tuple[Waiting
     return tuple(_decode(json.loads(line), prompt_at) for line in path.read_text().splitlines())
 
 
+def read_positions(path: Path) -> tuple[int, ...]:
+    """The positions in the prompt stream of what `write_groups` wrote."""
+    return tuple(json.loads(line)["position"] for line in path.read_text().splitlines())
+
+
 def _encode(waiting: Waiting) -> dict[str, Any]:  # Any: JSON
     rollouts = []
     for rollout in waiting.group.group.rollouts:

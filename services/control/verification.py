@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.control.checks.attempts import AttemptChecks
-from services.control.checks.checkpoints import check_checkpoints
+from services.control.checks.checkpoints import check_books, check_checkpoints
 from services.control.checks.findings import Findings, Verdict
 from services.control.checks.history import replay
 from services.control.checks.leftovers import check_leftovers
@@ -107,9 +107,12 @@ def verify_run(folder: Path, *, same_as: Path | None = None, leftover_timeout_s:
     history = _History(ledger, live=live)
     findings, processes = history.findings, history.processes
     was_killed = processes.running is not None
-    check_checkpoints(
+    newest = check_checkpoints(
         folder, history.tally, findings, may_be_untold=None if live or was_killed else processes.resumed_steps
     )
+    is_newer = live and newest is not None and newest.state.num_events > history.num_events
+    if newest is not None and not is_newer:
+        check_books(newest, history.tally, history.prompts, findings)
     if live:
         findings.skip("I8", "the run is live")
     else:
@@ -132,21 +135,21 @@ class _History:
         self.tally = Tally()
         self.workers = WorkerChecks(self.findings)
         self.processes = ProcessChecks(self.findings)
-        self._prompts = PromptChecks(self.findings)
+        self.prompts = PromptChecks(self.findings)
         self._steps = StepChecks(self.findings)
         attempts = AttemptChecks(self.findings)
-        checks = (self.tally, self.workers, self.processes, self._prompts, self._steps, attempts)
-        self._num_events, self._num_void = replay(events, checks, self.findings)
+        checks = (self.tally, self.workers, self.processes, self.prompts, self._steps, attempts)
+        self.num_events, self._num_void = replay(events, checks, self.findings)
         self.processes.finish(live=live)
 
     def report(self, notes: Iterable[str]) -> Report:
         return Report(verdicts=self.findings.verdicts(), totals=self._totals(), notes=tuple(notes))
 
     def _totals(self) -> Totals:
-        prompts, facts, staleness = self.tally.prompts, self.tally.facts, self._prompts.staleness
+        prompts, facts, staleness = self.tally.prompts, self.tally.facts, self.prompts.staleness
         num_stale = sum(staleness.values())
         return Totals(
-            num_events=self._num_events,
+            num_events=self.num_events,
             num_void=self._num_void,
             num_processes=facts["run_started"],
             num_resumes=facts["resumed"],
@@ -154,8 +157,8 @@ class _History:
             trained=prompts["trained"],
             filtered=prompts["filtered"],
             failed=prompts["failed"],
-            num_open=len(self._prompts.open),
-            open_prompts=tuple(self._prompts.open)[:_MOST_OPEN_PROMPTS],
+            num_open=len(self.prompts.open),
+            open_prompts=tuple(self.prompts.open)[:_MOST_OPEN_PROMPTS],
             staleness=dict(sorted(staleness.items())),
             staleness_mean=sum(k * count for k, count in staleness.items()) / max(1, num_stale),
             staleness_max=max(staleness, default=0),

@@ -83,39 +83,51 @@ PLACE: dict[str, Any] = {"seq": 0, "time": 0}  # Any: fields of any event; `inse
 
 # The last trained events are those of prompts 0-5 and 0-6 in step 3, accepted from attempts 2 and 3 of worker 5.
 MUTATIONS: dict[str, tuple[Mutation, str, str]] = {
-    "trained twice": (double(Trained, -1), "I1", r"prompt 0-6 was trained at step 3 .*before, at line 73"),
+    "trained twice": (double(Trained, -1), "I1", r"prompt 0-6 was trained at step 3 .*before, at line 72"),
     "ended after training": (
         insert(Failed(**PLACE, prompt="0-5"), after=Trained, index=-1),
         "I1",
-        r"prompt 0-5 failed at line 74; it was trained at step 3 before, at line 72",
+        r"prompt 0-5 failed at line 73; it was trained at step 3 before, at line 71",
     ),
     "trained after it failed": (change(Trained, 0, prompt="0-1"), "I1", r"prompt 0-1 was trained .* it had failed"),
     "filtered without being admitted": (
         insert(Filtered(**PLACE, prompt="9-9"), after=Trained, index=-1),
         "I1",
-        r"prompt 9-9 filtered at line 74; it was never admitted",
+        r"prompt 9-9 filtered at line 73; it was never admitted",
     ),
     "filtered though it could teach": (
         lambda events: insert(Filtered(**PLACE, prompt="0-6"), after=Accepted, index=-1)(
             change(Accepted, -1, rewards=(0.0, 1.0))(events)
         ),
         "I1",
-        r"prompt 0-6 was filtered at line 72 with the rewards \[0.0, 1.0\]",
+        r"prompt 0-6 was filtered at line 71 with the rewards \[0.0, 1.0\]",
     ),
-    "admitted twice": (double(Admitted, -1), "I1", r"prompt 0-7 was admitted again at line 70; it was still open"),
-    "a prompt skipped": (change(Admitted, -1, position=8), "I1", r"prompt 0-7 .* position 8 .* 7 was next"),
+    "admitted twice": (double(Admitted, -1), "I1", r"prompt 0-6 was admitted again at line 67; it was still open"),
+    "a prompt skipped": (change(Admitted, -1, position=8), "I1", r"prompt 0-6 .* position 8 .* 6 was next"),
     "never admitted": (drop(Admitted, 0), "I1", r"prompt 0-0 was dispatched at line 10; it was never admitted"),
     "dispatched after it was trained": (
         insert(Dispatched(**PLACE, prompt="0-5", attempt=50, worker=5, version=2), after=Trained, index=-1),
         "I1",
-        r"prompt 0-5 was dispatched at line 74; it was trained",
+        r"prompt 0-5 was dispatched at line 73; it was trained",
     ),
-    "accepted twice": (double(Accepted, -1), "I1", r"prompt 0-6 \(line 72\) was accepted twice"),
+    "lost before it was accepted": (
+        insert(Admitted(**PLACE, prompt="0-7", position=7, version=2), after=Trained, index=-1),
+        "I1",
+        r"prompt 0-7 was lost: admitted at line 73, never accepted, and the run is finished at line 76",
+    ),
+    "lost after it was accepted": (
+        lambda events: insert(Admitted(**PLACE, prompt="0-7", position=7, version=2), after=Dispatched, index=-1)(
+            change(Accepted, -1, prompt="0-7")(events)
+        ),
+        "I1",
+        r"prompt 0-7 was lost: admitted at line 70, accepted but never trained, and the run is finished at line 76",
+    ),
+    "accepted twice": (double(Accepted, -1), "I1", r"prompt 0-6 \(line 71\) was accepted twice"),
     "trained without being accepted": (drop(Accepted, -1), "I2", r"prompt 0-6 was trained at step 3 .* without"),
     "a reward that is no number": (
         change(Accepted, -1, rewards=(1.0, float("nan"))),
         "I2",
-        r"prompt 0-6 \(line 71\) .* not finite: nan",
+        r"prompt 0-6 \(line 70\) .* not finite: nan",
     ),
     "a reward missing": (change(Accepted, -1, rewards=(1.0, None)), "I2", r"prompt 0-6 .* not finite: None"),
     "too few rewards": (change(Accepted, -1, rewards=(1.0,)), "I2", r"prompt 0-6 .* 1 rewards for 2 samples"),
@@ -136,7 +148,7 @@ MUTATIONS: dict[str, tuple[Mutation, str, str]] = {
     "served another version": (
         change(Dispatched, -1, version=1),
         "I4",
-        r"worker 5 was given prompt 0-6 at line 70 for version 1; it last acknowledged version 2",
+        r"worker 5 was given prompt 0-6 at line 69 for version 1; it last acknowledged version 2",
     ),
     "a wrong canary": (change(Synced, -1, canary=0.5), "I4", r"worker 5 .* canary was 0.5, and 0.001"),
     "a canary that is no number": (change(Synced, -1, canary=float("nan")), "I4", r"worker 5 .* canary was nan"),
@@ -153,19 +165,19 @@ MUTATIONS: dict[str, tuple[Mutation, str, str]] = {
     "an error without a name": (
         change(RunEnded, 0, how="failed", error="KeyError", exit_code=1),
         "I7",
-        r"failed at line 76 by KeyError",
+        r"failed at line 75 by KeyError",
     ),
     "a failure that exits with 0": (
         change(RunEnded, 0, how="failed", error="WorkerLost"),
         "I7",
-        r"failed at line 76 with exit code 0",
+        r"failed at line 75 with exit code 0",
     ),
-    "finished with an error": (change(RunEnded, 0, exit_code=1), "I7", r"finished at line 76 with exit code 1"),
+    "finished with an error": (change(RunEnded, 0, exit_code=1), "I7", r"finished at line 75 with exit code 1"),
     "trained by a lost learner": (drop(LearnerRestarted), "I7", r"prompt 0-3 .* lost at line 31 \(rank 1 died\)"),
     "finished with a lost learner": (
         insert(LearnerLost(**PLACE), after=Trained, index=-1),
         "I7",
-        r"though the learner was lost at line 74",
+        r"though the learner was lost at line 73",
     ),
     "accepted after it was requeued": (
         change(Accepted, 1, attempt=2),
@@ -190,20 +202,20 @@ MUTATIONS: dict[str, tuple[Mutation, str, str]] = {
     "an attempt given twice": (
         change(Dispatched, -1, attempt=2),
         "attempts",
-        r"attempt 2 was given out again at line 70",
+        r"attempt 2 was given out again at line 69",
     ),
     "two attempts at once": (
         insert(Dispatched(**PLACE, prompt="0-6", attempt=50, worker=5, version=2), after=Dispatched, index=-1),
         "attempts",
-        r"prompt 0-6 .* attempt 50 at line 71 while attempt 3 was under way",
+        r"prompt 0-6 .* attempt 50 at line 70 while attempt 3 was under way",
     ),
     "requeued from no attempt": (
-        insert(Requeued(**PLACE, prompt="0-7", attempt=60, worker=5), after=Trained, index=-1),
+        insert(Requeued(**PLACE, prompt="0-6", attempt=60, worker=5), after=Trained, index=-1),
         "attempts",
-        r"prompt 0-7 was requeued at line 74 from attempt 60, which was never dispatched",
+        r"prompt 0-6 was requeued at line 73 from attempt 60, which was never dispatched",
     ),
-    "a step too small": (drop(Trained, -1), "steps", r"step 3 trained 1 prompts \(the last at line 72\), not 2"),
-    "a step out of order": (change(Trained, -1, step=5), "steps", r"step 5 \(line 73, prompt 0-6\) follows step 3"),
+    "a step too small": (drop(Trained, -1), "steps", r"step 3 trained 1 prompts \(the last at line 71\), not 2"),
+    "a step out of order": (change(Trained, -1, step=5), "steps", r"step 5 \(line 72, prompt 0-6\) follows step 3"),
     "resumed after another step": (change(Resumed, -1, step=2), "steps", r"line 48 resumes after step 2, .* step 1"),
     "finished too early": (change(RunStarted, -1, num_steps=9), "steps", r"after step 3, and it has 9"),
     "a line missing": (
@@ -218,7 +230,7 @@ def test_a_true_history_keeps_every_promise() -> None:
     report = verify_events(whole_run().events)
     assert report.violations == {}
     totals = report.totals
-    assert (totals.trained, totals.steps, totals.failed, totals.open_prompts) == (6, 3, 1, ("0-7",))
+    assert (totals.trained, totals.steps, totals.failed, totals.open_prompts) == (6, 3, 1, ())
     assert (totals.attempts, totals.requeued, totals.fenced) == (12, 2, 1)
     assert (totals.num_processes, totals.num_resumes, totals.num_void) == (2, 2, 21)
     assert totals.staleness == {0: 6}
@@ -272,6 +284,24 @@ def test_a_group_of_void_work_is_not_accepted() -> None:
     assert "from attempt 0, which was of work that a resume made void" in found["attempts"]
 
 
+def test_a_run_resumed_with_fewer_steps_leaves_what_it_cannot_train_any_more_and_nothing_else() -> None:
+    run = TinyLedger(num_steps=3)
+    for _ in range(4):
+        run.admit()
+        run.dispatch(0)
+    for attempt in list(run.attempts):
+        run.accept(attempt)
+    run.train()
+    run.checkpoint()
+    run.kill_and_resume(num_fewer_steps=2)
+    run.finish()
+    report = verify_events(run.events)
+    assert (report.violations, report.totals.open_prompts) == ({}, ("0-2", "0-3"))
+    one_more = Admitted(**PLACE, prompt="0-4", position=4, version=1)
+    found = verify_events(insert(one_more, after=Resumed)(run.events)).violations
+    assert "prompt 0-4 was lost" in found["I1"]
+
+
 def test_a_live_run_need_not_have_ended() -> None:
     events = whole_run().events[:60]
     assert verify_events(events, live=True).violations == {}
@@ -297,6 +327,7 @@ def by_chance(seed: int) -> TinyLedger:
             run.checkpoint,
             run.restart_learner,
             run.kill_and_resume,
+            lambda: run.kill_and_resume(num_fewer_steps=1),
         ]
         if attempt is not None:
             doings += [

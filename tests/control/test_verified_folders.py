@@ -15,18 +15,31 @@ import pytest
 from safetensors.numpy import save_file
 
 from services.contracts.errors import UserError
+from services.contracts.records import Reward, RolloutGroup, ScoredGroup
 from services.control import run_folder, run_state
 from services.control.event_log import EVENTS_FILE
 from services.control.ledger_events import Checkpoint, Event, Joined
+from services.control.rollout_buffer import Waiting
 from services.control.run_state import RunState
 from services.control.verification import verify_run
 from tests.control.tiny_ledger import TinyLedger, whole_run
+from tests.fakes import make_prompt, make_rollout
 
 CHECKED_BY_PROGRAM = "import sys; from services.cli.__main__ import main; code = main(sys.argv[1:]); "
 
 
 def write_ledger(folder: Path, events: Sequence[Event]) -> None:
     (folder / EVENTS_FILE).write_text("".join(json.dumps(asdict(event)) + "\n" for event in events))
+
+
+def position_of(prompt: str) -> int:
+    return int(prompt.removeprefix("0-"))
+
+
+def waiting_at(position: int) -> Waiting:
+    prompt = make_prompt(position)
+    group = RolloutGroup(prompt=prompt, rollouts=(make_rollout(prompt),))
+    return Waiting(deadline=0, position=position, group=ScoredGroup(group=group, rewards=(Reward(value=1.0),)))
 
 
 def write_run(folder: Path, run: TinyLedger) -> None:
@@ -38,9 +51,19 @@ def write_run(folder: Path, run: TinyLedger) -> None:
         learner.mkdir()
         (learner / "weights.bin").write_bytes(b"weights")
 
-    for _, held in run.committed:
-        state = RunState(step=held.step, prompt_position=held.position, event_counts=held.counts)
-        asyncio.run(run_state.commit(folder / run_folder.CHECKPOINTS, state, save_learner=save_learner, keep=2))
+    for kept, held in run.committed:
+        state = RunState(
+            step=held.step,
+            prompt_position=held.position,
+            running=tuple(map(position_of, held.waiting)),
+            event_counts=held.counts,
+            num_events=kept + 1,
+        )
+        waiting = [waiting_at(position_of(prompt)) for prompt, _ in held.groups]
+        commit = run_state.commit(
+            folder / run_folder.CHECKPOINTS, state, waiting=waiting, save_learner=save_learner, keep=2
+        )
+        asyncio.run(commit)
 
 
 @pytest.fixture
@@ -99,7 +122,7 @@ def test_a_last_line_that_was_torn_is_left_out_and_said(folder: Path) -> None:
         ledger.write('{"event": "trai')
     report = verify_run(folder)
     assert report.violations == {}
-    assert report.notes == ("line 77, the last, was cut off in writing; it is left out",)
+    assert report.notes == ("line 76, the last, was cut off in writing; it is left out",)
 
 
 def test_a_damaged_checkpoint_is_named(folder: Path) -> None:
@@ -109,7 +132,7 @@ def test_a_damaged_checkpoint_is_named(folder: Path) -> None:
 
 def test_a_checkpoint_and_its_event_belong_together(folder: Path) -> None:
     shutil.rmtree(folder / "checkpoints/step_3")
-    assert "the checkpoint of step 3, told of at line 75, is not in" in verify_run(folder).violations["I5"]
+    assert "the checkpoint of step 3, told of at line 74, is not in" in verify_run(folder).violations["I5"]
     write_run(folder, whole_run())
     events = whole_run().events
     place = max(event.seq for event in events if isinstance(event, Checkpoint))
@@ -129,8 +152,39 @@ def test_the_counts_of_the_checkpoint_are_those_of_the_ledger(folder: Path) -> N
     run.committed[-1][1].counts["trained"] += 1
     write_run(folder, run)
     assert verify_run(folder).violations == {
-        "ledger": "the checkpoint of step 3 (line 75) counts 7 prompts trained, and the ledger 6"
+        "ledger": "the checkpoint of step 3 (line 74) counts 7 prompts trained, and the ledger 6"
     }
+
+
+def interrupted_run() -> TinyLedger:
+    """A run that ends after its first step, with a group that waits and a prompt that is being sampled."""
+    run = TinyLedger()
+    for _ in range(4):
+        run.admit()
+        run.dispatch(0)
+    for attempt in (0, 1, 2):
+        run.accept(attempt)
+    run.train()
+    run.checkpoint()
+    run.admit()
+    run.end("interrupted", exit_code=130)
+    return run
+
+
+def test_the_checkpoint_holds_the_prompts_that_are_open_and_no_others(tmp_path: Path) -> None:
+    """What was admitted after it is drawn again once the run resumes."""
+    run = interrupted_run()
+    held = run.committed[-1][1]
+    write_run(tmp_path, run)
+    assert verify_run(tmp_path).violations == {}
+    held.waiting, held.groups = [], []
+    write_run(tmp_path, run)
+    after = "it was open after 18 events, when the checkpoint of step 1 was taken, which does not hold it"
+    assert verify_run(tmp_path).violations == {"I1": f"prompt 0-2 was lost: {after}\nprompt 0-3 was lost: {after}"}
+    held.waiting, held.groups = ["0-3"], [("0-1", 0), ("0-2", 0)]
+    write_run(tmp_path, run)
+    found = verify_run(tmp_path).violations["I1"]
+    assert "holds the prompt at position 1 of the stream, which was not open then" in found
 
 
 def test_a_run_that_is_held_is_live(folder: Path) -> None:
@@ -140,6 +194,8 @@ def test_a_run_that_is_held_is_live(folder: Path) -> None:
         report = verify_run(folder)
         assert report.violations == {}
         assert report.notes == ("the run is live: checked as far as it went",)
+        write_ledger(folder, whole_run().events[:60])  # It has saved a checkpoint since its ledger was opened.
+        assert verify_run(folder).violations == {}
     assert "I7" in verify_run(folder).violations
 
 

@@ -118,6 +118,10 @@ class TinyLedger:
             self.requeue(attempt)
 
     def admit(self) -> None:
+        """Draw a prompt, unless those that are open suffice for all steps that are left."""
+        num_open = len(self.state.waiting) + len(self.attempts) + len(self.state.groups)
+        if self.state.step * PROMPTS_PER_STEP + num_open >= self._num_steps * PROMPTS_PER_STEP:
+            return
         prompt = f"0-{self.state.position}"
         self._count(Admitted(**self._next(), prompt=prompt, position=self.state.position, version=self.state.step))
         self.state.position += 1
@@ -203,8 +207,10 @@ class TinyLedger:
             for worker in self.workers:
                 self.sync(worker)
 
-    def kill_and_resume(self) -> None:
+    def kill_and_resume(self, *, num_fewer_steps: int = 0) -> None:
+        """With fewer steps than before, but not than the checkpoint has made, a run may not train all it has open."""
         if self.committed:
+            self._num_steps = max(1, self.committed[-1][1].step, self._num_steps - num_fewer_steps)
             self.workers.clear()
             self.ended.clear()
             self._num_attempts = 0

@@ -17,6 +17,7 @@ from services.control.ledger_events import (
     Filtered,
     Published,
     Resumed,
+    RunEnded,
     RunStarted,
     Trained,
 )
@@ -34,11 +35,15 @@ class PromptChecks(Check):
         self.open: dict[str, Accepted | None] = {}
         self.staleness: Counter[int] = Counter()
         self._findings = findings
+        self._admissions: dict[str, tuple[int, int]] = {}
         self._ended: dict[str, tuple[str, int]] = {}
         self._position: int | None = None
         self._published = 0
         self._samples_per_prompt = 0
         self._max_staleness = 0
+        self._prompts_per_step = 0
+        self._num_steps = 0
+        self._may_stay_open = 0
 
     @property
     def valid(self) -> Handlers:
@@ -52,18 +57,32 @@ class PromptChecks(Check):
             Trained: self._trained,
             Filtered: self._ended_untrained,
             Failed: self._ended_untrained,
+            RunEnded: self._run_ended,
         }
 
     @property
     def void(self) -> Handlers:
         return {RunStarted: self._started}
 
+    def open_after(self, num_events: int) -> dict[int, str]:
+        """The prompts that were open after so many events of the ledger, by their position in the stream."""
+        return {
+            position: prompt
+            for prompt, (position, line) in self._admissions.items()
+            if line <= num_events and (prompt not in self._ended or self._ended[prompt][1] > num_events)
+        }
+
     def _started(self, event: RunStarted, line: int) -> None:
         self._samples_per_prompt = event.samples_per_prompt
         self._max_staleness = event.max_staleness
+        self._prompts_per_step = event.prompts_per_step
+        self._num_steps = event.num_steps
 
     def _resumed(self, event: Resumed, line: int) -> None:
+        """With a lower num_steps than before a run may have more under way than it has left to train."""
         self._published = event.step
+        num_left = (self._num_steps - event.step) * self._prompts_per_step
+        self._may_stay_open = max(0, len(self.open) - num_left)
 
     def _publish(self, event: Published, line: int) -> None:
         self._published = event.version
@@ -80,6 +99,7 @@ class PromptChecks(Check):
             self._findings.add("I1", f"prompt {event.prompt} was admitted again at line {line}; {self._fate(event)}")
         else:
             self.open[event.prompt] = None
+            self._admissions[event.prompt] = (event.position, line)
 
     def _dispatched(self, event: Dispatched, line: int) -> None:
         if event.prompt not in self.open:
@@ -145,6 +165,17 @@ class PromptChecks(Check):
                 "group whose rewards are all the same may go untrained",
             )
         self._end(event.prompt, f"had {event.event}", line)
+
+    def _run_ended(self, event: RunEnded, line: int) -> None:
+        if event.how != "finished" or len(self.open) <= self._may_stay_open:
+            return
+        for prompt, group in self.open.items():
+            so_far = "never accepted" if group is None else "accepted but never trained"
+            self._findings.add(
+                "I1",
+                f"prompt {prompt} was lost: admitted at line {self._admissions[prompt][1]}, {so_far}, and the run is "
+                f"finished at line {line}",
+            )
 
     def _end(self, prompt: str, how: str, line: int) -> None:
         self.open.pop(prompt, None)
