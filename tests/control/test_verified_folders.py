@@ -218,6 +218,45 @@ def test_a_worker_that_outlives_its_run_is_found(folder: Path, name: str) -> Non
     assert result(folder, "I8") == "held"
 
 
+def test_a_worker_of_another_node_with_the_same_process_id_hides_none(folder: Path) -> None:
+    with subprocess.Popen(["ray::RolloutWorker", "60"], executable=shutil.which("sleep"), env={}) as process:
+        events = whole_run().events
+        here = Joined(seq=2, time=time.time(), worker=0, node="localhost", pid=process.pid)
+        elsewhere = Joined(seq=4, time=time.time(), worker=1, node="elsewhere", pid=process.pid)
+        write_ledger(folder, [*events[:2], here, events[3], elsewhere, *events[5:]])
+        report = verify_run(folder, leftover_timeout_s=0.0)
+        process.kill()
+    assert f"worker 0 is still there as process {process.pid}" in report.violations["I8"]
+
+
+LOOKED_AT_BY_ANOTHER = """
+import os, socket, sys, time
+from services.control.checks.findings import Findings
+from services.control.checks.leftovers import check_leftovers
+from services.control.ledger_events import Joined
+
+socket.getfqdn()  # Loads a module that lies where only root may read, if this is root's Python.
+if os.getuid() == 0:
+    os.setuid(65534)
+findings = Findings()
+check_leftovers([Joined(seq=0, time=time.time(), worker=0, pid=int(sys.argv[1]))], findings, timeout_s=0.0)
+print(*(verdict.result for verdict in findings.verdicts() if verdict.invariant == "I8"))
+"""
+
+
+@pytest.mark.parametrize(("name", "expected"), [("ray::RolloutWorker", "violated"), ("sleep", "not applicable")])
+def test_a_process_that_may_not_be_looked_into_is_not_called_gone(tmp_path: Path, name: str, expected: str) -> None:
+    """Nobody but root may look into a process whose program its user cannot read, nor into one of root's."""
+    sleep = tmp_path / "sleep"
+    shutil.copy(shutil.which("sleep") or "", sleep)
+    sleep.chmod(0o111)
+    with subprocess.Popen([name, "60"], executable=sleep, env={}) as process:
+        command = [sys.executable, "-c", LOOKED_AT_BY_ANOTHER, str(process.pid)]
+        looked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        process.kill()
+    assert looked.stdout.strip() == expected, looked.stderr
+
+
 def export(folder: Path, **tensors: list[float]) -> None:
     (folder / "export").mkdir(exist_ok=True)
     arrays = {name: np.array(values, dtype=np.float32) for name, values in tensors.items()}

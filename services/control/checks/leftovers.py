@@ -2,12 +2,13 @@
 
 It must not know why one was started. Invariant: a process is called a leftover only when it runs on this machine, was
 there before its `joined` event was written (so that its id was not given to another since), and looks like a process of
-this project.
+this project; one that this user may not look into is never called gone.
 """
 
 import socket
 import time
 from collections.abc import Iterable
+from typing import Literal
 
 import psutil
 
@@ -28,23 +29,35 @@ def check_leftovers(joined: Iterable[Joined], findings: Findings, *, timeout_s: 
         findings.skip("I8", "no worker of the run was a process on this machine")
         return
     deadline = time.monotonic() + timeout_s
-    left = [event for event in here if _is_alive(event)]
+    left = [(event, fate) for event in here if (fate := _fate(event)) != "gone"]
     while left and time.monotonic() < deadline:
         time.sleep(_POLL_S)
-        left = [event for event in left if _is_alive(event)]
-    for event in left:
-        findings.add("I8", f"worker {event.worker} is still there as process {event.pid}, and its run is not; end it")
+        left = [(event, fate) for event, _ in left if (fate := _fate(event)) != "gone"]
+    for event, fate in left:
+        if fate == "there":
+            findings.add(
+                "I8", f"worker {event.worker} is still there as process {event.pid}, and its run is not; end it"
+            )
+        else:
+            findings.skip("I8", f"this user may not see whether process {event.pid} is still worker {event.worker}")
 
 
-def _is_alive(event: Joined) -> bool:
+def _fate(event: Joined) -> Literal["there", "gone", "hidden"]:
     try:
         process = psutil.Process(event.pid)
         if process.status() == psutil.STATUS_ZOMBIE or process.create_time() > event.time + _CLOCK_SLACK_S:
-            return False
-        marks = " ".join([*process.cmdline(), *process.environ()])
+            return "gone"
+        # Anybody may read the command line, but the environment only its own user.
+        is_ours = _is_marked(process.cmdline()) or _is_marked(process.environ())
+    except psutil.AccessDenied:
+        return "hidden"
     except psutil.Error:
-        return False
-    return any(mark in marks for mark in _MARKS)
+        return "gone"
+    return "there" if is_ours else "gone"
+
+
+def _is_marked(words: Iterable[str]) -> bool:
+    return any(mark in word for word in words for mark in _MARKS)
 
 
 def _names_of_this_machine() -> set[str]:

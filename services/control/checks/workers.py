@@ -23,11 +23,11 @@ class WorkerChecks(Check):
     """I4.
 
     Attributes:
-        joined: the last worker that joined under each process id, of the whole run.
+        joined: the last worker that joined under each node and process id, of the whole run.
     """
 
     def __init__(self, findings: Findings) -> None:
-        self.joined: dict[int, Joined] = {}
+        self.joined: dict[tuple[str, int], Joined] = {}
         self._findings = findings
         self._workers: dict[int, _Worker] = {}
         self._left: dict[int, int] = {}
@@ -73,7 +73,7 @@ class WorkerChecks(Check):
         self._workers[event.worker] = _Worker(joined_line=line, why_not="it had acknowledged no weights")
         self._left.pop(event.worker, None)
         if event.pid:
-            self.joined[event.pid] = event
+            self.joined[event.node, event.pid] = event
 
     def _synced(self, event: Synced, line: int) -> None:
         where = f"worker {event.worker} acknowledged version {event.version} at line {line}"
