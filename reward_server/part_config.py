@@ -60,9 +60,10 @@ class NormaliseConfig(NamedKeys):
     mean: float | None = Field(default=None, allow_inf_nan=False)
     """Mean of the part's values, where it is known; with `std` it makes the scale a fixed one."""
     std: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Their standard deviation, likewise. Without the two, both run along over every value that the part has given."""
+    """Their standard deviation, likewise. Without the two, both are those of every value that the part has given, found
+    anew whenever there are twice as many; each replica has its own."""
     warm_up: int = Field(default=256, ge=2)
-    """Values before running statistics count; until then the part's own values are used, within ± `limit`."""
+    """Values before there are statistics that count; until then the part's own values are used, within ± `limit`."""
     limit: float = Field(default=5.0, gt=0, allow_inf_nan=False)
     """Bound on what comes out, in standard deviations; also the range that the part then declares."""
     file: Path | None = None

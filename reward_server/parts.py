@@ -16,10 +16,15 @@ from services.contracts.records import Failure, Json, Reward, RewardSample
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scored:
-    """What a part's scorer returned, and the value that counts after shaping."""
+    """What a part's scorer returned, and the value that counts after shaping.
+
+    Attributes:
+        version: of what scored and of the scale that it was brought to; empty where neither has one.
+    """
 
     reward: Reward
     value: float
+    version: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -62,9 +67,12 @@ class Part:
     async def score(self, samples: Sequence[RewardSample]) -> list[Scored | Failure]:
         """One outcome per sample, in order."""
         outcomes = list(await self.scorer.score(samples)) if samples else []
+        scale = self.shaping.scale_version  # Before these values may change it.
         values = iter(self.shaping.shape([outcome.value for outcome in outcomes if isinstance(outcome, Reward)]))
         return [
-            Scored(reward=outcome, value=next(values)) if isinstance(outcome, Reward) else self._failed(outcome)
+            Scored(reward=outcome, value=next(values), version=_joined(outcome.version, scale))
+            if isinstance(outcome, Reward)
+            else self._failed(outcome)
             for outcome in outcomes
         ]
 
@@ -74,6 +82,10 @@ class Part:
             message=f"{self.label}: {failure.message}",
             retryable=failure.retryable and self.on_failure != "fail",
         )
+
+
+def _joined(*versions: str) -> str:
+    return "-".join(version for version in versions if version)
 
 
 def counters_of(parts: Sequence[Part]) -> dict[str, float]:
@@ -151,9 +163,9 @@ class Versions:
 
     def note(self, tallies: Sequence[Tally]) -> None:
         """What the parts gave in a batch, before any of it is named."""
-        self._last |= {part: scored.reward.version for tally in tallies for part, scored in tally.scored.items()}
+        self._last |= {part: scored.version for tally in tallies for part, scored in tally.scored.items()}
 
     def of(self, tally: Tally) -> str:
-        named = {part: scored.reward.version for part, scored in tally.scored.items()}
+        named = {part: scored.version for part, scored in tally.scored.items()}
         versions = {part: named.get(part, self._last.get(part)) for part in self._parts}
         return "+".join(f"{part.label}@{version}" for part, version in versions.items() if version)

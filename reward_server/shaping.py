@@ -1,7 +1,8 @@
 """From a part's own values to those that count: normalised, then clipped.
 
-It must not know samples or weights. Invariants: the values of one batch are normalised alike, by the statistics from
-before that batch; what comes out lies within the range that `bounds` gives, also while warming up and after a restart.
+It must not know samples or weights. Invariants: the values of one batch are normalised on one scale, by statistics from
+before that batch; values on different scales have different `scale_version`s; what comes out lies within the range that
+`bounds` gives, also while warming up and after a restart.
 """
 
 import json
@@ -10,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import blake2b
 from pathlib import Path
 from statistics import fmean
 
@@ -53,7 +55,13 @@ class Moments:
 
 
 class Normaliser:
-    """Brings values to mean 0 and deviation 1, by fixed statistics or by those of all values so far.
+    """Brings values to mean 0 and deviation 1, by fixed statistics or by those of the values so far.
+
+    A running scale stays as it is until twice as many values were seen as it was made of: samples that belong together
+    and met a change of scale find the same one when they are scored again, at the latest at the fourth time.
+
+    Attributes:
+        scale_version: tells a running scale from others; empty for a fixed one, and while the values are warming up.
 
     Raises:
         UserError: the file with the statistics is damaged, or cannot be written.
@@ -61,16 +69,29 @@ class Normaliser:
 
     def __init__(self, config: NormaliseConfig) -> None:
         self._config = config
+        self._mean, self._std = config.mean or 0.0, config.std or 1.0
+        self._renew_at = config.warm_up
+        self.scale_version = ""
         self.moments = _read(config.file) if config.file else Moments()
+        self._renew()
 
     def normalise(self, values: Sequence[float]) -> list[float]:
         """The values on the new scale; with running statistics they count for later ones."""
         limit = self._config.limit
-        mean, std = self._scale()
+        normalised = [within((value - self._mean) / self._std, (-limit, limit)) for value in values]
         if self._config.mean is None:
             self.moments = self.moments.extended(values)
             self._keep()
-        return [within((value - mean) / std, (-limit, limit)) for value in values]
+            self._renew()
+        return normalised
+
+    def _renew(self) -> None:
+        moments = self.moments
+        if moments.count >= self._renew_at:
+            self._renew_at = 2 * moments.count
+            self._mean, self._std = moments.mean, max(moments.std, LEAST_STD)
+            digest = blake2b(repr((self._mean, self._std)).encode(), digest_size=4).hexdigest()
+            self.scale_version = f"scale-{digest}"
 
     def _keep(self) -> None:
         try:
@@ -78,13 +99,6 @@ class Normaliser:
                 _write(self._config.file, self.moments)
         except OSError as error:  # The scores are right all the same.
             logger.warning("the statistics cannot be kept in %s: %s", self._config.file, error.strerror)
-
-    def _scale(self) -> tuple[float, float]:
-        if self._config.mean is not None and self._config.std is not None:
-            return self._config.mean, self._config.std
-        if self.moments.count < self._config.warm_up:
-            return 0.0, 1.0
-        return self.moments.mean, max(self.moments.std, LEAST_STD)
 
 
 class Shaping:
@@ -95,6 +109,11 @@ class Shaping:
         self._limit = normalise.limit if normalise else math.inf
         self._clip = clip
         self.changes_values = normalise is not None or clip is not None
+
+    @property
+    def scale_version(self) -> str:
+        """Tells the scale of the next batch from others that this part may have; empty where there is one only."""
+        return self._normaliser.scale_version if self._normaliser else ""
 
     def shape(self, values: Sequence[float]) -> list[float]:
         """The values that count, of one batch."""

@@ -125,9 +125,13 @@ class RewardClient:
         max_bytes = min(self._config.max_request_bytes, description.max_request_bytes)
         encoded = self._encode(batch, max_bytes, with_token_ids=description.needs_token_ids)
         calls = list(split(encoded, description.max_batch_samples, max_bytes))
+        home: Endpoint | None = None
 
         async def attempt() -> None:
-            await all_or_cancel(self._settle(batch, call) for call in calls)
+            nonlocal home
+            await all_or_cancel(self._settle(batch, call, home) for call in calls)
+            if len(reward_versions(batch.outcomes.values())) > 1:
+                home = await self._replicas.pick()  # For all of it, as replicas may differ in their version for long.
             raise_for_versions(batch.outcomes.values())
 
         await self._retry(attempt)
@@ -160,16 +164,17 @@ class RewardClient:
             f"{num_bytes} bytes exceed {self._config.section}max_request_bytes ({ours}); raise it, to {theirs} at most"
         )
 
-    async def _settle(self, batch: Batch, call: Sequence[Encoded]) -> None:
-        """Score what fits one call, again and again until each outcome is final."""
+    async def _settle(self, batch: Batch, call: Sequence[Encoded], home: Endpoint | None) -> None:
+        """Score what fits one call, again and again until each outcome is final; at `home` where that is on duty."""
         pending = list(call)
         endpoint: Endpoint | None = None
 
         async def attempt() -> None:
             nonlocal endpoint
             async with self._in_flight:
-                endpoint = await self._replicas.pick(avoid=endpoint)
+                endpoint = await self._replicas.pick(prefer=home, avoid=endpoint)
                 batch.outcomes.update(await self._attempt_score(endpoint, batch, pending))
+                endpoint = endpoint if home is None else None  # What home answered is asked of home again.
             pending[:] = [one for one in pending if is_retryable(batch.outcomes[one.sample_id])]
             raise_for([batch.outcomes[one.sample_id] for one in pending])
 

@@ -73,8 +73,8 @@ class Replicas:
             raise Outage("; ".join(self._lookup_faults))
         return list(self._endpoints.values())
 
-    async def pick(self, *, avoid: Endpoint | None) -> Endpoint:
-        """The replica for the next call; not `avoid` where another is on duty.
+    async def pick(self, *, prefer: Endpoint | None = None, avoid: Endpoint | None = None) -> Endpoint:
+        """The replica for the next call: not `avoid` where another is on duty, and then `prefer` where that is.
 
         Raises:
             Outage: none may be given a call now; says why for each.
@@ -84,7 +84,7 @@ class Replicas:
         self._turn += 1
         in_turn = endpoints[first:] + endpoints[:first]
         ranks = {endpoint: endpoint.rank for endpoint in in_turn}
-        best = min(in_turn, key=lambda e: (ranks[e], e is avoid, e.standing.num_calls))
+        best = min(in_turn, key=lambda e: (ranks[e], e is avoid, e is not prefer, e.standing.num_calls))
         if ranks[best] is Rank.OUT:
             raise Outage(f"no reward server may be given a call now: {'; '.join(e.trouble for e in endpoints)}")
         return best

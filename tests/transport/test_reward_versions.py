@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 
+import grpc
 import pytest
 
 from reward_server.config import RewardServerConfig
@@ -15,6 +16,8 @@ from tests.reward_server.serving import (
     IMPATIENT,
     Connect,
     Reply,
+    StatusError,
+    failures,
     honest,
     make_samples,
     response,
@@ -64,13 +67,57 @@ async def test_a_group_that_a_new_version_came_into_is_scored_again(connect: Con
     assert len(service.requests) == 4
 
 
-async def test_servers_that_never_agree_on_a_version_are_an_outage_that_names_both(connect: Connect) -> None:
+async def test_a_group_of_several_calls_goes_to_one_of_the_servers_that_differ(connect: Connect) -> None:
     async with (
         scripted(named(["a"]), max_batch_samples=1) as (old, _),
         scripted(named(["b"]), max_batch_samples=1) as (new, _),
     ):
+        client = connect([old, new], IMPATIENT)
+        groups = [await client.score(make_samples(4)) for _ in range(4)]
+
+    assert [len(reward_versions(outcomes)) for outcomes in groups] == [1] * 4
+
+
+async def test_a_sample_that_fails_at_first_gets_the_version_of_its_group_where_servers_differ(
+    connect: Connect,
+) -> None:
+    def failing_at_first(version: str) -> Reply:
+        async def reply(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+            answer = await named([version])(request)
+            if len(answer.results) > 1:
+                answer.results[-1].CopyFrom(failures(request)[-1])
+            return answer
+
+        return reply
+
+    async with scripted(failing_at_first("a")) as (old, _), scripted(failing_at_first("b")) as (new, _):
+        outcomes = await connect([old, new], IMPATIENT).score(make_samples(4))
+
+    assert len(reward_versions(outcomes)) == 1 and all(isinstance(outcome, Reward) for outcome in outcomes)
+
+
+async def test_a_group_leaves_the_server_that_it_is_at_when_that_breaks_down(connect: Connect) -> None:
+    num_answered = itertools.count()
+
+    async def breaking_down(request: reward_pb2.ScoreRequest) -> reward_pb2.ScoreResponse:
+        if next(num_answered) >= 2:
+            raise StatusError(grpc.StatusCode.INTERNAL)
+        return await named(["a"])(request)
+
+    async with (
+        scripted(breaking_down, max_batch_samples=1) as (broken, _),
+        scripted(named(["b"]), max_batch_samples=1) as (sound, _),
+    ):
+        outcomes = await connect([broken, sound], IMPATIENT).score(make_samples(4))
+
+    assert next(num_answered) > 2
+    assert reward_versions(outcomes) == ["b"]
+
+
+async def test_versions_that_never_agree_are_an_outage_that_names_both(connect: Connect) -> None:
+    async with scripted(named(["a", "b"] * 1000), max_batch_samples=1) as (address, _):
         with pytest.raises(RewardUnavailable, match="scored by versions a, b"):
-            await connect([old, new], IMPATIENT).score(make_samples(2))
+            await connect([address], IMPATIENT).score(make_samples(2))
 
 
 async def test_a_server_answers_a_call_by_one_version_of_its_reward(connect: Connect) -> None:
