@@ -28,7 +28,8 @@ from services.transport.reward_settings import RewardClientConfig
 
 NUM_CALLERS = 8
 TIMEOUT_S = 0.8
-DISTURBED_S = 3 * TIMEOUT_S
+DISTURBED_S = 5 * TIMEOUT_S
+"""Longer than any call may take, so that one that hangs is seen to."""
 RETURN_TIMEOUT_S = 30.0
 CONFIG = RewardClientConfig(timeout_s=TIMEOUT_S, eject_after=2, eject_s=1.0)
 REWARD = '''"""Tells which process scored."""
@@ -52,13 +53,15 @@ class Call:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Loss:
-    """What one fault cost: calls that were made while it lasted, and how long until the replica was on duty again.
+    """What one fault cost: calls while it lasted, ended or not, and how long until the replica was on duty again.
 
-    `longest_later_s` is of the calls that began two deadlines or more after the fault.
+    A call that had not ended when the fault did counts as long as it had lasted. `longest_later_s` is of the calls that
+    began two deadlines or more after the fault.
     """
 
     fault: str
     num_calls: int
+    num_ejections: int
     errors: list[str]
     longest_s: float
     longest_later_s: float
@@ -71,6 +74,7 @@ class Load:
     def __init__(self, client: RewardClient) -> None:
         self.calls: list[Call] = []
         self._client = client
+        self._began: dict[int, float] = {}
         self._callers = [asyncio.create_task(self._call_on(number)) for number in range(NUM_CALLERS)]
 
     async def stop(self) -> None:
@@ -90,9 +94,20 @@ class Load:
     def answered_by(self, pid: int, *, since: float) -> bool:
         return any(call.pid == pid and call.started >= since for call in self.calls[-NUM_CALLERS:])
 
+    def since(self, moment: float) -> list[Call]:
+        """The calls that had not ended at `moment`, with those that still have not."""
+        now = time.monotonic()
+        ended = [call for call in self.calls if call.started + call.seconds >= moment]
+        return ended + [Call(started=began, seconds=now - began, pid=0, error="") for began in self._began.values()]
+
+    def num_ejections(self) -> int:
+        """Since the last time it was asked."""
+        return int(self._client.tally.lap()["reward_service/ejections"])
+
     async def _call_on(self, number: int) -> None:
         while True:
-            started, pid, error = time.monotonic(), 0, ""
+            self._began[number] = started = time.monotonic()
+            pid, error = 0, ""
             try:
                 (outcome,) = await self._client.score([RewardSample(id=str(number), completion="x")])
                 if isinstance(outcome, Reward):
@@ -102,6 +117,7 @@ class Load:
             except TriremeError as failure:
                 error = str(failure)
             self.calls.append(Call(started=started, seconds=time.monotonic() - started, pid=pid, error=error))
+            del self._began[number]
             await asyncio.sleep(0.005)
 
 
@@ -142,10 +158,11 @@ def restarted(folder: Path, replicas: list[RewardServerChild]) -> int:
 
 
 async def lose(load: Load, fault: str, pid: int, recover: Callable[[], int]) -> Loss:
+    load.num_ejections()
     struck = time.monotonic()
     os.kill(pid, signal.Signals[fault])
     await asyncio.sleep(DISTURBED_S)
-    during = [call for call in load.calls if call.started + call.seconds >= struck]
+    during, num_ejections = load.since(struck), load.num_ejections()
     later = [call.seconds for call in during if call.started >= struck + 2 * TIMEOUT_S]
     pid = await asyncio.to_thread(recover)
     recovered = time.monotonic()
@@ -153,6 +170,7 @@ async def lose(load: Load, fault: str, pid: int, recover: Callable[[], int]) -> 
     return Loss(
         fault=fault,
         num_calls=len(during),
+        num_ejections=num_ejections,
         errors=[call.error for call in during if call.error],
         longest_s=max(call.seconds for call in during),
         longest_later_s=max(later, default=math.inf),
@@ -168,6 +186,7 @@ def main() -> None:
         losses = asyncio.run(disturb_replicas(Path(folder)))
     for loss in losses:
         print(f"{loss.fault}: {len(loss.errors)} of {loss.num_calls} calls failed, with a deadline of {TIMEOUT_S:g} s")
+        print(f"  ejected {loss.num_ejections} times")
         print(f"  longest call {loss.longest_s:.2f} s; {loss.longest_later_s:.3f} s once the replica was ejected")
         print(f"  back on duty {loss.returned_after_s:.1f} s after it could be")
     if arguments.output:
