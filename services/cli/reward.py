@@ -3,7 +3,7 @@
     trireme reward serve my_reward.py:score | rewards.yaml | math_answer [--port 50051]
     trireme reward check HOST:PORT [--reference '{"answer": "42"}'] [--stop 'kill 4711']
 
-It must not know how rewards are scored or checked. `check` exits with 0 when the service keeps the contract, else 1.
+It must not know how rewards are scored or checked. `check` exits with 0 when no check failed, else 1.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import asyncio
 import json
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from pydantic import ValidationError
@@ -22,11 +23,16 @@ from reward_server.__main__ import main as serve
 from reward_server.config import faults_in_words
 from services.contracts.errors import UserError
 from services.contracts.records import Json
-from services.transport.reward_conformance import CHECKS, Finding, check_service
+from services.transport.reward_conformance import CHECKS, Finding, Verdict, check_service
 from services.transport.reward_settings import check_addresses
 from services.transport.security import ClientSecurity
 
-SIGNS = {"passed": "[green]ok[/]", "warning": "[yellow]warning[/]", "failed": "[red]FAILED[/]"}
+SIGNS = {
+    "passed": "[green]ok[/]",
+    "warning": "[yellow]warning[/]",
+    "failed": "[red]FAILED[/]",
+    "not checked": "not checked",
+}
 
 
 def main(argv: list[str]) -> int:
@@ -92,8 +98,16 @@ def _show(findings: list[Finding], address: str) -> None:
         table.add_row(finding.check, SIGNS[finding.verdict], finding.text.replace("[", "\\["))
     console = Console()
     console.print(table)
-    num_failed = sum(finding.verdict == "failed" for finding in findings)
-    console.print(f"{num_failed} of {len(findings)} checks failed" if num_failed else "the service keeps the contract")
+    console.print(_sum(Counter(finding.verdict for finding in findings)))
+
+
+def _sum(num: Counter[Verdict]) -> str:
+    num_checks = num.total() - num["not checked"]
+    if num["failed"]:
+        return f"{num['failed']} of {num_checks} checks failed"
+    if num["not checked"]:
+        return f"of what was checked the service keeps the contract; {num['not checked']} checks were not made"
+    return "the service keeps the contract"
 
 
 def _reference(text: str) -> dict[str, Json]:

@@ -23,13 +23,13 @@ from services.transport.tls_diagnosis import find_tls_fault
 MAX_MESSAGE_BYTES = 64_000_000
 NO_SECURITY = ClientSecurity()
 
-Verdict = Literal["passed", "warning", "failed"]
+Verdict = Literal["passed", "warning", "failed", "not checked"]
 Check: TypeAlias = Callable[[Session], Awaitable[str]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """What one check found."""
+    """What one check found, or why it did not look."""
 
     check: str
     verdict: Verdict
@@ -45,7 +45,7 @@ async def check_service(
     stop: Callable[[], Awaitable[None]] | None = None,
     security: ClientSecurity = NO_SECURITY,
 ) -> AsyncIterator[Finding]:
-    """Run the checks; after one that leaves nothing to test (no answer, no description) the rest is left out.
+    """Run the checks; after one that leaves nothing to test (no answer, no description) the rest is not told of.
 
     Args:
         reference: sent with every sample.
@@ -70,12 +70,21 @@ async def check_service(
             find_fault=partial(find_tls_fault, address, security),
         )
         for name, check in CHECKS.items():
-            if name in skip or (check is drain.drains and stop is None):
+            left_out = _left_out(check, is_skipped=name in skip, can_stop=stop is not None)
+            if left_out:
+                yield Finding(check=name, verdict="not checked", text=left_out)
                 continue
             finding = await _run(name, check, session)
             yield finding
             if finding.verdict == "failed" and check in INDISPENSABLE:
                 return
+
+
+def _left_out(check: Check, *, is_skipped: bool, can_stop: bool) -> str:
+    """Why the check is not made; empty where it is."""
+    if is_skipped:
+        return "left out, as asked"
+    return "" if can_stop or check is not drain.drains else "give --stop COMMAND, such as --stop 'kill 4711'"
 
 
 async def _run(name: str, check: Check, session: Session) -> Finding:

@@ -78,12 +78,17 @@ async def test_scores_that_change_a_little_with_the_batch_are_no_fault() -> None
     assert (await finding_of(answering(answer), "order and ids")).verdict == "passed"
 
 
-async def test_a_check_that_is_skipped_is_not_run_and_an_unknown_one_is_refused() -> None:
+async def test_a_check_that_is_skipped_or_cannot_be_made_is_told_and_an_unknown_one_is_refused() -> None:
     async with running(Conforming()) as (address, _):
-        found = [finding.check async for finding in check_service(address, reference={}, skip=["overload"])]
+        found = [finding async for finding in check_service(address, reference={}, skip=["overload"])]
         with pytest.raises(UserError, match=r"no checks \['overlord'\] to skip; there are reachable, "):
             await anext(check_service(address, reference={}, skip=["overlord"]))
-    assert found == [name for name in CHECKS if name not in ("overload", "drain")]
+    assert [finding.check for finding in found] == list(CHECKS)
+    not_checked = {finding.check: finding.text for finding in found if finding.verdict == "not checked"}
+    assert not_checked == {
+        "overload": "left out, as asked",
+        "drain": "give --stop COMMAND, such as --stop 'kill 4711'",
+    }
 
 
 async def test_nothing_is_found_to_be_nothing() -> None:

@@ -20,6 +20,7 @@ from services.cli import reward as command
 from services.contracts.errors import UserError
 from services.contracts.records import Failure, FailureCode, Reward
 from services.transport.reward_client import RewardClient
+from services.transport.reward_conformance import CHECKS
 from tests.reward_server.serving import IMPATIENT, listening, make_sample, until
 
 ROOT = Path(__file__).parents[2]
@@ -244,6 +245,25 @@ def test_a_wrong_command_line_exits_with_two_and_one_message(arguments: list[str
     assert ended.returncode == 2
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "drain", "verdict"),
+    [
+        ([], "drain not checked give --stop COMMAND", "of what was checked the service keeps the contract; 19 checks"),
+        (["--skip", "drain"], "drain not checked left out, as asked", "of what was checked the service keeps the"),
+    ],
+)
+async def test_a_check_that_was_not_made_is_told_and_not_vouched_for(
+    flags: list[str], drain: str, verdict: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = ("reachable", "describe", "health", "drain")
+    skipped = [flag for name in CHECKS if name not in made for flag in ("--skip", name)]
+    with process(EXAMPLES / "ten_lines.py", "0") as (_, address):
+        assert await asyncio.to_thread(command.main, ["check", address, *skipped, *flags]) == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert drain in words and "overload not checked left out" in words
+    assert verdict in words
 
 
 def test_check_fails_where_nothing_listens(capsys: pytest.CaptureFixture[str]) -> None:

@@ -309,6 +309,6 @@ async def test_a_secured_service_is_checked_for_conformance_as_any_other(pki: Pk
         findings = [f async for f in check_service(address, reference={}, security=right, skip=CHECKS.keys() - names)]
         blind = [f async for f in check_service(address, reference={}, timeout_s=0.3)]
 
-    assert [finding.verdict for finding in findings] == ["passed"] * len(names)
+    assert {finding.check for finding in findings if finding.verdict == "passed"} == names
     assert [finding.verdict for finding in blind] == ["failed"]
     assert "speaks TLS" in blind[0].text
