@@ -76,7 +76,6 @@ def test_rewards_are_served_scored_and_checked_with_the_light_packages_alone() -
 
 
 def test_importing_the_package_loads_nothing_heavier_than_pydantic() -> None:
-    """What keeps the import under 300 ms; `benchmarks.light_import` measures it."""
     measure = "import sys; before = set(sys.modules); import reward_server; print(*sorted(set(sys.modules) - before))"
     ended = subprocess.run(
         [sys.executable, "-c", measure],
@@ -89,3 +88,17 @@ def test_importing_the_package_loads_nothing_heavier_than_pydantic() -> None:
 
     assert "reward_server" in loaded
     assert foreign <= PYDANTIC
+
+
+def test_importing_the_package_takes_less_than_300_ms_of_processor_time() -> None:
+    """The least of a few runs, as a busy machine adds to some; `benchmarks.light_import` compares it with pydantic."""
+    measure = "import time; start = time.process_time(); import reward_server; print(time.process_time() - start)"
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", measure],
+            cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=60, check=True,
+        )
+        for _ in range(5)
+    ]  # fmt: skip
+
+    assert min(float(ended.stdout) for ended in runs) < 0.3
