@@ -27,7 +27,8 @@ class RewardDataConfig(JudgedDataConfig):
     steps_field: str = "steps"
     """Steps: column with a list of {start, end, label} in code points of the completion, or of {text, label}."""
     step_separator: str = Field(default="\n", min_length=1)
-    """Steps: what ends a step where the model is served; goes between {text, label} steps that do not end with it."""
+    """Steps: what ends a step where the model is served, and so each {start, end, label} step but a completion's last;
+    goes between {text, label} steps that do not end with it."""
     max_tokens: int | None = Field(default=None, ge=2)
     """Longest text, in tokens; the model's limit where it is not given. Also the longest that is served."""
     long_texts: Literal["truncate", "drop", "error"] = "truncate"
@@ -115,6 +116,7 @@ def _read_steps(reader: _RowReader) -> JudgedRow:
         return JudgedRow(answers=(reader.to_answer(completion, place),), targets=labels, step_ends=ends)
     answer = reader.answer(data.completion_field)
     ends = _span_ends(steps, places, length=len(answer.completion))
+    _refuse_other_ends(ends, places, completion=answer.completion, separator=data.step_separator)
     return JudgedRow(answers=(answer,), targets=labels, step_ends=ends)
 
 
@@ -139,6 +141,18 @@ def _span_ends(steps: Sequence[Mapping[str, Any]], places: Sequence[str], *, len
             )
         before = end
     return tuple(step["end"] for step in steps)
+
+
+def _refuse_other_ends(ends: Sequence[int], places: Sequence[str], *, completion: str, separator: str) -> None:
+    """A served model is asked at the ends of steps as the separator makes them, so it must be taught there."""
+    for end, place in zip(ends, places, strict=True):
+        before, after = completion[:end], completion[end:]
+        if after and (not before.endswith(separator) or after.startswith(separator)):
+            raise UserError(
+                f"{place}: it ends at {end}, where data.step_separator {separator!r} ends no step ({before[-20:]!r}, "
+                f"then {after[:20]!r}), so that the served model would be asked elsewhere; set data.step_separator to "
+                "what the steps were made with (labels.separator of trireme label-steps)"
+            )
 
 
 def _number(value: object, place: str) -> float:

@@ -61,7 +61,7 @@ def test_real_workers_continue_from_each_step_and_label_it(task: Path, tmp_path:
     summary = json.loads(finished.output.splitlines()[-1])
     rows = json_lines(tmp_path / "labels" / "step_labels.jsonl")
     assert 12 < summary["completions"] == len(rows) <= 24
-    data = RewardDataConfig(examples="")
+    data = RewardDataConfig(examples="", step_separator="e")
     labels = []
     for row in rows:
         judged = read_judged_row(row, data, form="steps", any_label=False, where="")

@@ -94,12 +94,12 @@ def test_steps_are_scored_at_their_last_tokens_however_they_are_written(tmp_path
         "steps": [{"start": 0, "end": 2, "label": 0.75}, {"start": 2, "end": 6, "label": 0}],
     }
     texts = {"prompt": "1+1=", "steps": [{"text": "2", "label": 0.75}, {"text": "so 2", "label": 0}]}
-    (by_span,) = load(tmp_path, "steps", spans).training
+    (by_span,) = load(tmp_path, "steps", spans, step_separator=" ").training
     (by_text,) = load(tmp_path, "steps", texts, step_separator=" ").training
     assert by_span == by_text
     assert list(by_span.positions) == [5, 9]
     assert by_span.targets == (0.75, 0.0)
-    (cut,) = load(tmp_path, "steps", spans, max_tokens=3).training
+    (cut,) = load(tmp_path, "steps", spans, step_separator=" ", max_tokens=3).training
     assert (list(cut.positions), cut.targets) == ([2], (0.0,))
 
 
@@ -185,6 +185,13 @@ STEPS = {"prompt": "1+1=", "completion": "2 so 2", "steps": [{"start": 0, "end":
         ("outcomes", {"prompt": "a", "completion": "b", "label": -(10**400)}, {}, "column 'label': expected a finite"),
         ("steps", STEPS | {"steps": []}, {}, "column 'steps': expected a list of objects"),
         ("steps", STEPS | {"steps": [{"start": 0, "end": 2}]}, {}, "step 0: expected a finite number, found None"),
+        (
+            "steps",
+            STEPS,
+            {},
+            r"row 0, column 'steps', step 0: it ends at 2, where data\.step_separator '\\n' ends",
+        ),
+        ("steps", STEPS | {"completion": "2  so 2"}, {"step_separator": " "}, r"ends no step \('2 ', then ' so 2'\)"),
         ("steps", STEPS | {"steps": [{"start": 1, "end": 9, "label": 1}]}, {}, "0 <= start < end <= 6"),
         ("steps", STEPS | {"steps": [*STEPS["steps"], {"start": 1, "end": 3, "label": 1}]}, {}, "step 1: start 1"),
         ("steps", STEPS | {"steps": [{"text": "4", "label": 1}]}, {}, "texts do not make up the column 'completion'"),
