@@ -54,7 +54,7 @@ class RewardServerConfig(ServerSecurity):
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port on which Prometheus finds metrics; 0 takes a free one and logs it, null serves none."""
     metrics_host: str = "127.0.0.1"
-    """Interface for the metrics, which hold counts and versions but no text."""
+    """Interface for the metrics, in plain text and without a token; they hold counts and versions but no text."""
     log_format: Literal["text", "json"] = "text"
     """Lines of the log for people, or a JSON object each, with the ids of the call and of its trace."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
