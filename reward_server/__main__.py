@@ -1,11 +1,12 @@
 """Serve rewards from the command line: `python -m reward_server TARGET`, which is also `trireme reward serve TARGET`.
 
 TARGET is a built-in reward, a Python path (my_reward.py:score), a YAML file with `services` and optionally `server`, or
-`-` for such a file on standard input. It must not know how anything is scored. Exit codes: 0 after a clean shutdown, 2
-when the input is wrong.
+`-` for such a file on standard input. With `--check` the rewards are loaded and nothing is served. It must not know how
+anything is scored. Exit codes: 0 after a clean shutdown, 2 when the input is wrong.
 """
 
 import argparse
+import asyncio
 import signal
 import sys
 from collections.abc import Sequence
@@ -25,14 +26,14 @@ from services.processes.lifetime import die_with_parent, leave_sigterm_to_parent
 def main(argv: Sequence[str] | None = None, *, prog: str = "python -m reward_server") -> int:
     arguments = vars(_parser(prog).parse_args(argv))
     try:
-        _serve(arguments.pop("target"), arguments.pop("parent_pid"), arguments)
+        _serve(arguments.pop("target"), arguments.pop("parent_pid"), arguments.pop("check"), arguments)
     except UserError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 0
 
 
-def _serve(target: str, parent_pid: int | None, flags: dict[str, Any]) -> None:
+def _serve(target: str, parent_pid: int | None, check: bool, flags: dict[str, Any]) -> None:
     from reward_server.assembly import build_scorer
     from reward_server.server import serve_until_signal
     from services.transport.tracing import set_up_tracing
@@ -43,9 +44,18 @@ def _serve(target: str, parent_pid: int | None, flags: dict[str, Any]) -> None:
         leave_sigterm_to_parent()
         signals.remove(signal.SIGTERM)
     file = read_target(target, flags)
+    if check:
+        asyncio.run(_load(file))
+        return
     set_up_logs(file.server)
     set_up_tracing("trireme-reward")
     serve_until_signal(lambda: build_scorer(file.services, file.server), file.server, signals=signals)
+
+
+async def _load(file: RewardServerFile) -> None:
+    from reward_server.assembly import build_scorer
+
+    build_scorer(file.services, file.server)
 
 
 def read_target(target: str, flags: dict[str, Any]) -> RewardServerFile:
@@ -82,6 +92,7 @@ def _read_yaml(target: str) -> dict[str, Any]:  # Any: the user's YAML
 def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=prog, description="Serve a reward over gRPC.")
     parser.add_argument("target", help="a built-in reward, my_reward.py:score, rewards.yaml, or - for standard input")
+    parser.add_argument("--check", action="store_true", help="load the rewards, say what is wrong, and serve nothing")
     parser.add_argument(
         "--parent-pid", type=int, help="end with this process, which started the server, not at SIGTERM"
     )

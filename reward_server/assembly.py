@@ -5,6 +5,7 @@ server listens.
 """
 
 import functools
+import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -97,7 +98,9 @@ def _scorer(source: RewardSource, config: RewardServerConfig) -> Scorer:
 def _user_reward(service: RewardSource) -> RewardFunction:
     found = load_named(service.name, kind="reward")
     if isinstance(found, type) and issubclass(found, RewardOptions):
-        return _with_options(found, service)
+        function = _with_options(found, service)
+        _refuse_wrong_parameters(function, service.name, {})
+        return function
     if isinstance(found, RewardFunction):
         return _with_arguments(found, service)
     if not callable(found):
@@ -125,10 +128,28 @@ def _options(options: type[Options], service: RewardSource) -> Options:
 
 
 def _with_arguments(function: RewardFunction, service: RewardSource) -> RewardFunction:
+    _refuse_wrong_parameters(function, service.name, service.options)
     if not service.options:
         return function
     score = functools.partial(function.score, **service.options)
     return replace(function, score=score, name=function.description.name)
+
+
+def _refuse_wrong_parameters(function: RewardFunction, name: str, options: Mapping[str, object]) -> None:
+    """A call that cannot work would fail every sample of a run."""
+    try:
+        signature = inspect.signature(function.score)
+    except (TypeError, ValueError):  # Compiled code need not tell its parameters.
+        return
+    argument = "a list of samples" if function.batched else "a sample"
+    try:
+        signature.bind(argument, **options)
+    except TypeError as error:
+        given = f"{argument} and the options {', '.join(options)}" if options else argument
+        raise UserError(
+            f"reward {name!r} has the parameters {signature}, and is called with {given}: {error}; give it one "
+            "parameter for what is scored, and one with the name of each option"
+        ) from error
 
 
 def _with_options_in_version(function: RewardFunction, service: RewardSource) -> RewardFunction:

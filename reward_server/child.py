@@ -1,4 +1,4 @@
-"""A reward server as a child process of a run.
+"""A reward server as a child process of a run, and the look at its rewards before one.
 
 It must not know what the run does with it. Invariants: the child dies with the process that started it, however that
 ends, and does not heed the SIGTERM that whoever ends a whole tree of processes sends to each; a child that does not get
@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -50,15 +51,14 @@ class RewardServerChild:
         self._log = log
         self._log_start = log.stat().st_size if log.exists() else 0
         self._drain_s = config.drain_s
-        command = [sys.executable, "-m", "reward_server", "-", "--parent-pid", str(os.getpid())]
         with log.open("ab") as output:
             # A session of its own: Ctrl-C at the terminal is for the run, which needs rewards to finish its step.
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
+                _command(), stdin=subprocess.PIPE, stdout=output, stderr=output, start_new_session=True
             )
         assert self._process.stdin is not None
         with self._process.stdin as pipe:
-            pipe.write(RewardServerFile(services=tuple(services), server=config).model_dump_json().encode())
+            pipe.write(_file(services, config))
         self.address = self._wait_until_ready(timeout_s)
 
     @property
@@ -86,10 +86,7 @@ class RewardServerChild:
                 if line.startswith(READY_PREFIX):
                     return line.removeprefix(READY_PREFIX)
             if not is_alive:
-                raise UserError(
-                    f"the reward server of this run did not start (exit code {self._process.returncode}):\n  "
-                    + "\n  ".join(written[-LOG_LINES_SHOWN:])
-                )
+                raise _refused(self._process.returncode, written)
             time.sleep(POLL_S)
         self._kill()
         raise DeadlineExceeded(
@@ -107,3 +104,47 @@ class RewardServerChild:
         with self._log.open("rb") as log:
             log.seek(self._log_start)
             return log.read().decode(errors="replace").split("\n")[:-1]
+
+
+def check_services(
+    services: Sequence[RewardServiceConfig], config: RewardServerConfig, *, timeout_s: float = 60.0
+) -> None:
+    """Load the rewards as their server would, in a process that ends with that: it runs code of the user's.
+
+    Raises:
+        UserError, DeadlineExceeded: as `RewardServerChild` does.
+    """
+    with tempfile.TemporaryFile() as output:  # Not a pipe, which whatever that code starts could hold open.
+        try:
+            ended = subprocess.run(
+                [*_command(), "--check"],
+                input=_file(services, config),
+                stdout=output,
+                stderr=output,
+                timeout=timeout_s,
+                check=False,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise DeadlineExceeded(
+                waited_for="the rewards to load",
+                waited_s=timeout_s,
+                advice="look for what their files do when they are imported; a run waits no longer either",
+            ) from error
+        if ended.returncode:
+            output.seek(0)
+            raise _refused(ended.returncode, output.read().decode(errors="replace").splitlines())
+
+
+def _command() -> list[str]:
+    return [sys.executable, "-m", "reward_server", "-", "--parent-pid", str(os.getpid())]
+
+
+def _file(services: Sequence[RewardServiceConfig], config: RewardServerConfig) -> bytes:
+    return RewardServerFile(services=tuple(services), server=config).model_dump_json().encode()
+
+
+def _refused(code: int | None, written: Sequence[str]) -> UserError:
+    """In the words of the server where it has some, else with the end of what it wrote."""
+    last = written[-1] if written else ""
+    why = last.removeprefix("error:") if last.startswith("error: ") else "\n  ".join(["", *written[-LOG_LINES_SHOWN:]])
+    return UserError(f"the reward server of this run did not start (exit code {code}):{why}")

@@ -105,7 +105,7 @@ def _table(demands: Sequence[Demand]) -> Table:
 def _processes(config: RunConfig) -> Table:
     table = _table(run_demands(config))
     for address in config.reward.addresses:
-        table.add_row(f"reward server at {escape(address)} (already running)", "", "")
+        table.add_row(f"reward server at {escape(address)} (not started by the run)", "", "")
     if config.reward.services:
         names = " + ".join(service.name for service in config.reward.services)
         table.add_row(f"reward server: {escape(names)}", "", "")

@@ -15,6 +15,7 @@ from services.control.config import RunConfig
 from services.control.evaluate_config import MAIN
 from services.control.evaluation import Evaluation, GradedCompletion
 from services.control.preflight import check_run
+from services.control.reward_preflight import check_reward_services, unanswered
 from services.control.training import Outcome, train
 from services.control.visible_text import visible
 from services.transport.tracing import set_up_tracing
@@ -37,7 +38,11 @@ def main(argv: list[str]) -> int:
     )
     inputs = check_run(config)
     if dry_run:
+        check_reward_services(config)
+        absent = unanswered(config)
         print_plan(config, inputs)
+        for line in absent:
+            print(line)
         return 0
     set_up_tracing("trireme")
     outcomes: list[Outcome] = []

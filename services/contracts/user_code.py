@@ -42,7 +42,7 @@ def _load_file(path: Path, kind: str) -> ModuleType:
     sys.path.insert(0, str(path.parent.resolve()))  # As for a script: its neighbours can be imported.
     try:
         specification.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the {kind} file {path} does not load: {type(error).__name__}: {error}") from error
     return module
 
@@ -51,5 +51,5 @@ def _load_module(name: str, kind: str) -> ModuleType:
     sys.path.insert(0, str(Path.cwd()))
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"the {kind} module {name} does not load: {type(error).__name__}: {error}") from error

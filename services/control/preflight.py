@@ -14,6 +14,7 @@ from ppo_learner.config import LearnerConfig
 from ppo_learner.optimizer_config import OptimizerConfig
 from ppo_learner.sequence_shapes import unshareable
 from ppo_learner.teacher_config import TeacherConfig
+from reward_server.config import RewardConfig
 from rollout_workers.demonstrations import load_demonstrations
 from rollout_workers.dialogue_tokens import DialogueTokens
 from rollout_workers.environments import load_environment
@@ -231,13 +232,18 @@ def _refuse_missing_folder(path: str, setting: str) -> None:
 def _check_security(config: RunConfig) -> None:
     """Every file of certificates, keys and tokens can be used."""
     secret_files.server_material(config.control, section="control.")
+    for section, reward in rewards_by_section(config).items():
+        secret_files.client_material(reward, section=f"{section}.")
+        secret_files.tokens(reward, section=f"{section}.")
+        secret_files.server_material(reward.server, section=f"{section}.server.")
+        secret_files.tokens(reward.server, section=f"{section}.server.")
+
+
+def rewards_by_section(config: RunConfig) -> dict[str, RewardConfig]:
+    """The reward that trains, the gold one and those of suites, as far as there are."""
     of_suites = {f"evaluate.suites {suite.name}: reward": suite.reward for suite in config.evaluate.suites}
-    for section, reward in {"reward": config.reward, "gold": config.gold, **of_suites}.items():
-        if reward is not None:
-            secret_files.client_material(reward, section=f"{section}.")
-            secret_files.tokens(reward, section=f"{section}.")
-            secret_files.server_material(reward.server, section=f"{section}.server.")
-            secret_files.tokens(reward.server, section=f"{section}.server.")
+    sections = {"reward": config.reward, "gold": config.gold, **of_suites}
+    return {section: reward for section, reward in sections.items() if reward is not None}
 
 
 def _check_transport(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ from services.transport.reward_client import RewardClient
 
 LOG_FILE = "reward_server.log"
 GOLD_LOG_FILE = "gold_server.log"
-_ANSWERS_WITHIN_S = 15.0
+ANSWERS_WITHIN_S = 15.0
 
 
 @asynccontextmanager
@@ -37,7 +37,7 @@ async def open_reward_service(
         child = RewardServerChild(config.services, config.server, log=log_folder / log_file)
     client = RewardClient([child.address] if child else config.addresses, config)
     try:
-        await client.describe(budget_s=_ANSWERS_WITHIN_S)
+        await client.describe(budget_s=ANSWERS_WITHIN_S)
         yield client
     finally:
         await client.close()

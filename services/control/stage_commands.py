@@ -18,6 +18,7 @@ from services.control.preference_preflight import check_preferences
 from services.control.preflight import check_run, check_supervised
 from services.control.revisions import ReviseConfig
 from services.control.reward_model_preflight import check_reward_model
+from services.control.reward_preflight import check_reward_services
 from services.control.sample_config import SampleRunConfig
 from services.control.step_label_job import StepLabelsRunConfig
 
@@ -45,6 +46,22 @@ class StageCommand:
     summary: str = run_folder.SUMMARY_FILE
 
 
+def _check_run(config: RunConfig) -> None:
+    check_run(config)
+    check_reward_services(config)
+
+
+def _check_sampling(config: SampleRunConfig) -> None:
+    check_run(config)
+    if config.select is not None:  # Else no reward is asked.
+        check_reward_services(config)
+
+
+def _check_evaluation(config: EvaluateRunConfig) -> None:
+    check_evaluation(config)
+    check_reward_services(config)
+
+
 STAGE_COMMANDS = {
     "sft": StageCommand(
         config=SupervisedRunConfig, check=check_supervised, outputs=("export",), resumes=True, keeps_model=True
@@ -53,10 +70,10 @@ STAGE_COMMANDS = {
         config=PreferenceRunConfig, check=check_preferences, outputs=("export",), resumes=True, keeps_model=True
     ),
     "train": StageCommand(
-        config=RunConfig, check=check_run, outputs=("export", "samples.jsonl"), resumes=True, keeps_model=True
+        config=RunConfig, check=_check_run, outputs=("export", "samples.jsonl"), resumes=True, keeps_model=True
     ),
     "sample": StageCommand(
-        config=SampleRunConfig, check=check_run, outputs=("completions.jsonl", "demonstrations.jsonl")
+        config=SampleRunConfig, check=_check_sampling, outputs=("completions.jsonl", "demonstrations.jsonl")
     ),
     "reward-model": StageCommand(
         config=RewardModelRunConfig, check=check_reward_model, outputs=("export",), resumes=True
@@ -64,12 +81,12 @@ STAGE_COMMANDS = {
     "label-pairs": StageCommand(config=LabelConfig, outputs=("preferences.jsonl",)),
     "revise": StageCommand(config=ReviseConfig, outputs=("demonstrations.jsonl", "preferences.jsonl")),
     "label-steps": StageCommand(
-        config=StepLabelsRunConfig, check=check_run, outputs=("step_labels.jsonl",), keeps_rows=True
+        config=StepLabelsRunConfig, check=_check_run, outputs=("step_labels.jsonl",), keeps_rows=True
     ),
     "average": StageCommand(config=AverageConfig, check=check_average, outputs=("export",)),
     "evaluate": StageCommand(
         config=EvaluateRunConfig,
-        check=check_evaluation,
+        check=_check_evaluation,
         outputs=(run_folder.EVALUATION_FILE,),
         summary=run_folder.EVALUATION_FILE,
     ),

@@ -84,6 +84,7 @@ class RewardClient:
         self._in_flight = asyncio.Semaphore(self._config.max_in_flight_calls)
         self._description: RewardDescription | None = None
         self._warned_at = float("-inf")
+        self._warned_of = ""
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
 
@@ -236,10 +237,11 @@ class RewardClient:
         except CallFault as error:
             raise RewardContractError(f"gave up after {self._config.max_attempts} attempts: {error}") from error
         except Outage as error:
+            setting = f"{self._config.section}unavailable_budget_s ({patience.budget_s:g})"
             raise RewardUnavailable(
                 f"no answer from the reward service ({self._addresses}) for {patience.outage_s:.0f} s; the last error: "
-                f"{error}. Start it (`trireme reward serve`), test it (`trireme reward check`), or raise "
-                f"{self._config.section}unavailable_budget_s ({patience.budget_s:g})"
+                f"{error}. Start it (`trireme reward serve`), or test it (`trireme reward check`)"
+                + (f", or raise {setting}" if budget_s is None else "")
             ) from error
 
     def _note_retry(self, error: BaseException, again: Callable[[], None]) -> None:
@@ -247,7 +249,8 @@ class RewardClient:
         now = time.monotonic()
         if now - self._warned_at >= WARN_EVERY_S:
             self._warned_at = now
-            logger.warning("scoring waits for the reward service (%s): %s", self._addresses, error)
+            why, self._warned_of = ("as before" if str(error) == self._warned_of else error), str(error)
+            logger.warning("scoring waits for the reward service (%s): %s", self._addresses, why)
 
 
 def checked_outcome(

@@ -1,6 +1,7 @@
 """Wrong input ends a command at once, with exit code 2 and one message that says what to do; nothing was started."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,43 @@ def test_a_reward_that_does_not_exist_is_refused_with_those_that_do(
     sections["reward"] = {"services": [{"name": "exact_mtach"}]}
     error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections))
     assert "there is no reward 'exact_mtach'; built in are exact_match" in error
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "message"),
+    [
+        ("import nothing_like_this", "score", "does not load: ModuleNotFoundError"),
+        ("def score(sample:", "score", "does not load: SyntaxError"),
+        ("def score(sample): return 1.0", "scores", "has no 'scores'"),
+        ("def score(): return 1.0", "score", "is called with a sample: too many positional arguments"),
+    ],
+)
+def test_a_dry_run_loads_the_rewards_in_a_process_of_their_own(
+    sections: dict[str, dict[str, Any]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    name: str,
+    message: str,
+) -> None:
+    (tmp_path / "broken.py").write_text(text)
+    sections["gold"] = {"services": [{"name": f"{tmp_path / 'broken.py'}:{name}"}]}
+    sections["evaluate"] = {"prompts": sections["data"]["prompts"], "every": 2}
+    error = refuse(capsys, "train", write_config(tmp_path / "run.yaml", **sections), "--dry-run")
+    assert error.startswith("error: gold.services: the reward server of this run did not start (exit code 2): ")
+    assert message in error
+    assert error.count("\n") == 1
+    assert "user_reward_broken" not in sys.modules
+
+
+def test_a_dry_run_says_that_nobody_answers_yet_and_shows_the_plan(
+    sections: dict[str, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sections["reward"] = {"addresses": ["127.0.0.1:1"]}
+    assert main(["train", write_config(tmp_path / "run.yaml", **sections), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    assert "learner rank 0" in shown
+    assert "nobody answers at 127.0.0.1:1 yet (reward.addresses)" in shown
 
 
 def test_rewards_come_from_one_place(

@@ -306,6 +306,12 @@ def test_looking_ahead_checks_all_that_can_be_known(values: dict[str, Any]) -> N
         look(values)
 
 
+def test_a_reward_that_a_later_stage_would_not_find_is_refused_before_the_first(values: dict[str, Any]) -> None:
+    values["stages"][1]["config"]["reward"] = {"services": [{"name": "exact_mtach"}]}
+    with pytest.raises(UserError, match=r"stage reason: reward.services: .*there is no reward 'exact_mtach'"):
+        look(values)
+
+
 def test_a_fault_of_a_late_stage_is_found_before_the_first(values: dict[str, Any]) -> None:
     values["stages"][4]["config"]["rollout"] = {"max_completion_tokens": 512}
     with pytest.raises(UserError, match=r"stage judge: rollout.max_completion_tokens is 512 and .*model takes"):

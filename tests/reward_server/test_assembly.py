@@ -33,6 +33,16 @@ class Configured(RewardOptions):
     def reward(self):
         return RewardFunction(lambda sample: self.level, name="configured")
 
+def without_sample():
+    return 1.0
+
+def too_many(sample, completion):
+    return 1.0
+
+nothing = RewardFunction(lambda: 1.0)
+
+compiled = max
+
 number = 3
 '''
 
@@ -73,6 +83,10 @@ async def test_a_users_reward_is_loaded_from_its_file(
         ("{file}:number", {}, "must be a function"),
         ("{file}:Configured", {"level": "high"}, "level: Input should be a valid number"),
         ("no.such.module:score", {}, "does not load: ModuleNotFoundError"),
+        ("{file}:without_sample", {}, r"parameters \(\), and is called with a sample: too many positional arguments"),
+        ("{file}:too_many", {}, "called with a sample: missing a required argument: 'completion'"),
+        ("{file}:nothing", {}, r"parameters \(\), and is called with a sample"),
+        ("{file}:scaled", {"scaling": 2}, "and the options scaling: got an unexpected keyword argument 'scaling'"),
     ],
 )
 def test_a_mistake_names_itself_and_what_would_be_right(
@@ -80,6 +94,16 @@ def test_a_mistake_names_itself_and_what_would_be_right(
 ) -> None:
     with pytest.raises(UserError, match=words):
         load_reward(RewardServiceConfig(name=name.format(file=my_reward), options=options))
+
+
+def test_a_function_that_does_not_tell_its_parameters_is_taken_as_it_is(my_reward: Path) -> None:
+    assert load_reward(RewardServiceConfig(name=f"{my_reward}:compiled")).score is max
+
+
+def test_a_file_that_ends_the_process_is_named_like_one_that_raises(tmp_path: Path) -> None:
+    (tmp_path / "script.py").write_text("import sys\nsys.exit()")
+    with pytest.raises(UserError, match=r"script\.py does not load: SystemExit"):
+        load_reward(RewardServiceConfig(name=f"{tmp_path}/script.py:score"))
 
 
 def test_a_file_that_raises_is_named_with_its_error(tmp_path: Path) -> None:

@@ -189,3 +189,16 @@ async def test_no_server_at_all_says_which_and_what_to_do(connect: Connect, capl
         await client.score([make_sample()])
 
     assert "scoring waits for the reward service (127.0.0.1:1)" in caplog.text
+
+
+async def test_a_fault_that_lasts_is_told_in_full_once(
+    connect: Connect, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.transport.reward_client.WARN_EVERY_S", 0.0)
+    with pytest.raises(RewardUnavailable) as raised:
+        await connect(["127.0.0.1:1"], IMPATIENT).describe(budget_s=0.3)
+
+    told = [record.message for record in caplog.records if "scoring waits" in record.message]
+    assert "Connection refused" in told[0]
+    assert len(told) > 1 and {line.rpartition(": ")[2] for line in told[1:]} == {"as before"}
+    assert "unavailable_budget_s" not in str(raised.value)  # It is not what this wait is bounded by.
