@@ -4,21 +4,26 @@ It must not know what any setting means. Precedence: flags, then the YAML file, 
 """
 
 import argparse
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
 
+import yaml
 from pydantic_settings import CliSettingsSource, SettingsError
 
 from services.contracts.errors import UserError
+from services.contracts.settings import is_list
 from services.control.config_values import (
     Config,
     build_config,
-    dotted_keys,
+    dotted_types,
     merge_values,
     read_values,
     refuse_unknown,
+    takes_many,
 )
 from services.control.visible_text import visible
 
@@ -36,24 +41,54 @@ def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, su
         SystemExit: after printing the help.
     """
     path, flags = _split(argv)
-    keys = set(dotted_keys(config_type))
-    refuse_unknown((flag.removeprefix("--").split("=")[0] for flag in flags if flag.startswith("--")), keys, "flag --")
+    types = dict(dotted_types(config_type))
+    refuse_unknown(
+        (flag.removeprefix("--").split("=")[0] for flag in flags if flag.startswith("--")), set(types), "flag --"
+    )
     values = read_values(path) if path else {}
     parser = _Parser(prog=f"{prog} [run.yaml]", description=summary)
-    source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
-        config_type,
-        cli_parse_args=flags,
-        cli_hide_none_type=True,
-        cli_avoid_json=True,
-        cli_parse_none_str="null",  # As a file spells it.
-        cli_implicit_flags=False,
-        root_parser=parser,
-    )
     try:
+        source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
+            config_type,
+            cli_parse_args=list(_as_json(flags, types)),
+            cli_hide_none_type=True,
+            cli_avoid_json=True,
+            cli_parse_none_str="null",  # As a file spells it.
+            cli_implicit_flags=False,
+            root_parser=parser,
+        )
         given = source()
     except SettingsError as error:
         raise UserError(f"the flags cannot be read: {error}") from error
     return build_config(config_type, merge_values(values, given), where=str(path or ""))
+
+
+def _as_json(flags: Sequence[str], types: Mapping[str, object]) -> Iterator[str]:
+    """The flags with each list and mapping as JSON, which a user may write as in a file."""
+    key = ""
+    for flag in flags:
+        if flag.startswith("--"):
+            key, separator, value = flag.removeprefix("--").partition("=")
+            yield f"--{key}={_value_as_json(key, value, types.get(key))}" if separator else flag
+        else:
+            yield _value_as_json(key, flag, types.get(key))
+
+
+def _value_as_json(key: str, value: str, wanted: object) -> str:
+    if value == "null" and is_list(wanted):
+        return "[]"
+    if not (takes_many(wanted) and value.lstrip().startswith(("[", "{"))):
+        return value
+    with suppress(json.JSONDecodeError):  # First, as YAML reads 1e-3 as a text.
+        return json.dumps(json.loads(value))
+    try:
+        return json.dumps(yaml.safe_load(value), default=str)
+    except yaml.YAMLError as error:
+        fault = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(
+            f"flag --{key} {value!r} cannot be read: {fault}; write it as in a file, in one pair of quotes, such as "
+            "'[{name: exact_match}]'"
+        ) from error
 
 
 class _Parser(argparse.ArgumentParser):

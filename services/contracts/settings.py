@@ -4,15 +4,27 @@ A section is a frozen pydantic model that refuses unknown keys. The docstring un
 `trireme COMMAND --help` and the documentation are made from it. A default is written once, here or beside its owner.
 """
 
-from typing import Literal
+from typing import Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+
+def is_list(annotation: object) -> bool:
+    """Whether a setting of this type is a list, of any length and not none."""
+    return get_origin(annotation) is tuple and get_args(annotation)[1:] == (...,)
 
 
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys; field docstrings are the help texts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _null_is_an_empty_list(cls, value: object, info: ValidationInfo) -> object:
+        """As it is none for other settings."""
+        assert info.field_name is not None
+        return () if value is None and is_list(cls.model_fields[info.field_name].annotation) else value
 
     def differs(self, name: str) -> bool:
         """Whether a setting is not what it is by default; which of the two the user wrote down makes no difference."""

@@ -61,11 +61,24 @@ def build_config(config_type: type[Config], values: Values, *, where: str = "") 
 
 def dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     """Every setting of a configuration, and every section."""
+    return (key for key, _ in dotted_types(model, prefix))
+
+
+def dotted_types(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:  # Any: type expressions
+    """Every setting and every section, each with its type."""
     for name, field in model.model_fields.items():
-        yield prefix + name
+        yield prefix + name, field.annotation
         nested = _section_type(field.annotation)
         if nested is not None:
-            yield from dotted_keys(nested, f"{prefix}{name}.")
+            yield from dotted_types(nested, f"{prefix}{name}.")
+
+
+def takes_many(annotation: Any) -> bool:  # Any: a type expression
+    """Whether a setting of this type is a list, a mapping or a section."""
+    return any(
+        typing.get_origin(one) in (tuple, list, dict) or (isinstance(one, type) and issubclass(one, BaseModel))
+        for one in _alternatives(annotation)
+    )
 
 
 def refuse_unknown(given: Iterable[str], keys: set[str], what: str) -> None:
@@ -91,8 +104,12 @@ def _leaves(values: Values, keys: set[str], prefix: str = "") -> Iterator[str]:
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:  # Any: a type expression
-    candidates = typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
+    candidates = _alternatives(annotation)
     return next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:  # Any: type expressions
+    return typing.get_args(annotation) if isinstance(annotation, types.UnionType) else (annotation,)
 
 
 def _describe(error: ValidationError, where: str) -> str:

@@ -52,6 +52,27 @@ def test_a_flag_takes_a_setting_back_as_a_file_does() -> None:
     assert config.learner.value_clip is None
 
 
+FILE = "examples/quickstart/ppo.yaml"
+
+
+@pytest.mark.parametrize("flags", [["--reward.services"], ["--reward", "{}", "--reward.services"]])
+@pytest.mark.parametrize(
+    "text", ["[{name: math_answer, options: {x: 1.0}}]", '[{"name": "math_answer", "options": {"x": 1e0}}]']
+)
+def test_a_list_on_the_command_line_is_written_as_in_a_file_or_in_json(flags: list[str], text: str) -> None:
+    for given in ([*flags, text], [*flags[:-1], f"{flags[-1]}={text}"]):
+        (service,) = load_config(RunConfig, [FILE, *given], prog="", summary="").reward.services
+        assert (service.name, service.options) == ("math_answer", {"x": 1.0})
+
+
+def test_null_is_an_empty_list_on_the_command_line_and_in_a_file(tmp_path: Path, run_yaml: str) -> None:
+    flags = ["--reward.services", "null", "--reward.addresses", "[127.0.0.1:1]"]
+    reward = load_config(RunConfig, [FILE, *flags], prog="", summary="").reward
+    assert (reward.services, reward.addresses) == ((), ("127.0.0.1:1",))
+    Path(run_yaml).write_text("learner: {names: null}\nmodel: {path: here}\n")
+    assert load(run_yaml).learner.names == ()
+
+
 def test_no_environment_variable_changes_a_run(run_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from services.control.config import RunConfig
     from services.control.evaluate_config import EvaluateConfig
@@ -87,6 +108,10 @@ def test_an_algorithm_brings_its_settings_whether_a_flag_or_the_file_names_it_an
         (["--lerner.lr", "1"], r"did you mean learner\.lr\?"),
         (["--learner.lr", "fast"], r"learner\.lr: Input should be a valid number.*given: 'fast'"),
         (["--model.dtype", "float8"], r"model\.dtype: Input should be 'float32' or 'bfloat16'"),
+        (
+            ["--learner.names", "[a, {b: c]"],
+            r"flag --learner\.names '\[a, \{b: c\]' cannot be read: .*as in a file, in one pair of quotes",
+        ),
         (["--learner.lr"], r"the flags cannot be read: .*--learner\.lr: expected one argument"),
     ],
 )
