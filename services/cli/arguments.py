@@ -18,8 +18,11 @@ from services.contracts.errors import UserError
 from services.contracts.settings import is_list
 from services.control.config_values import (
     Config,
+    Values,
     build_config,
+    dotted_keys,
     dotted_types,
+    given_keys,
     merge_values,
     read_values,
     refuse_unknown,
@@ -28,13 +31,16 @@ from services.control.config_values import (
 from services.control.visible_text import visible
 
 
-def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, summary: str) -> Config:
+def load_config(
+    config_type: type[Config], argv: Sequence[str], *, prog: str, summary: str, switches: Sequence[str] = ()
+) -> Config:
     """Read a configuration from an optional YAML file and `--section.key value` flags.
 
     Args:
         argv: the command's arguments without its name; the first may be a YAML file.
         prog: what the help calls the command.
         summary: the help's first line.
+        switches: what else the command takes, which is not among the arguments any more.
 
     Raises:
         UserError: naming the unknown key and its nearest neighbour, or the wrong value and its rule.
@@ -42,10 +48,10 @@ def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, su
     """
     path, flags = _split(argv)
     types = dict(dotted_types(config_type))
-    refuse_unknown(
-        (flag.removeprefix("--").split("=")[0] for flag in flags if flag.startswith("--")), set(types), "flag --"
-    )
+    given_flags = (flag.removeprefix("--").split("=")[0] for flag in flags if flag.startswith("--"))
+    refuse_unknown(given_flags, {*types, *switches}, "flag --")
     values = read_values(path) if path else {}
+    _refuse_another_command(values, set(types), f"{path} is no configuration of `{prog}`")
     parser = _Parser(prog=f"{prog} [run.yaml]", description=summary)
     try:
         source: CliSettingsSource[argparse.ArgumentParser] = CliSettingsSource(
@@ -61,6 +67,19 @@ def load_config(config_type: type[Config], argv: Sequence[str], *, prog: str, su
     except SettingsError as error:
         raise UserError(f"the flags cannot be read: {error}") from error
     return build_config(config_type, merge_values(values, given), where=str(path or ""))
+
+
+def _refuse_another_command(values: Values, keys: set[str], what: str) -> None:
+    """Refuse a file with unknown keys all of which another command has."""
+    unknown = sorted(set(given_keys(values, keys)) - keys)
+    if not unknown:
+        return
+    from services.control.stage_commands import STAGE_COMMANDS  # Every command's settings, for this error alone.
+
+    for name, command in STAGE_COMMANDS.items():
+        known = set(dotted_keys(command.config))
+        if known.issuperset(given_keys(values, known)):
+            raise UserError(f"{what}, which has no {unknown[0]}; it is one of `trireme {name}`")
 
 
 def _as_json(flags: Sequence[str], types: Mapping[str, object]) -> Iterator[str]:

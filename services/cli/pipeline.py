@@ -27,6 +27,7 @@ def main(argv: list[str]) -> int:
         prog="trireme pipeline",
         summary="Runs the stages of a recipe in order. A stage that is finished is skipped, one that was interrupted "
         "goes on. --dry-run: check all stages, start nothing. --from STAGE, --until STAGE: only a part of them.",
+        switches=("--dry-run", "--from", "--until"),
     )
     stages = resolve(config)
     planned = plan(stages, choose(stages, first=first, last=last))

@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
         prog="trireme prefer",
         summary="Trains a policy on preferences. --dry-run: show which rows and tokens are learnt, start nothing. "
         "--resume: go on from the newest checkpoint in run.dir.",
+        switches=("--dry-run", "--resume"),
     )
     found = check_preferences(config)
     if dry_run:

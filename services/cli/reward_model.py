@@ -21,6 +21,7 @@ def main(argv: list[str]) -> int:
         argv,
         prog="trireme reward-model",
         summary="Trains a reward model on judged completions. --resume: go on from the newest checkpoint in run.dir.",
+        switches=("--resume",),
     )
     job = RewardModelJob(config, check_reward_model(config))
 

@@ -20,6 +20,7 @@ def main(argv: list[str]) -> int:
         prog="trireme sft",
         summary="Supervised fine-tuning on demonstrations. --dry-run: show which tokens are learnt, start nothing. "
         "--resume: go on from the newest checkpoint in run.dir.",
+        switches=("--dry-run", "--resume"),
     )
     inputs = check_supervised(config)
     if dry_run:

@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
         prog="trireme train",
         summary="Reinforcement learning. --dry-run: show the plan, start nothing. "
         "--resume: go on from the newest checkpoint in run.dir.",
+        switches=("--dry-run", "--resume"),
     )
     inputs = check_run(config)
     if dry_run:

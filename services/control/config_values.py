@@ -3,7 +3,6 @@
 It must not know what any setting means, nor the command line.
 """
 
-import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_settings import BaseSettings
 
 from services.contracts.errors import UserError
+from services.control.near_settings import meant_by
 
 Config = TypeVar("Config", bound=BaseSettings)
 Values = Mapping[str, Any]  # Any: the user's YAML
@@ -52,7 +52,7 @@ def build_config(config_type: type[Config], values: Values, *, where: str = "") 
         UserError: naming the unknown key and its nearest neighbour, or each wrong value and its rule.
     """
     keys = set(dotted_keys(config_type))
-    refuse_unknown(_leaves(values, keys), keys, f"{where}: key " if where else "key ")
+    refuse_unknown(given_keys(values, keys), keys, f"{where}: key " if where else "key ")
     try:
         return config_type(**values)
     except ValidationError as error:
@@ -85,22 +85,16 @@ def refuse_unknown(given: Iterable[str], keys: set[str], what: str) -> None:
     """Refuse the first key that is no setting, with its nearest neighbour. Raises `UserError`."""
     for key in given:
         if key not in keys and key not in ("help", "h"):
-            near = difflib.get_close_matches(key, keys, n=1, cutoff=0.5)
-            hint = (
-                f"; did you mean {near[0]}?"
-                if near
-                else f"; the sections are {sorted(k for k in keys if '.' not in k)}"
-            )
-            raise UserError(f"{what}{key} is not a setting{hint}")
+            raise UserError(f"{what}{key} is not a setting; {meant_by(key, keys)}")
 
 
-def _leaves(values: Values, keys: set[str], prefix: str = "") -> Iterator[str]:
+def given_keys(values: Values, keys: set[str], prefix: str = "") -> Iterator[str]:
     """The dotted keys of a YAML mapping, descending only into sections."""
     for name, value in values.items():
         key = f"{prefix}{name}"
         yield key
         if isinstance(value, Mapping) and any(known.startswith(f"{key}.") for known in keys):
-            yield from _leaves(value, keys, f"{key}.")
+            yield from given_keys(value, keys, f"{key}.")
 
 
 def _section_type(annotation: Any) -> type[BaseModel] | None:  # Any: a type expression

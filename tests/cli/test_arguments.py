@@ -11,7 +11,9 @@ from ppo_learner.config import LearnerConfig
 from services.cli.arguments import load_config, take_switch
 from services.contracts.errors import UserError
 from services.contracts.settings import ModelConfig, Section
-from services.control.config import RunConfig
+from services.control.config import PreferenceRunConfig, RewardModelRunConfig, RunConfig
+from services.control.config_values import dotted_keys
+from services.control.near_settings import ELSEWHERE
 
 
 class Optimizer(Section):
@@ -29,7 +31,7 @@ class Root(BaseSettings):
 
 
 def load(*argv: str) -> Any:
-    return load_config(Root, argv, prog="trireme test", summary="A test.")
+    return load_config(Root, argv, prog="trireme test", summary="A test.", switches=("--resume",))
 
 
 @pytest.fixture
@@ -106,6 +108,12 @@ def test_an_algorithm_brings_its_settings_whether_a_flag_or_the_file_names_it_an
     [
         (["--learner.lrr", "1"], r"flag --learner\.lrr is not a setting; did you mean learner\.lr\?"),
         (["--lerner.lr", "1"], r"did you mean learner\.lr\?"),
+        (["--lr", "1"], r"flag --lr is not a setting; did you mean learner\.lr\?"),
+        (["--learner.learning_rate", "1"], r"did you mean learner\.lr\?"),
+        (["--data.path", "here"], r"did you mean model\.path\?"),
+        (["--learner.zeal", "1"], r"flag --learner\.zeal is not a setting; learner has lr, names$"),
+        (["--zeal", "1"], r"the sections are learner, model$"),
+        (["--resum"], r"flag --resum is not a setting; did you mean --resume\?"),
         (["--learner.lr", "fast"], r"learner\.lr: Input should be a valid number.*given: 'fast'"),
         (["--model.dtype", "float8"], r"model\.dtype: Input should be 'float32' or 'bfloat16'"),
         (
@@ -138,6 +146,33 @@ def test_a_wrong_file_is_told_with_the_nearest_right_key(tmp_path: Path, text: s
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         load(str(path))
+
+
+@pytest.mark.parametrize(
+    ("key", "near"),
+    [
+        ("learner.learning_rate", "learner.lr"),
+        ("learner.epochs", "learner.num_epochs"),
+        ("learner.num_steps", "train.num_steps"),
+        ("data.path", "data.prompts"),
+        ("batch_size", "train.prompts_per_step"),
+        ("rollout.enviroment.name", "rollout.environment.name"),
+    ],
+)
+def test_a_key_of_another_section_or_tool_leads_to_the_setting(key: str, near: str) -> None:
+    with pytest.raises(UserError, match=f"{key} is not a setting; did you mean {near}\\?"):
+        load_config(RunConfig, [FILE, f"--{key}", "1"], prog="", summary="")
+
+
+def test_every_name_of_another_tool_leads_to_a_setting() -> None:
+    settings = {*dotted_keys(RunConfig), *dotted_keys(PreferenceRunConfig)}
+    assert {setting for names in ELSEWHERE.values() for setting in names} <= settings
+    assert not ELSEWHERE.keys() & settings
+
+
+def test_a_configuration_of_another_command_is_known_as_that() -> None:
+    with pytest.raises(UserError, match=r"no configuration of `trireme reward-model`, .* it is one of `trireme train`"):
+        load_config(RewardModelRunConfig, [FILE], prog="trireme reward-model", summary="")
 
 
 def test_a_missing_file_is_named() -> None:
