@@ -17,6 +17,9 @@ def split_address(address: str, *, what: str) -> tuple[str, int]:
     Raises:
         UserError: when it is not HOST:PORT.
     """
+    scheme, is_url, _ = address.partition("://")
+    if is_url:
+        raise UserError(f"{what} {address!r} is a URL, and HOST:PORT is wanted; leave out {scheme}:// and any path")
     host, separator, port = address.rpartition(":")
     if not separator or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise UserError(f"{what} {address!r} is not HOST:PORT, such as 127.0.0.1:50051")

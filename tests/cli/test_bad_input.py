@@ -36,6 +36,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--learner.algoritm", "ppo"], ["flag --learner.algoritm is not a setting", "learner.algorithm?"]),
         (["--control.address", "0.0.0.0:7000"], ["control.address '0.0.0.0:7000' reaches beyond this machine"]),
         (["--control.tls_certificate", "a.crt", "--control.tls_key", "a.key"], ["a.crt", "a.key cannot be used"]),
+        (
+            ["--reward.services", "null", "--reward.addresses", "http://127.0.0.1:5000"],
+            ["reward address 'http://127.0.0.1:5000' is a URL, and HOST:PORT is wanted; leave out http://"],
+        ),
         (["--reward.token_file", "nowhere"], ["reward.token_file cannot be read: No such file"]),
         (["--reward.tls_ca", "nowhere.pem"], ["reward.tls_ca nowhere.pem cannot be used"]),
         (["--reward.server.token_variable", "UNSET"], ["reward.server.token_variable leads to no token"]),
