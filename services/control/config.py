@@ -115,7 +115,8 @@ class ClusterConfig(Section):
     """Longest wait for the cluster to grant resources and for each process to be ready, in seconds."""
     cpus_per_learner_rank: int | None = Field(default=None, ge=1)
     """Cores, and so compute threads, of a learner rank; by default this machine's cores shared out to the ranks,
-    less those of the workers where max_staleness lets both work at the same time."""
+    less those of the workers where max_staleness lets both work at the same time, and at most OMP_NUM_THREADS where
+    that is set and Ray is started here."""
     gpus_per_learner_rank: int = Field(default=0, ge=0, le=1)
     """1 places each learner rank on a GPU of its own; 0 trains on the CPU."""
     object_store_gib: float = Field(default=1.0, gt=0.1)

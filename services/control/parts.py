@@ -6,6 +6,7 @@ the way out, in whichever way that is; the parts start side by side, because eac
 
 import asyncio
 import os
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -251,11 +252,17 @@ def rank_demands(
         share: how much of its GPU a rank has to itself.
     """
     cores = len(os.sched_getaffinity(0)) - cores_taken
-    cpus = cluster.cpus_per_learner_rank or max(1, cores // learner.num_ranks)
+    cpus = cluster.cpus_per_learner_rank or min(max(1, cores // learner.num_ranks), _most_threads(cluster))
     return [
         Demand(name=f"learner rank {rank}", cpus=cpus, gpus=cluster.gpus_per_learner_rank * share)
         for rank in range(learner.num_ranks)
     ]
+
+
+def _most_threads(cluster: ClusterConfig) -> int:
+    """What the user's OMP_NUM_THREADS permits; in a job of an existing cluster Ray has set it, to 1."""
+    threads = os.environ.get("OMP_NUM_THREADS", "") if cluster.address is None else ""
+    return int(threads) if threads.isdecimal() and int(threads) else sys.maxsize
 
 
 def _learner_demands(config: RunConfig) -> list[Demand]:

@@ -81,6 +81,26 @@ def test_colocated_processes_ask_for_half_a_gpu_each_and_others_for_a_whole_one(
     assert [demand.gpus for demand in run_demands(config("nccl", ON_GPUS))] == [1.0, 1.0]
 
 
+@pytest.mark.parametrize(
+    ("threads", "cluster", "cpus"),
+    [
+        ("1", {}, 1),
+        ("999", {}, 8),
+        ("0", {}, 8),
+        ("", {}, 8),
+        ("1", {"cpus_per_learner_rank": 3}, 3),
+        ("1", {"address": "auto"}, 8),  # Where Ray sets it for the command itself.
+    ],
+)
+def test_a_learner_takes_at_most_the_threads_that_the_user_s_environment_permits(
+    monkeypatch: pytest.MonkeyPatch, threads: str, cluster: dict[str, Any], cpus: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    (rank, _) = run_demands(config("disk", {"cluster": cluster}))
+    assert rank.cpus == cpus
+
+
 async def test_a_step_does_not_begin_before_the_gpu_is_free() -> None:
     @asynccontextmanager
     async def nobody_sleeps() -> AsyncIterator[None]:
