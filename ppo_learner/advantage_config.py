@@ -29,11 +29,11 @@ class AdvantageConfig(AlgorithmConfig):
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """GAE's trade of bias (0) for variance (1)."""
     turn_gamma: float | None = Field(default=None, ge=0, le=1)
-    """Discount from a turn's last token to the next turn's first, in place of gamma; by default the same.
-    Without an effect today: workers sample completions of one turn."""
+    """Discount from a turn's last token to the next turn's first, in place of gamma; by default the same. Without
+    rollout.environment a completion is one turn, and this has no effect."""
     turn_gae_lambda: float | None = Field(default=None, ge=0, le=1)
-    """GAE's trade between two turns, in place of gae_lambda; by default the same. Without an effect today, as
-    turn_gamma is."""
+    """GAE's trade between two turns, in place of gae_lambda; by default the same. Without rollout.environment it has no
+    effect either."""
     whiten_advantages: bool = False
     """Shift and scale advantages to mean 0, deviation 1 over all tokens of the batch; ppo, reinforce_pp and
     reinforce_pp_baseline do."""

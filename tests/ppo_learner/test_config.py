@@ -133,6 +133,11 @@ def test_every_setting_has_a_help_text() -> None:
     assert not missing
 
 
+def test_no_help_text_tells_what_holds_only_today() -> None:
+    dated = [name for name, field in LearnerConfig.model_fields.items() if "today" in (field.description or "")]
+    assert not dated
+
+
 def test_the_rate_rises_linearly_and_then_stays() -> None:
     config = OptimizerConfig(warmup_steps=4)
     rates = [learning_rate_factor(config, step=step, total_steps=10) for step in range(6)]
