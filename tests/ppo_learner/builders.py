@@ -129,6 +129,19 @@ def weights_of(rank: LearnerRank) -> dict[str, torch.Tensor]:
     return weights | {f"average.{name}": tensor.clone() for name, tensor in averages}
 
 
+def moved_out(rank: LearnerRank) -> dict[str, set[str]]:
+    """What of policy and critic lies in the machine's memory, as DeepSpeed has it: without a GPU nothing else tells."""
+    networks = rank._networks
+    engines = {"policy": networks.policy} | ({"critic": networks.critic} if networks.critic else {})
+    flags = {"optimizer": ("cpu_offload", "offload_optimizer"), "parameters": ("offload_param",)}  # Of any ZeRO stage.
+    return {
+        label: {
+            what for what, names in flags.items() if any(getattr(engine._engine.optimizer, n, False) for n in names)
+        }
+        for label, engine in engines.items()
+    }
+
+
 def is_of_the_machine(metric: str) -> bool:
     """Whether a metric tells of the machine, which is another at each run: seconds and memory."""
     return "second" in metric or "memory" in metric

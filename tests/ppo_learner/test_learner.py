@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
@@ -148,13 +149,33 @@ def test_tokens_that_no_policy_sampled_change_nothing_but_what_follows_them(tiny
         assert torch.equal(weight, outcomes[1][name]), name
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_model: Path) -> None:
-    outcomes = []
+def count_passes_with_gradient(network: nn.Module) -> list[None]:
+    """One entry for each time that a layer's attention is entered from now on, but for evaluations."""
+    entered: list[None] = []
+
+    def enter(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        entered.extend([None] * torch.is_grad_enabled())
+
+    for name, module in network.named_modules():
+        if name.endswith("self_attn"):
+            # Before it and not behind it: a layer is made again only as far as its backward pass wants.
+            module.register_forward_pre_hook(enter)
+    return entered
+
+
+def test_gradient_checkpointing_makes_every_layer_again_and_changes_nothing(tiny_model: Path) -> None:
+    outcomes, passes = [], []
     for checkpointing in (False, True):
         with running(tiny_model, gradient_checkpointing=checkpointing) as rank:
+            policy, critic = rank._networks.policy, rank._networks.critic
+            assert critic
+            entered = [count_passes_with_gradient(engine.module) for engine in (policy, critic)]
             start = weights_of(rank)
             rank.step(random_groups(0))
             outcomes.append(weights_of(rank))
+            passes.append([len(of_network) for of_network in entered])
+    once, twice = passes
+    assert min(once) > 0 and twice == [2 * number for number in once]
     assert same_update(start, *outcomes)
 
 

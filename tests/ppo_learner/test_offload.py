@@ -10,9 +10,15 @@ import torch
 from pydantic import ValidationError
 
 from ppo_learner.config import LearnerConfig
-from tests.ppo_learner.builders import random_groups, same_update, start_rank, weights_of
+from tests.ppo_learner.builders import moved_out, random_groups, same_update, start_rank, weights_of
 
-SETTINGS = {"algorithm": "grpo", "lr": 1e-3, "kl_coefficient": 0.1, "max_tokens_per_micro_batch": 64}
+SETTINGS = {"lr": 1e-3, "critic_lr": 1e-3, "kl_coefficient": 0.1, "max_tokens_per_micro_batch": 64}
+PARTS: dict[str, set[str]] = {
+    "none": set(),
+    "optimizer": {"optimizer"},
+    "parameters_and_optimizer": {"optimizer", "parameters"},
+}
+"""What each `offload` moves out."""
 
 
 @pytest.mark.parametrize(
@@ -31,6 +37,7 @@ def test_offload_changes_neither_report_nor_weights_nor_resume(
     for where in ("none", offload):
         config = LearnerConfig.model_validate(SETTINGS | {"zero_stage": zero_stage, "offload": where})
         rank = start_rank(config, tiny_model, dtype=dtype)
+        assert moved_out(rank) == {"policy": PARTS[where], "critic": PARTS[where]}
         start = weights_of(rank)
         reports = [rank.step(random_groups(0))]
         rank.save(tmp_path / where)
@@ -44,7 +51,7 @@ def test_offload_changes_neither_report_nor_weights_nor_resume(
     (metrics, weights), (moved_metrics, moved_weights) = outcomes
     assert same_update(start, weights, moved_weights)
     tolerance = 1e-4 if dtype == "float32" else 2e-2
-    for name in ("policy_loss", "entropy", "gradient_norm/policy"):
+    for name in ("policy_loss", "value_loss", "entropy", "gradient_norm/policy", "gradient_norm/critic"):
         assert moved_metrics[name] == pytest.approx(metrics[name], rel=tolerance, abs=1e-5), name
         assert after[name] == pytest.approx(metrics[name], rel=tolerance, abs=1e-5), name
 

@@ -15,6 +15,7 @@ from services.contracts.records import WeightedDemonstrations
 from tests.ppo_learner.builders import (
     MUON_WITHIN,
     is_of_the_machine,
+    moved_out,
     outcomes_of_ranks,
     random_groups,
     same_update,
@@ -95,7 +96,7 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     place = {"rank": rank, "world_size": world_size}
     config = LearnerConfig.model_validate(CASES[name])
     learner = start_rank(config, model, port=ports[0], **place)
-    start = weights_of(learner)
+    start, moved = weights_of(learner), moved_out(learner)
     reports = []
     for step in range(NUM_STEPS):
         reports.append(learner.step(random_groups(step), beside(name, step)))
@@ -114,6 +115,7 @@ def train_and_resume(name: str, model: Path, folder: Path, *, rank: int, world_s
     resumed.close()
     outcome = {
         "start": start,
+        "moved_out": moved,
         "weights": weights,
         "resumed": resumed_weights,
         "metrics": [report.metrics for report in reports],
@@ -190,6 +192,16 @@ def test_two_ranks_report_what_one_does_and_agree_to_the_bit(
         assert without_the_machine(here) == without_the_machine(there)
         if not has_coarse_moments(name):
             assert comparable(name, here) == pytest.approx(comparable(name, expected), rel=5e-3, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"), [("critic_zero_3_offload", {"optimizer", "parameters"}), ("critic_zero_3", set())]
+)
+def test_two_ranks_move_out_what_they_are_told_to(
+    name: str, parts: set[str], outcomes: dict[str, list[dict[str, Any]]]
+) -> None:
+    for rank in outcomes[name]:
+        assert rank["moved_out"] == {"policy": parts, "critic": parts}
 
 
 def test_two_ranks_stop_at_the_same_update(outcomes: dict[str, list[dict[str, Any]]]) -> None:
