@@ -96,13 +96,19 @@ class _Outcomes(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, of_logprobs: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        """Gradients of states, weight and bias; those of an outcome that is not trained on are None."""
+        """Gradients of states, weight and bias; those of an outcome that is not trained on are None.
+
+        Over several pieces those of weight and bias are added up in float32 and rounded once: a sum in bfloat16 loses
+        what is small beside it. Of 16 bits that sum takes twice the gradient's bytes, and three times with the rounded
+        gradient beside it, when the pieces are gone.
+        """
         states, weight, bias, targets, normaliser, entropy, only_piece = ctx.saved_tensors
         shape: LogitShape = ctx.shape
         of_logprobs = torch.zeros_like(normaliser) if of_logprobs is None else of_logprobs
         of_states = torch.empty_like(states)
-        of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+        sums = weight.dtype if only_piece is not None else torch.promote_types(weight.dtype, torch.float32)
+        of_weight = torch.zeros_like(weight, dtype=sums) if ctx.needs_input_grad[1] else None
+        of_bias = torch.zeros_like(bias, dtype=sums) if ctx.needs_input_grad[2] else None
         for begin in range(0, len(states), shape.tokens_at_once):
             here = slice(begin, begin + shape.tokens_at_once)
             logits = shape.of(states[here], weight, bias) if only_piece is None else only_piece
@@ -113,11 +119,28 @@ class _Outcomes(torch.autograd.Function):
                 pull = logits + (entropy - normaliser)[here, None]  # log p + H
                 gradient.mul_(pull.mul_(of_entropy[here, None]).add_(of_logprobs[here, None]).neg_())
             gradient.scatter_add_(1, targets[here, None], of_logprobs[here, None])
-            gradient = shape.through(gradient, logits).to(states.dtype)
+            gradient = shape.through(gradient, logits)
+            del logits  # Before a copy in 16 bits, and what the products take.
+            gradient = gradient.to(states.dtype)
             torch.mm(gradient, weight, out=of_states[here])
             if of_weight is not None:
-                of_weight.addmm_(gradient.T, states[here])
+                _add_product(of_weight, gradient.T, states[here])
             if of_bias is not None:
-                of_bias += gradient.sum(dim=0)
-            del logits, gradient  # As above.
-        return of_states, of_weight, of_bias, None, None
+                of_bias += gradient.sum(dim=0, dtype=sums)
+            del gradient  # As in `forward`.
+        return of_states, _rounded(of_weight, weight), _rounded(of_bias, bias), None, None
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """total (V, H) += left (V, n)·right (n, H); of another format than `total`, some rows of the product at a time."""
+    if total.dtype == left.dtype:
+        total.addmm_(left, right)
+        return
+    num_rows = max(1, left.numel() // right.shape[1])  # Whose product is no larger than `left`.
+    for begin in range(0, len(total), num_rows):
+        rows = slice(begin, begin + num_rows)
+        total[rows].add_(left[rows] @ right)
+
+
+def _rounded(gradient: Tensor | None, like: Tensor) -> Tensor | None:
+    return None if gradient is None else gradient.to(like.dtype)
