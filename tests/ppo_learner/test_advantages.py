@@ -87,6 +87,17 @@ TURNS = torch.tensor([[False, True, False, True, False]])
 """Two tokens, two tokens, one token."""
 
 
+def test_gae_of_two_turns_worked_by_hand() -> None:
+    # A turn of two tokens, then one token; γ = λ = ½ within the turn, γ = 0.8 and λ = ¼ between the two.
+    # A_2 = 3 − 1 = 2; δ_1 = 1 + 0.8·1 − 2 = −0.2, A_1 = −0.2 + 0.8·¼·2 = 0.2; δ_0 = ½·2 − 0.5 = 0.5,
+    # A_0 = 0.5 + ½·½·0.2 = 0.55
+    rewards, values = (torch.tensor([row], dtype=torch.float64) for row in ([0.0, 1.0, 3.0], [0.5, 2.0, 1.0]))
+    ends = torch.tensor([[False, True, False]])
+    episodes = episodes_of(rewards, torch.ones(1, 3).bool(), values=values, turn_ends=ends)
+    config = LearnerConfig(gamma=0.5, gae_lambda=0.5, turn_gamma=0.8, turn_gae_lambda=0.25)
+    assert ADVANTAGES["gae"](episodes, config)[0].tolist() == pytest.approx([0.55, 0.2, 2.0])
+
+
 def test_gae_between_turns_has_a_discount_and_a_trace_of_its_own() -> None:
     rewards, values = torch.randn(2, 1, 5, dtype=torch.float64)
     episodes = episodes_of(rewards, torch.ones(1, 5).bool(), values=values, turn_ends=TURNS)
