@@ -16,6 +16,8 @@ from ppo_learner.aggregation import AGGREGATIONS
 from ppo_learner.algorithms import ALGORITHMS
 from ppo_learner.config import LearnerConfig
 from ppo_learner.demonstrations import DemonstrationTask
+from ppo_learner.distillation import DistillationTask
+from ppo_learner.divergences import DIVERGENCES
 from ppo_learner.importance import IMPORTANCE_CORRECTIONS
 from ppo_learner.kl import KL_ESTIMATORS
 from ppo_learner.learner import LearnerRank
@@ -36,6 +38,7 @@ from tests.ppo_learner.supervised_ranks import start_supervised
 from tests.ppo_learner.test_preference_training import make as make_preferences
 from tests.ppo_learner.test_reward_training import make_lists, make_steps
 from tests.ppo_learner.test_supervised import make_demonstrations
+from tests.tiny import write_tiny_model
 
 COUNTS = (7, 1, 6)
 """Examples of each supervised step: uneven shares for two ranks, and nothing for one of them."""
@@ -62,7 +65,7 @@ ROLLOUTS: dict[str, dict[str, Any]] = {
     "option_dual_clip": {"algorithm": "grpo", "dual_clip": 3.0},
     "option_lead": {"algorithm": "grpo", "difficulty_weighting": True, "length_penalty": 0.05},
     "option_overlong": {"algorithm": "dapo", "overlong_tokens": 8, "overlong_limit": 24},
-    "option_turns": {"algorithm": "ppo", "turn_gamma": 0.5},
+    "option_turns": {"algorithm": "ppo", "turn_gamma": 0.5, "turn_gae_lambda": 0.25},
     "option_values": {"critic": "value_head", "value_clip": None},
 }
 
@@ -89,11 +92,25 @@ class Case:
     task: type[Task] | None = None
 
     def start(self, model: Path, split: dict[str, Any], place: dict[str, int]) -> LearnerRank | SupervisedRank:
-        learner = self.config.model_validate({"lr": 1e-3} | self.settings | split)
+        settings = {"lr": 1e-3} | self.settings | split
+        if "teacher" in settings:
+            settings["teacher"] = {"path": str(teacher_of(model))} | settings["teacher"]
+        learner = self.config.model_validate(settings)
         if self.task:
             return start_supervised(self.task, model, learner, **place)
         assert isinstance(learner, LearnerConfig)
         return start_rank(learner, model, **place)
+
+
+def write_models(folder: Path) -> Path:
+    """Write the model of all cases below `folder`, and a wider one beside it for them to learn from."""
+    model = write_tiny_model(folder / "model")
+    write_tiny_model(teacher_of(model), seed=3, hidden_size=96)
+    return model
+
+
+def teacher_of(model: Path) -> Path:
+    return model.parent / "teacher"
 
 
 def rollouts(settings: dict[str, Any]) -> Case:
@@ -114,6 +131,11 @@ def preferences(name: str) -> Case:
     return supervised(PreferenceConfig, PreferenceTask, examples, algorithm=name, **beside)
 
 
+def distillation(direction: str) -> Case:
+    teacher = {"direction": direction, "weight": 0.5, "temperature": 2.0}
+    return supervised(SupervisedConfig, DistillationTask, make_demonstrations, teacher=teacher)
+
+
 CASES = {
     **{name: rollouts(settings) for name, settings in ROLLOUTS.items()},
     **{f"preference_{name}": preferences(name) for name in PREFERENCE_ALGORITHMS},
@@ -122,6 +144,7 @@ CASES = {
         for name, objective in REWARD_OBJECTIVES.items()
     },
     "demonstrations": supervised(SupervisedConfig, DemonstrationTask, make_demonstrations),
+    **{f"teacher_{name}": distillation(name) for name in DIVERGENCES},
 }
 
 

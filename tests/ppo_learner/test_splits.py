@@ -22,11 +22,15 @@ from tests.ppo_learner.builders import (
     start_rank,
     weights_of,
 )
-from tests.ppo_learner.split_cases import CASES, outcome
+from tests.ppo_learner.split_cases import CASES, outcome, write_models
 from tests.ppo_learner.test_learner import with_infinite_reward
 
 SMALL = {"max_tokens_per_micro_batch": 40}
 """A budget that splits every step."""
+PACKABLE = [
+    name for name, case in CASES.items() if issubclass(case.config, PackingConfig) and "teacher" not in case.settings
+]
+"""Cases whose sequences may share a row; a teacher reads them side by side."""
 POISONED = {
     f"{poison}_{dtype}_zero_{stage}": (poison, dtype, stage)
     for poison in ("nothing", "completion", "weight")
@@ -75,16 +79,21 @@ def assert_same(found: dict[str, Any], whole: dict[str, Any]) -> None:
 
 
 @pytest.fixture(scope="module")
-def wholes(tiny_model: Path) -> dict[str, dict[str, Any]]:
-    """What one rank makes of each case when nothing is split."""
-    return {name: outcome(name, tiny_model) for name in CASES}
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_models(tmp_path_factory.mktemp("split"))
 
 
 @pytest.fixture(scope="module")
-def pair(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def wholes(model: Path) -> dict[str, dict[str, Any]]:
+    """What one rank makes of each case when nothing is split."""
+    return {name: outcome(name, model) for name in CASES}
+
+
+@pytest.fixture(scope="module")
+def pair(model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """For each of two ranks what it makes of each case."""
     folder = tmp_path_factory.mktemp("pair")
-    run_as_pair(train_as_one_of_two, tiny_model, folder, deadline_s=200)
+    run_as_pair(train_as_one_of_two, model, folder, deadline_s=200)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
@@ -98,13 +107,13 @@ def test_two_ranks_have_unequal_loads() -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_micro_batches_change_nothing(name: str, wholes: dict[str, Any], tiny_model: Path) -> None:
-    assert_same(outcome(name, tiny_model, SMALL), wholes[name])
+def test_micro_batches_change_nothing(name: str, wholes: dict[str, Any], model: Path) -> None:
+    assert_same(outcome(name, model, SMALL), wholes[name])
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if issubclass(case.config, PackingConfig)])
-def test_rows_that_are_packed_change_nothing(name: str, wholes: dict[str, Any], tiny_model: Path) -> None:
-    assert_same(outcome(name, tiny_model, SMALL | {"packing": "on"}), wholes[name])
+@pytest.mark.parametrize("name", PACKABLE)
+def test_rows_that_are_packed_change_nothing(name: str, wholes: dict[str, Any], model: Path) -> None:
+    assert_same(outcome(name, model, SMALL | {"packing": "on"}), wholes[name])
 
 
 @pytest.mark.parametrize("name", CASES)
