@@ -1,5 +1,6 @@
 """A policy that learns from preferences: on one rank, on two, resumed, and as whoever reads its export finds it."""
 
+import math
 import random
 from array import array
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from ppo_learner.lora import is_adapter, without_adapters
 from ppo_learner.preference_algorithms import PREFERENCE_ALGORITHMS
 from ppo_learner.preference_config import PreferenceConfig
 from ppo_learner.preference_training import PreferenceTask, PreferenceWork
@@ -203,6 +205,36 @@ def test_a_preference_is_learnt_and_holds_on_other_rows(algorithm: str, tiny_mod
     again = start(tmp_path, **settings)
     assert again.evaluate(others) == pytest.approx(last, rel=1e-4)
     again.close()
+
+
+def test_with_adapters_the_reference_is_the_policy_without_them_and_nothing_else_moves(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_model).eval()
+    examples = [
+        replace(example, reference=tuple(float(tokens_of(model, one).sum()) for one in example.completions))
+        for example in make_pairs(0)
+    ]
+    rank = start(tiny_model, algorithm="dpo", lr=1e-2, lora={"rank": 4})
+    before = {name: weight.clone() for name, weight in rank._network.full_parameters()}
+    first = rank.step(examples).metrics
+    last = [rank.step(examples).metrics for _ in range(5)][-1]
+    after = {name: weight.clone() for name, weight in rank._network.full_parameters()}
+    with without_adapters(rank._network.module):
+        reference = rank.answers(examples)
+    final = rank.evaluate(examples)
+    rank.export(tmp_path)
+    rank.close()
+    # Policy and reference are one at first: −log σ(0).
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["rewards/margin"] == pytest.approx(
+        0, abs=1e-4
+    )
+    assert last["loss"] < 0.5 * math.log(2) and last["rewards/margin"] > 0
+    assert reference == pytest.approx([logprob for example in examples for logprob in example.reference], abs=1e-4)
+    assert {name for name in after if not torch.equal(after[name], before[name])} == set(filter(is_adapter, after))
+    merged = start(tmp_path, algorithm="dpo")
+    assert merged.evaluate(examples) == pytest.approx(final, rel=1e-3)
+    merged.close()
 
 
 CASES: dict[str, dict[str, Any]] = {
