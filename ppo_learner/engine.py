@@ -206,7 +206,9 @@ def shard_frozen(module: nn.Module, ranks: Ranks, config: MemoryConfig) -> nn.Mo
 
 def leave() -> None:
     """Leave the process group and drop what DeepSpeed keeps of it."""
-    _import_deepspeed().comm.destroy_process_group()
+    comm = _import_deepspeed().comm
+    # DeepSpeed knows of the group only once it was given a module.
+    (comm if comm.is_initialized() else torch.distributed).destroy_process_group()
 
 
 def _configuration(
