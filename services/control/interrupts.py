@@ -1,7 +1,8 @@
 """Ctrl-C, in two steps: the first asks the run to stop at the next step, the second stops it at once.
 
-It must not know what is being stopped. SIGTERM, which schedulers send, counts as the first Ctrl-C and never as the
-second: who ends a whole tree of processes sends it to a pipeline and to its stage, which then hears it twice.
+It must not know what is being stopped. SIGTERM, which schedulers send, and SIGHUP, which a closed terminal sends, count
+as the first Ctrl-C and never as the second: who ends a whole tree of processes sends them to a pipeline and to its
+stage, which then hears them twice.
 """
 
 import asyncio
@@ -9,7 +10,12 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def heeded() -> list[signal.Signals]:
+    """The signals that end a run; not SIGHUP where `nohup` has it ignored."""
+    return [number for number in _SIGNALS if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
 
 
 class StopRequest:
@@ -38,7 +44,7 @@ def catch_interrupts(say: Callable[[str], None]) -> Iterator[StopRequest]:
     request = StopRequest()
 
     def on_signal(number: int) -> None:
-        if request.requested and number == signal.SIGTERM:
+        if request.requested and number != signal.SIGINT:
             return
         if request.finishes_step and not request.requested:
             say("stopping after this step; Ctrl-C again stops at once")
@@ -47,10 +53,11 @@ def catch_interrupts(say: Callable[[str], None]) -> Iterator[StopRequest]:
             task.cancel()
         request.requested = True
 
-    for number in _SIGNALS:
+    numbers = heeded()
+    for number in numbers:
         loop.add_signal_handler(number, on_signal, number)
     try:
         yield request
     finally:
-        for number in _SIGNALS:
+        for number in numbers:
             loop.remove_signal_handler(number)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import FrameType
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+from services.control.interrupts import heeded
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ def run_command(arguments: Sequence[str]) -> Ended:
         if process is not None:
             process.send_signal(number)
 
-    before = {number: signal.signal(number, pass_on) for number in _SIGNALS}
+    before = {number: signal.signal(number, pass_on) for number in heeded()}
     try:
         # A process group of its own: the terminal's Ctrl-C would else arrive twice.
         command = [sys.executable, "-m", "services.cli.tied", str(os.getpid()), *arguments]

@@ -45,3 +45,24 @@ async def test_a_second_sigterm_is_the_first_heard_twice() -> None:
             os.kill(os.getpid(), signal.SIGTERM)
             await asyncio.sleep(0.05)
     assert (stop.requested, asked.qsize()) == (True, 1)
+
+
+async def test_a_closed_terminal_asks_as_sigterm_does() -> None:
+    asked: asyncio.Queue[str] = asyncio.Queue()
+    with catch_interrupts(asked.put_nowait) as stop:
+        stop.finishes_step = True
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert "stopping after this step" in await asyncio.wait_for(asked.get(), 5)
+    assert stop.requested
+
+
+async def test_what_nohup_has_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with catch_interrupts(print) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            await asyncio.sleep(0.05)
+        assert not stop.requested
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
