@@ -7,7 +7,6 @@ shows up after the cluster, the engines or the learner were started.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from ppo_learner.config import LearnerConfig
@@ -25,6 +24,7 @@ from services.contracts.settings import ModelConfig
 from services.control.config import RunConfig, SupervisedRunConfig
 from services.control.evaluate_config import HeldOutConfig, SuiteConfig
 from services.control.light_transformers import transformers
+from services.control.model_files import check_folder, check_weights
 from services.transport import secret_files
 from services.transport.transports import DEVICE_TRANSPORTS, TRANSPORTS, transport_names
 
@@ -109,7 +109,12 @@ def check_packages(learner: OptimizerConfig) -> None:
 
 
 def load_tokenizer(
-    model: ModelConfig, *, ends_completions: bool = True, num_sharing: int = 1, setting: str = "model.path"
+    model: ModelConfig,
+    *,
+    ends_completions: bool = True,
+    num_sharing: int = 1,
+    setting: str = "model.path",
+    reads_weights: bool = True,
 ) -> tuple[Any, int]:  # Any: transformers is untyped
     """The tokenizer, and the longest sequence that the model takes.
 
@@ -117,11 +122,14 @@ def load_tokenizer(
         ends_completions: the model generates, so there must be a token that ends it.
         num_sharing: how many ranks are to share each sequence.
         setting: what names the model, for errors.
+        reads_weights: its weights are to be read as well, so a folder must have all of them.
 
     Raises:
         UserError: when model or tokenizer cannot be found, or do not fit each other.
     """
-    _refuse_missing_folder(model.path, setting)
+    check_folder(model.path, setting)
+    if reads_weights:
+        check_weights(model.path, setting)
     name = model.tokenizer or model.path
     trust = {"trust_remote_code": model.trust_remote_code}
     try:
@@ -219,14 +227,6 @@ def _evaluation_data(training: DataConfig, settings: HeldOutConfig) -> DataConfi
         return settings.data
     changes = {"prompts": settings.prompts, "split": settings.split, "limit": settings.limit}
     return training.model_copy(update=changes)
-
-
-def _refuse_missing_folder(path: str, setting: str) -> None:
-    looks_local = path.startswith(("/", ".", "~")) or path.count("/") != 1
-    if looks_local and not (Path(path) / "config.json").is_file():
-        raise UserError(
-            f"{setting} {path!r} is no folder with a config.json; give a folder in Hugging Face format, or a hub name"
-        )
 
 
 def _check_security(config: RunConfig) -> None:

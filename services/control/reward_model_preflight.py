@@ -5,7 +5,6 @@ It must not start a process. Invariant: as in `preflight`, what it returns is re
 
 import importlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from rollout_workers.reward_data import RewardExamples, load_reward_examples
@@ -13,6 +12,7 @@ from rollout_workers.reward_rows import RewardDataConfig
 from services.contracts.errors import UserError
 from services.control.config import RewardModelRunConfig
 from services.control.light_transformers import transformers
+from services.control.model_files import check_weights
 from services.control.preflight import check_packages, load_tokenizer
 
 
@@ -40,9 +40,11 @@ def check_reward_model(config: RewardModelRunConfig) -> RewardModelInputs:
         UserError: naming the value, the rule and the fix.
     """
     check_packages(config.learner)
-    tokenizer, longest = load_tokenizer(config.model, ends_completions=False)
+    tokenizer, longest = load_tokenizer(config.model, ends_completions=False, reads_weights=False)
     _check_head(config)
-    _check_weights(config)
+    if not config.learner.from_scratch:
+        scratch = ", or set learner.from_scratch to true to start from random ones"
+        check_weights(config.model.path, "model.path", otherwise=scratch)
     longest = min(longest, tokenizer.model_max_length)
     max_tokens = config.data.max_tokens or longest
     if max_tokens > longest:
@@ -90,14 +92,4 @@ def _check_head(config: RewardModelRunConfig) -> None:
         raise UserError(
             f"transformers has no {config.learner.parts.head} head for models of the kind {shape.model_type!r}; "
             "choose another model.path, or another learner.objective"
-        )
-
-
-def _check_weights(config: RewardModelRunConfig) -> None:
-    folder = Path(config.model.path)
-    weights = [*folder.glob("*.safetensors*"), *folder.glob("pytorch_model*")]
-    if folder.is_dir() and not weights and not config.learner.from_scratch:
-        raise UserError(
-            f"model.path {config.model.path!r} holds no weights; set learner.from_scratch to true to "
-            "start from random ones"
         )

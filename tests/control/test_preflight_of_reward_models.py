@@ -60,7 +60,7 @@ def test_held_out_rows_are_all_judged(tmp_path: Path) -> None:
         (encoder(), True, {"data": {"max_tokens": 33}}, r"data\.max_tokens is 33, and .* at most 32"),
         (encoder(), True, {"data": {"validation_share": 0.0}}, r"nothing would be left to judge .* by; set data\.val"),
         (encoder(), True, {"learner": {"objective": "process"}}, "row 0: no column 'steps'"),
-        (encoder(), True, {"learner": {"from_scratch": False}}, "holds no weights; set learner.from_scratch to true"),
+        (encoder(), True, {"learner": {"from_scratch": False}}, "holds no weights .*set learner.from_scratch to true"),
         (encoder(), True, {"evaluate": {"examples": "nowhere.jsonl"}}, "'nowhere.jsonl' does not exist"),
     ],
 )
