@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from services.cli.arguments import fail
 from services.contracts.errors import TriremeError, UserError
 from services.control import light_transformers
+from services.control.lasting_output import lasting_output
 
 COMMANDS = {
     "train": "train a policy by reinforcement learning",
@@ -40,6 +41,11 @@ INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    with lasting_output():
+        return _run(argv)
+
+
+def _run(argv: Sequence[str] | None) -> int:
     # Ray forks while reward calls are open; gRPC's handlers for that only write warnings here.
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # a failed call is told once, by the command

@@ -18,6 +18,7 @@ from rich.text import Text
 from services.cli.live_run import reached, run_parser, seconds
 from services.contracts.errors import ControlError
 from services.contracts.run_status import RunStatus
+from services.control.lasting_output import has_reader
 from services.control.visible_text import visible
 from services.transport.control_client import ControlClient
 from services.transport.control_file import CONTROL_FILE
@@ -44,9 +45,9 @@ def main(argv: list[str]) -> int:
 
 
 def _watch(client: ControlClient, run: str, every_s: float, show: Show) -> None:
-    """Show the status again and again; a run that took its control file away has ended as it should."""
+    """Show the status again and again; it ends with its reader, or the run, whose control file is gone then."""
     show(client.status())
-    while True:
+    while has_reader():
         time.sleep(every_s)
         try:
             show(client.status())
