@@ -27,6 +27,11 @@ class Algorithm:
     settings: Mapping[str, object] = field(default_factory=dict)
 
     @property
+    def compares_within_groups(self) -> bool:
+        """Whether a completion alone has no advantage."""
+        return self.compares_only_within_groups or self.advantage == "step_normalised"
+
+    @property
     def compares_only_within_groups(self) -> bool:
         """Whether a group whose completions all earned the same teaches nothing."""
         return self.advantage in ("group_normalised", "leave_one_out")

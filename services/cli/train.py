@@ -14,7 +14,7 @@ from services.control import run_folder
 from services.control.config import RunConfig
 from services.control.evaluate_config import MAIN
 from services.control.evaluation import Evaluation, GradedCompletion
-from services.control.preflight import check_run
+from services.control.preflight import check_training
 from services.control.reward_preflight import check_reward_services, unanswered
 from services.control.training import Outcome, train
 from services.control.visible_text import visible
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> int:
         "--resume: go on from the newest checkpoint in run.dir.",
         switches=("--dry-run", "--resume"),
     )
-    inputs = check_run(config)
+    inputs = check_training(config)
     if dry_run:
         check_reward_services(config)
         absent = unanswered(config)

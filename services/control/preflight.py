@@ -58,6 +58,17 @@ class SupervisedInputs:
     tokenizer: Any  # Any: transformers is untyped
 
 
+def check_training(config: RunConfig) -> RunInputs:
+    """Load tokenizer and data of a run that trains. Raises `UserError` as `check_run`."""
+    algorithm, size = config.learner.algorithm, config.rollout.samples_per_prompt
+    if config.learner.parts.compares_within_groups and size < 2:
+        raise UserError(
+            f"learner.algorithm {algorithm} compares the completions of a prompt, and rollout.samples_per_prompt is "
+            f"{size}; set it to 2 or more, or use ppo"
+        )
+    return check_run(config)
+
+
 def check_run(config: RunConfig) -> RunInputs:
     """Load tokenizer and data of an RL run or an evaluation.
 

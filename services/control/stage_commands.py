@@ -15,7 +15,7 @@ from services.control.config import PreferenceRunConfig, RewardModelRunConfig, R
 from services.control.evaluation_job import EvaluateRunConfig, check_evaluation
 from services.control.pair_labels import LabelConfig
 from services.control.preference_preflight import check_preferences
-from services.control.preflight import check_run, check_supervised
+from services.control.preflight import check_run, check_supervised, check_training
 from services.control.revisions import ReviseConfig
 from services.control.reward_model_preflight import check_reward_model
 from services.control.reward_preflight import check_reward_services
@@ -46,7 +46,12 @@ class StageCommand:
     summary: str = run_folder.SUMMARY_FILE
 
 
-def _check_run(config: RunConfig) -> None:
+def _check_training(config: RunConfig) -> None:
+    check_training(config)
+    check_reward_services(config)
+
+
+def _check_step_labels(config: StepLabelsRunConfig) -> None:
     check_run(config)
     check_reward_services(config)
 
@@ -70,7 +75,7 @@ STAGE_COMMANDS = {
         config=PreferenceRunConfig, check=check_preferences, outputs=("export",), resumes=True, keeps_model=True
     ),
     "train": StageCommand(
-        config=RunConfig, check=_check_run, outputs=("export", "samples.jsonl"), resumes=True, keeps_model=True
+        config=RunConfig, check=_check_training, outputs=("export", "samples.jsonl"), resumes=True, keeps_model=True
     ),
     "sample": StageCommand(
         config=SampleRunConfig, check=_check_sampling, outputs=("completions.jsonl", "demonstrations.jsonl")
@@ -81,7 +86,7 @@ STAGE_COMMANDS = {
     "label-pairs": StageCommand(config=LabelConfig, outputs=("preferences.jsonl",)),
     "revise": StageCommand(config=ReviseConfig, outputs=("demonstrations.jsonl", "preferences.jsonl")),
     "label-steps": StageCommand(
-        config=StepLabelsRunConfig, check=_check_run, outputs=("step_labels.jsonl",), keeps_rows=True
+        config=StepLabelsRunConfig, check=_check_step_labels, outputs=("step_labels.jsonl",), keeps_rows=True
     ),
     "average": StageCommand(config=AverageConfig, check=check_average, outputs=("export",)),
     "evaluate": StageCommand(

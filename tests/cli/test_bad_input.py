@@ -1,6 +1,7 @@
 """Wrong input ends a command at once, with exit code 2 and one message that says what to do; nothing was started."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,10 @@ def refuse(capsys: pytest.CaptureFixture[str], *argv: str) -> str:
         (["--rollout.environment.name", "no.py:respond"], ["there is no environment file no.py (looked in"]),
         (["--weights.transport", "pigeon"], ["weights.transport is 'pigeon'; there are shared_memory, disk"]),
         (["--train.max_staleness", "-1"], ["train.max_staleness", "greater than or equal to 0"]),
+        (
+            ["--learner.algorithm", "grpo", "--rollout.samples_per_prompt", "1"],
+            ["learner.algorithm grpo compares the completions of a prompt, and rollout.samples_per_prompt is 1; set"],
+        ),
         (["--metrics.sinks", '["paper"]'], ["metrics.sinks", "'paper'", "tensorboard"]),
         (["--resume"], ["holds no run to go on with"]),
     ],
@@ -188,6 +193,18 @@ def test_a_cluster_that_is_not_there_is_named(
     config = write_config(tmp_path / "run.yaml", **sections)
     error = refuse(capsys, "train", config, "--cluster.address", "127.0.0.1:1")
     assert "no Ray cluster answers at cluster.address='127.0.0.1:1'" in error
+
+
+def test_a_model_whose_download_broke_off_is_told_before_anything_starts(
+    sections: dict[str, dict[str, Any]], task: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = shutil.copytree(task / "model", tmp_path / "broken")
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    command = ("train", write_config(tmp_path / "run.yaml", **sections), "--model.path", str(broken))
+    assert f"model.path: {weights} is broken off or damaged" in refuse(capsys, *command)
+    weights.unlink()
+    assert "holds no weights" in refuse(capsys, *command)
 
 
 def test_an_unknown_command_shows_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
