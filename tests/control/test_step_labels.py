@@ -250,7 +250,7 @@ async def test_rows_come_in_the_order_of_the_data_and_are_read_as_training_data(
         "row": 0,
         "sample": 1,
     }
-    data = RewardDataConfig(examples="")
+    data = RewardDataConfig(examples="", step_separator=".")
     judged = [read_judged_row(row, data, form="steps", any_label=False, where="") for row in rows]
     assert judged[1].step_ends == (2, 8, 11)
     assert judged[1].targets == (0.25, 0.75, 0.0)
