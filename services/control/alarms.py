@@ -60,7 +60,8 @@ class AlarmsConfig(Section):
     drift: AlarmConfig = AlarmConfig(threshold=3.0, window=2)
     """How far the mean reward of a step has jumped from the 10 steps before, in standard deviations of the rewards."""
     saturation: AlarmConfig = AlarmConfig(threshold=0.95, window=10)
-    """The share of rewards at the declared maximum, or of groups whose rewards are all equal, whichever is greater."""
+    """The share of rewards at the declared maximum, or of sampled groups whose rewards are all equal, whichever is
+    greater."""
     constant: AlarmConfig = AlarmConfig(threshold=0.99, window=10)
     """The share of rewards with one and the same value that is not the declared maximum."""
     length: AlarmConfig = AlarmConfig(threshold=0.6, window=10)

@@ -23,7 +23,7 @@ AGREEMENT = "gold/correlation"
 LENGTH_CORRELATION = "signals/length_correlation"
 AT_MAXIMUM = "signals/at_maximum"
 ONE_VALUE = "signals/one_value"
-FLAT_GROUPS = "zero_variance_groups"
+FLAT_GROUPS = "signals/flat_groups"
 FILTERED = "filtered/share"
 KL = "kl/reference"
 ALARM_FAMILY = "alarms"
@@ -80,6 +80,9 @@ METRICS: Mapping[str, Metric] = {
     ),
     FLAT_GROUPS: Metric(
         title="groups without difference", unit="share", panel="Rewards without difference", label="groups"
+    ),
+    "zero_variance_groups": Metric(
+        title="trained groups without difference", unit="share", panel="Rewards without difference", label="trained"
     ),
     ONE_VALUE: Metric(title="rewards of one value", unit="share"),
     FILTERED: Metric(title="groups filtered", unit="share", panel="Filtered by dynamic sampling", label="all"),

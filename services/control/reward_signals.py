@@ -14,6 +14,7 @@ from services.contracts.records import ScoredGroup
 from services.control.catalogue import (
     AGREEMENT,
     AT_MAXIMUM,
+    FLAT_GROUPS,
     GOLD,
     GOLD_SPREAD,
     LENGTH_CORRELATION,
@@ -31,14 +32,18 @@ def reward_signals(groups: Sequence[ScoredGroup], *, maximum: float | None) -> d
 
     Returns:
         `at_maximum`: the share of rewards at the declared maximum. `one_value`: the share of the most frequent value,
-        where that is not the maximum. `length_correlation`: of reward and completion tokens within groups, which is
-        Pearson's after the mean of each group was taken off both.
+        where that is not the maximum. `flat_groups`: of the groups of several, the share whose rewards are all equal,
+        those that dynamic sampling left out among them. `length_correlation`: of reward and completion tokens within
+        groups, which is Pearson's after the mean of each group was taken off both.
     """
     values = [reward.value for scored in groups for reward in scored.rewards]
     value, count = Counter(values).most_common(1)[0]
     signals = {ONE_VALUE: 0.0 if value == maximum else count / len(values)}
     if maximum is not None:
         signals[AT_MAXIMUM] = fmean(value == maximum for value in values)
+    compared = [scored for scored in groups if len(scored.rewards) > 1]
+    if compared:
+        signals[FLAT_GROUPS] = fmean(scored.is_flat for scored in compared)
     within = correlation(
         [value for scored in groups for value in _centred([reward.value for reward in scored.rewards])],
         [length for scored in groups for length in _centred([r.num_completion_tokens for r in scored.group.rollouts])],

@@ -54,8 +54,8 @@ def step(mean: float = 0.5, std: float = 0.25) -> Row:
         ("drift", 3.0, [step(), step(1.5)], []),
         # The first success among rewards of 0 is no jump: its own deviation counts too.
         ("drift", 3.0, [step(0, 0), step(0, 0), step(0, 0), step(0.1, 0.3)], []),
-        ("saturation", 0.9, [{"signals/at_maximum": 0.95, "zero_variance_groups": 0.1}], [0]),
-        ("saturation", 0.9, [{"signals/at_maximum": 0.1, "zero_variance_groups": 1.0}], [0]),
+        ("saturation", 0.9, [{"signals/at_maximum": 0.95, "signals/flat_groups": 0.1}], [0]),
+        ("saturation", 0.9, [{"signals/at_maximum": 0.1, "signals/flat_groups": 1.0}], [0]),
         ("constant", 0.99, [{"signals/one_value": 0.5}, {"signals/one_value": 1.0}], [1]),
         ("length", 0.6, [{"signals/length_correlation": 0.5}, {"signals/length_correlation": -0.7}], [1]),
         ("kl", 0.5, [{"kl/reference": 0.4}, {"kl/reference": 0.6}], [1]),

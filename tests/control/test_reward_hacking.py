@@ -264,6 +264,13 @@ def test_a_poisoned_reward_is_told_of(
     assert [(event["alarm"], event["step"]) for event in run.events("alarm")] == [(alarm, step)]
 
 
+def test_a_run_reads_of_its_own_rewards_that_nothing_is_left_to_tell_apart(tmp_path: Path) -> None:
+    run = Run(tmp_path, lambda sample: Reward(value=0.5), constant=OFF, divergence=OFF, saturation={"window": 2})
+    run.go()
+    assert [(event["alarm"], event["step"]) for event in run.events("alarm")] == [("saturation", 2)]
+    assert set(run.column("signals/flat_groups").values()) == {1.0}
+
+
 def test_an_alarm_that_stops_the_run_leaves_a_checkpoint(tmp_path: Path) -> None:
     run = Run(tmp_path, hackable, divergence={"action": "stop"})
     with pytest.raises(RewardAlarm, match=r"stopped by an alarm: divergence: .*docs/reward_hacking\.md"):

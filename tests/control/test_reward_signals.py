@@ -25,9 +25,14 @@ def scored(row: int, rewards: list[float], lengths: list[int]) -> ScoredGroup:
 
 def test_shares_by_hand() -> None:
     groups = [scored(0, [1.0, 1.0], [3, 3]), scored(1, [0.0, 1.0], [2, 2])]
-    assert reward_signals(groups, maximum=1.0) == {"signals/at_maximum": 0.75, "signals/one_value": 0.0}
-    assert reward_signals(groups, maximum=2.0) == {"signals/at_maximum": 0.0, "signals/one_value": 0.75}
-    assert reward_signals(groups, maximum=None) == {"signals/one_value": 0.75}
+    flat = {"signals/flat_groups": 0.5}
+    assert reward_signals(groups, maximum=1.0) == flat | {"signals/at_maximum": 0.75, "signals/one_value": 0.0}
+    assert reward_signals(groups, maximum=2.0) == flat | {"signals/at_maximum": 0.0, "signals/one_value": 0.75}
+    assert reward_signals(groups, maximum=None) == flat | {"signals/one_value": 0.75}
+
+
+def test_a_group_of_one_is_not_one_without_difference() -> None:
+    assert reward_signals([scored(0, [1.0], [3])], maximum=None) == {"signals/one_value": 1.0}
 
 
 def test_length_is_correlated_within_groups_so_that_hard_prompts_with_long_answers_do_not_count() -> None:
