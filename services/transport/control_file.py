@@ -80,8 +80,9 @@ def _read(folder: Path) -> ControlFile:
         if not (folder / "config.yaml").exists():
             raise UserError(f"{folder} holds no run; give the folder that run.dir names") from error
         raise UserError(
-            f"the run in {folder} is not live: it has no {CONTROL_FILE}, so it has ended, or not begun to answer; "
-            f"{_way_on(folder)}"
+            f"the run in {folder} cannot be asked: it has no {CONTROL_FILE}, so it has ended, has not begun to answer, "
+            "or is of a command that answers nobody while it works (all but train), and whose metrics.jsonl, if any, "
+            "tells how far it is"
         ) from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}; only the run's own user may ask of it") from error
@@ -99,4 +100,6 @@ def _is_alive(pid: int) -> bool:
 
 
 def _way_on(folder: Path) -> str:
-    return f"where it was stopped early, `trireme train {folder / 'config.yaml'} --resume` goes on"
+    if any(folder.glob("checkpoints/step_*/COMMIT")):
+        return f"where it was stopped early, `trireme train {folder / 'config.yaml'} --resume` goes on"
+    return "it had saved no checkpoint, so there is nothing to go on from: remove the folder, or name another run.dir"

@@ -165,7 +165,7 @@ async def test_a_run_that_is_frozen_or_killed_is_told_from_one_that_answers(tmp_
     assert "error: waited 1 s for the run at 127.0.0.1:" in frozen.error
     assert killed.code == 2
     assert f"its process {process.pid} is gone" in killed.error
-    assert "--resume" in killed.error
+    assert "it had saved no checkpoint" in killed.error
 
 
 async def test_a_watch_ends_with_its_run(tmp_path: Path) -> None:

@@ -206,6 +206,9 @@ async def test_two_runs_are_told_apart(tmp_path: Path) -> None:
 
 
 async def test_a_run_that_was_killed_is_not_asked(tmp_path: Path) -> None:
+    committed = tmp_path / "checkpoints" / "step_1" / "COMMIT"
+    committed.parent.mkdir(parents=True)
+    committed.touch()
     with live_process(tmp_path) as process:
         process.kill()
         process.wait(timeout=10)
@@ -215,6 +218,9 @@ async def test_a_run_that_was_killed_is_not_asked(tmp_path: Path) -> None:
         find_run(str(tmp_path))
     assert f"is not live: its process {process.pid} is gone" in str(caught.value)
     assert f"trireme train {tmp_path / 'config.yaml'} --resume" in str(caught.value)
+    committed.unlink()
+    with pytest.raises(UserError, match="it had saved no checkpoint, so there is nothing to go on from"):
+        find_run(str(tmp_path))
     async with open_control_server(FakeRunControl(), ControlConfig(), tmp_path):
         assert (await ask(find_run(str(tmp_path)), lambda client: client.status())).name == "fake"
 
@@ -223,7 +229,7 @@ async def test_a_run_that_was_killed_is_not_asked(tmp_path: Path) -> None:
     ("files", "message"),
     [
         ({}, "holds no run"),
-        ({"config.yaml": ""}, "is not live: it has no control.json"),
+        ({"config.yaml": ""}, "cannot be asked: it has no control.json"),
         ({CONTROL_FILE: "{"}, "is damaged"),
         ({CONTROL_FILE: '["address"]'}, "is damaged"),
         ({CONTROL_FILE: '{"address": "127.0.0.1:1", "token": "t", "pid": 0}'}, "is damaged"),
