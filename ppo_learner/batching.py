@@ -57,7 +57,11 @@ class Batch:
     @property
     def learnt_actions(self) -> Tensor:
         """(A,) True on the tokens of these."""
-        return torch.repeat_interleave(self.learnt, self.counts)
+        return self.over_actions(self.learnt)
+
+    def over_actions(self, values: Tensor) -> Tensor:
+        """(B,) → (A,): on each sampled token what its sequence has."""
+        return torch.repeat_interleave(values, self.counts)
 
     def pad(self, column: Tensor) -> Tensor:
         """(A,) → (B, T): one row per sequence, sampled tokens only, zeros at the right."""

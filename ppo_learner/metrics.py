@@ -95,7 +95,7 @@ def experience_metrics(experience: Experience, start: PolicyAtStart) -> dict[str
     """Of learnt tokens, advantages and the critic's fit; of all that the policy at the step's start is known of, the KL
     to the reference, and how far the sampler's logprobs are from the learner's."""
     batch, logprobs = experience.batch, start.logprobs
-    learnt, known = batch.learnt_actions, torch.repeat_interleave(start.known, batch.counts)
+    learnt, known = batch.learnt_actions, batch.over_actions(start.known)
     advantages = experience.raw_advantages[learnt]
     gap = (logprobs - experience.behaviour_logprobs)[known].abs()
     metrics = {
@@ -124,7 +124,7 @@ def importance_metrics(experience: Experience, start: PolicyAtStart, config: Lea
     """How far the learner's policy is from the one that sampled, and the weights with which the loss makes up for it,
     where the policy at the step's start is known."""
     batch, behaviour = experience.batch, experience.behaviour_logprobs
-    known = torch.repeat_interleave(start.known, batch.counts)
+    known = batch.over_actions(start.known)
     sequences = batch.pad((start.logprobs - behaviour).double()).sum(dim=1)[start.known & (batch.counts > 0)]
     logprobs = start.logprobs[known]
     log_ratio = logprobs - behaviour[known]

@@ -174,7 +174,7 @@ class Updater:
         """(A,) what each token of the chosen sequences counts; nothing in one that is not learnt."""
         weights = torch.zeros(len(batch.token_ids), dtype=torch.float64)
         weights[sequences] = AGGREGATIONS[self._config.loss_aggregation](batch.learnt_counts[sequences], self._config)
-        return torch.repeat_interleave(weights * batch.learnt, batch.counts)
+        return batch.over_actions(weights * batch.learnt)
 
     def _micro_batches(self, batch: Batch, sequences: list[int]) -> list[list[int]]:
         """This rank's share of the chosen sequences."""

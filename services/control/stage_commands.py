@@ -46,25 +46,20 @@ class StageCommand:
     summary: str = run_folder.SUMMARY_FILE
 
 
-def _check_training(config: RunConfig) -> None:
-    check_training(config)
-    check_reward_services(config)
+def _with_rewards(check: Callable[[Any], object]) -> Callable[[Any], None]:  # Any: as in `StageCommand`
+    """`check`, and then whether the rewards load."""
 
+    def both(config: Any) -> None:  # Any: ditto
+        check(config)
+        check_reward_services(config)
 
-def _check_step_labels(config: StepLabelsRunConfig) -> None:
-    check_run(config)
-    check_reward_services(config)
+    return both
 
 
 def _check_sampling(config: SampleRunConfig) -> None:
     check_run(config)
     if config.select is not None:  # Else no reward is asked.
         check_reward_services(config)
-
-
-def _check_evaluation(config: EvaluateRunConfig) -> None:
-    check_evaluation(config)
-    check_reward_services(config)
 
 
 STAGE_COMMANDS = {
@@ -75,7 +70,11 @@ STAGE_COMMANDS = {
         config=PreferenceRunConfig, check=check_preferences, outputs=("export",), resumes=True, keeps_model=True
     ),
     "train": StageCommand(
-        config=RunConfig, check=_check_training, outputs=("export", "samples.jsonl"), resumes=True, keeps_model=True
+        config=RunConfig,
+        check=_with_rewards(check_training),
+        outputs=("export", "samples.jsonl"),
+        resumes=True,
+        keeps_model=True,
     ),
     "sample": StageCommand(
         config=SampleRunConfig, check=_check_sampling, outputs=("completions.jsonl", "demonstrations.jsonl")
@@ -86,12 +85,12 @@ STAGE_COMMANDS = {
     "label-pairs": StageCommand(config=LabelConfig, outputs=("preferences.jsonl",)),
     "revise": StageCommand(config=ReviseConfig, outputs=("demonstrations.jsonl", "preferences.jsonl")),
     "label-steps": StageCommand(
-        config=StepLabelsRunConfig, check=_check_step_labels, outputs=("step_labels.jsonl",), keeps_rows=True
+        config=StepLabelsRunConfig, check=_with_rewards(check_run), outputs=("step_labels.jsonl",), keeps_rows=True
     ),
     "average": StageCommand(config=AverageConfig, check=check_average, outputs=("export",)),
     "evaluate": StageCommand(
         config=EvaluateRunConfig,
-        check=_check_evaluation,
+        check=_with_rewards(check_evaluation),
         outputs=(run_folder.EVALUATION_FILE,),
         summary=run_folder.EVALUATION_FILE,
     ),
